@@ -1,0 +1,17 @@
+"""Errors that are the user's to mend: the command line prints them as one line and exits with 2."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, the value, and the remedy."""
+
+
+class ConfigError(UserError):
+    """A setting has a value it cannot have."""
+
+
+class DataError(UserError):
+    """A corpus is missing, altered or not of the form it should have."""
+
+
+class NonFiniteError(ValueError):
+    """A matrix holds NaN or infinity where finite numbers are needed."""
