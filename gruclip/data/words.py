@@ -1,0 +1,100 @@
+"""Text as numbered words: Penn Treebank's three files, and the text of CPython's own help pages."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+import torch
+
+from gruclip.errors import DataError
+
+EOS = "<eos>"
+UNK = "<unk>"
+
+#: A word or number, or a run of one punctuation mark (a ruler of 70 dashes is one token).
+TOKEN = re.compile(r"\w+|([^\w\s])\1*")
+PYDOC_VOCABULARY = 10_000
+PYDOC_CHUNK = 500  #: tokens
+PYDOC_LEAST_COUNT = 2  #: a word met once in the training text is <unk>, so that <unk> is learned
+
+
+@dataclass(frozen=True)
+class WordCorpus:
+    """A text in three splits; `vocabulary[i]` is the word that token i stands for."""
+
+    name: str
+    checksum: str  #: SHA-256 (hex) of what it was read from
+    splits: dict[str, torch.Tensor]  #: "train", "valid", "test": int64, 1-D
+    vocabulary: tuple[str, ...]  #: the training split's words, most frequent first, then alphabetically
+
+    @property
+    def unit(self) -> str:
+        return "nats per token"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.vocabulary)
+
+
+def read_words(name: str, checksum: str, texts: Mapping[str, bytes]) -> WordCorpus:
+    """The corpus of UTF-8 texts, one for each split, their words parted by white space.
+
+    Raises `DataError` for a text that is empty or not UTF-8, and for words that the training split does
+    not have where it has no ``<unk>`` either.
+    """
+    words = {}
+    for split, text in texts.items():
+        try:
+            lines = text.decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
+        words[split] = [word for line in lines for word in (*line.split(), EOS)]
+    return _encode(name, checksum, words)
+
+
+def pydoc() -> WordCorpus:
+    """The text of `pydoc_data.topics`, about 109,000 tokens, lower-cased.
+
+    Cut into chunks of 500 tokens, of which every tenth is for validation and every tenth for the test: so all
+    splits are spread over the whole text and resemble each other. The text differs between patch releases of
+    CPython; the checksum is the text's.
+    """
+    text = "\n".join(topics[topic] for topic in sorted(topics))
+    tokens = [token for line in text.lower().splitlines() for token in (*_tokens(line), EOS)]
+    words: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for index, start in enumerate(range(0, len(tokens), PYDOC_CHUNK)):
+        split = {4: "valid", 9: "test"}.get(index % 10, "train")
+        words[split] += tokens[start : start + PYDOC_CHUNK]
+    frequent = Counter(words["train"]).most_common(PYDOC_VOCABULARY - 1)
+    known = {word for word, count in frequent if count >= PYDOC_LEAST_COUNT}
+    words["train"] = [word if word in known else UNK for word in words["train"]]
+    return _encode("pydoc", hashlib.sha256(text.encode()).hexdigest(), words)
+
+
+def _tokens(line: str) -> Iterable[str]:
+    return (match[0] for match in TOKEN.finditer(line))
+
+
+def _encode(name: str, checksum: str, words: Mapping[str, list[str]]) -> WordCorpus:
+    """Number the words of every split by the training split's vocabulary."""
+    for split, text in words.items():
+        if not text:
+            raise DataError(f"{name}: the {split} split is empty; give it at least one line")
+    counts = Counter(words["train"])
+    vocabulary = tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+    number = {word: index for index, word in enumerate(vocabulary)}
+    splits = {}
+    for split, text in words.items():
+        stranger = None if UNK in number else next((word for word in text if word not in number), None)
+        if stranger is not None:
+            raise DataError(
+                f"{name}: the {split} split has {stranger!r}, which the training split has not, "
+                f"and there is no {UNK} to stand for it; write {UNK} for rare words in the training split"
+            )
+        splits[split] = torch.tensor([number.get(word, number.get(UNK, -1)) for word in text])
+    return WordCorpus(name, checksum, splits, vocabulary)

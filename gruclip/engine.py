@@ -1,0 +1,273 @@
+"""The stack: R runs of one shape trained as one batched program on one device.
+
+Every tensor of training state has a leading axis R; a single run is R = 1. What a run computes depends
+on its own seed and settings alone. On a CPU the runner gives each run an engine of its own, since a stack
+costs there what its runs cost: so a run's numbers are the same bits alone and in any stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gruclip.clock import Clock
+from gruclip.config import RunConfig
+from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, train_lanes
+from gruclip.dynamics import cell_jacobian, clipped_block, spectral_radius
+from gruclip.models import Parameters, dropout_masks, initial_parameters, nll, zero_states
+from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
+from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
+
+#: Steps of a window in evaluation: longer than in training, since there is nothing to remember for a gradient.
+EVALUATION_STEPS = 70
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass
+class StepMetrics:
+    """What one iteration measured, one entry a run."""
+
+    time_steps: int  #: of the window
+    loss: Tensor  #: nats per token or per time step, (R,)
+    grad_norm: Tensor  #: before clipping, (R,) float64
+    spectral_norm: Tensor  #: of each layer's W_hh after the update, (layers, R)
+    spectral_radius: Tensor | None  #: of each layer's Jacobian at the origin, (layers, R), when it was due
+    values_clipped: Tensor  #: singular values above the limit, all layers together, (R,)
+
+
+class Engine:
+    """Trains `configs`, all of one shape, side by side on `device`."""
+
+    def __init__(self, configs: Sequence[RunConfig], corpus: WordCorpus | MusicCorpus, device: torch.device) -> None:
+        self.configs, self.corpus, self.device = list(configs), corpus, device
+        self.model, self.trainer = configs[0].model, configs[0].trainer
+        self.compute = COMPUTE_DTYPES[configs[0].precision]
+        self.dtype = torch.float64 if configs[0].precision == "fp64" else torch.float32
+        self.clock = Clock(device)
+        self._lanes: Lanes | None = None
+        runs = len(configs)
+
+        initial = []
+        self.generators = []
+        for config in configs:
+            generator = torch.Generator().manual_seed(config.seed)
+            initial.append(initial_parameters(self.model, corpus.num_outputs, generator))
+            # Weights are drawn on the CPU, so that a seed means the same start on every device.
+            self.generators.append(torch.Generator(device).manual_seed(config.seed + 2**32))
+        self.parameters: Parameters = {}
+        for name in initial[0]:
+            stacked = torch.stack([parameters[name] for parameters in initial]).to(device, self.dtype)
+            if name == "input" and isinstance(corpus, WordCorpus):
+                stacked = stacked.flatten(0, 1)
+            self.parameters[name] = stacked.requires_grad_()
+        self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
+        self.projections = [SpectralState() for _ in range(self.model.num_layers)]
+
+        optimizers = [config.optimizer for config in configs]
+        self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
+        limits = [config.spectral_limit for config in configs]
+        self.projects = any(limit is not None for limit in limits)
+        self.limits = self._vector([limit if limit is not None else torch.inf for limit in limits])
+        self.rates = self._vector([o.lr for o in optimizers])
+
+    def _vector(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    # -- an epoch -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epochs: Sequence[int], fresh_states: bool = True) -> int:
+        """Cut the training data for the epoch each run is in; returns the number of iterations in it."""
+        batch = self.trainer.batch_size
+        if isinstance(self.corpus, WordCorpus):
+            # The same text for every run: one copy, broadcast.
+            lanes = [train_lanes(self.corpus, batch, 0, 0)]
+        else:
+            lanes = [
+                train_lanes(self.corpus, batch, config.seed, epoch)
+                for config, epoch in zip(self.configs, epochs, strict=True)
+            ]
+        self._lanes = stack_lanes(lanes, self.device)
+        if fresh_states:
+            for state in self.states:
+                state.zero_()
+        return -(-self._lanes.inputs.shape[1] // self.trainer.bptt)
+
+    def step(self, iteration: int, with_radius: bool) -> StepMetrics:
+        """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
+        assert self._lanes is not None
+        clock, runs = self.clock, len(self.configs)
+        clock.start()
+        window = slice_lanes(self._lanes, iteration * self.trainer.bptt, self.trainer.bptt)
+        steps, batch = window.inputs.shape[1:3]
+        masks = dropout_masks(self.model, self.generators, steps, batch, self.parameters["output"])
+        clock.book("data")
+
+        total, self.states = nll(self.parameters, self.model, window, self.states, masks, self.compute)
+        # Sum over the steps of the mean over the batch: the divisor is the number of lanes.
+        objective = total / batch
+        clock.book("forward")
+
+        objective.sum().backward()
+        gradients = []
+        for parameter in self.parameters.values():
+            assert parameter.grad is not None
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad)
+        clock.book("backward")
+
+        norms = gradient_norms(gradients, runs)
+        sgd_step_(self.parameters.values(), self.rates * clipping_factors(norms, self.thresholds))
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        clock.book("update")
+
+        clipped, spectral_norms = self._project()
+        radius = self.spectral_radii() if with_radius else None
+        clock.book("metrics")
+        loss = total.detach() / (steps * batch)
+        return StepMetrics(steps, loss, norms, spectral_norms, radius, clipped)
+
+    def recurrent_blocks(self) -> list[Tensor]:
+        """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
+        rows = clipped_block(self.model.cell, self.model.hidden_size)
+        return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows] for k in range(self.model.num_layers)]
+
+    def _project(self) -> tuple[Tensor, Tensor]:
+        """Clip, where runs are clipped; the number of values clipped (R,) and the spectral norms (layers, R)."""
+        clipped = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
+        norms = []
+        for weight, state in zip(self.recurrent_blocks(), self.projections, strict=True):
+            if not bool(torch.isfinite(weight).all()):
+                # The update overflowed; the next loss is not finite and ends the run.
+                norms.append(torch.full_like(self.limits, torch.nan))
+            elif self.projects:
+                algorithm = self.configs[0].optimizer.algorithm
+                result = clip_singular_values_(weight, self.limits, algorithm=algorithm, state=state)
+                clipped += result.values_clipped
+                norms.append(result.spectral_norm.to(torch.float64))
+                self.clock.book("clipping")
+            else:
+                norms.append(spectral_norm(weight, state).to(torch.float64))
+        return clipped, torch.stack(norms)
+
+    def spectral_radii(self) -> Tensor:
+        """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
+        radii = []
+        for k in range(self.model.num_layers):
+            weight = self.parameters[f"weight_hh_l{k}"].detach()
+            finite = torch.isfinite(weight).all(-1).all(-1)
+            safe = torch.where(finite[:, None, None], weight, torch.zeros_like(weight))
+            radius = spectral_radius(cell_jacobian(self.model.cell, safe)).to(torch.float64)
+            radii.append(torch.where(finite, radius, torch.nan))
+        return torch.stack(radii)
+
+    # -- between epochs -------------------------------------------------------------------------------
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        self.rates = self._vector(rates)
+
+    def run_state(self, index: int) -> dict[str, Tensor]:
+        """Everything of one run that its continuation depends on, as tensors without the leading axis."""
+        state = {"generator": self.generators[index].get_state()}
+        for name, parameter in self.parameters.items():
+            state[f"parameters/{name}"] = self._slice(name, parameter.detach(), index).clone()
+        for layer, hidden in enumerate(self.states):
+            state[f"hidden/{layer}"] = hidden[index].clone()
+        for layer, projection in enumerate(self.projections):
+            for name, tensor in projection.index_select(index).state_dict().items():
+                state[f"projection/{layer}/{name}"] = tensor
+        return state
+
+    def load_run_state(self, index: int, state: dict[str, Tensor]) -> None:
+        """Put back what `run_state` gave; the projections only where the engine has one run."""
+        self.generators[index].set_state(state["generator"])
+        for name, parameter in self.parameters.items():
+            self._slice(name, parameter.detach(), index).copy_(state[f"parameters/{name}"])
+        for layer, hidden in enumerate(self.states):
+            hidden[index] = state[f"hidden/{layer}"].to(hidden)
+        for layer in range(self.model.num_layers):
+            prefix = f"projection/{layer}/"
+            saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            self.projections[layer].load_state_dict(saved, index)
+
+    def _slice(self, name: str, stacked: Tensor, index: int) -> Tensor:
+        """Run `index`'s part of a stacked parameter."""
+        if name == "input" and stacked.dim() == 2:
+            return stacked.unflatten(0, (len(self.configs), -1))[index]
+        return stacked[index]
+
+    def evaluate(self, split: str) -> list[float]:
+        """Loss of each run on all of a split: nats per token or per time step."""
+        self.clock.start()
+        detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        losses = evaluate(detached, self.configs[0], self.corpus, split)
+        self.clock.book("evaluation")
+        return losses
+
+
+def evaluate(
+    parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str
+) -> list[float]:
+    """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
+
+    Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
+    every tune whole, from a zero state.
+    """
+    like = parameters["output"]
+    runs = like.shape[0]
+    lanes = eval_lanes(corpus, split, config.trainer.batch_size)
+    stacked = stack_lanes([lanes], like.device)
+    states = zero_states(config.model, runs, stacked.inputs.shape[2], like)
+    total = torch.zeros(runs, dtype=torch.float64, device=like.device)
+    with torch.no_grad():
+        for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
+            window = slice_lanes(stacked, start, EVALUATION_STEPS)
+            window_nll, states = nll(
+                parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision]
+            )
+            total += window_nll
+    return (total / lanes.predicted).tolist()
+
+
+def parameters_of(state: dict[str, Tensor]) -> Parameters:
+    """The parameters alone of what `Engine.run_state` gave, under their own names."""
+    prefix = "parameters/"
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def evaluate_weights(
+    tensors: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str, device: torch.device
+) -> float:
+    """`evaluate` for the weights of one run, without the leading axis, as checkpoints hold them."""
+    parameters = {name: tensor.to(device).unsqueeze(0) for name, tensor in tensors.items()}
+    if isinstance(corpus, WordCorpus):
+        parameters["input"] = parameters["input"][0]
+    return evaluate(parameters, config, corpus, split)[0]
+
+
+def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
+    """Lanes (L, B, ...) of several runs as one with a leading axis, (R, L, B, ...), on `device`."""
+
+    def stack(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.stack(present).to(device) if present else None
+
+    inputs, targets = stack([lane.inputs for lane in lanes]), stack([lane.targets for lane in lanes])
+    assert inputs is not None and targets is not None
+    keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
+    return Lanes(inputs, targets, keep, weight, lanes[0].predicted)
+
+
+def slice_lanes(lanes: Lanes, start: int, length: int) -> Lanes:
+    """Steps start ... start + length of stacked lanes, as views; fewer at the end."""
+
+    def part(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[:, start : start + length]
+
+    inputs, targets = lanes.inputs[:, start : start + length], lanes.targets[:, start : start + length]
+    return Lanes(inputs, targets, part(lanes.keep), part(lanes.weight), lanes.predicted)

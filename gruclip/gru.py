@@ -1,0 +1,293 @@
+"""The paper's GRU: reset gate before the recurrent product.
+
+    r_t = sigmoid(W_xr x_t + W_hr h_{t-1})
+    z_t = sigmoid(W_xz x_t + W_hz h_{t-1})
+    c_t = tanh(W_xh x_t + W_hh (r_t * h_{t-1}))
+    h_t = z_t * h_{t-1} + (1 - z_t) * c_t
+
+`torch.nn.GRU` and cuDNN compute another cell, ``tanh(W_xh x_t + r_t * (W_hh h_{t-1}))``.
+
+Weights are stacked as torch stacks them, gates in the order r, z, n (n is the candidate c):
+``weight_ih`` (3n, k) = [W_xr; W_xz; W_xh], ``weight_hh`` (3n, n) = [W_hr; W_hz; W_hh].
+
+`plain_gru` reads like the equations and is differentiated by autograd. `gru_layer` is the fast one:
+its own forward and backward, no autograd graph per step, and one product over all steps for each
+gradient that does not recur. A float64 test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gruclip.errors import UserError
+from gruclip.products import matmul, repeated_product
+
+
+def plain_gru(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """One layer of the paper's GRU, equation by equation; the specification of `gru_layer`.
+
+    Shapes, with R runs side by side: x (R, T, B, k), h0 (R, B, n), weight_ih (R, 3n, k), weight_hh
+    (R, 3n, n), bias (R, 3n), keep (R, T, B) or broadcastable to it, zero where the state is reset
+    before the step. Returns the states h_1 ... h_T, (R, T, B, n).
+    """
+    W_xr, W_xz, W_xh = weight_ih.mT.chunk(3, dim=-1)
+    W_hr, W_hz, W_hh = weight_hh.mT.chunk(3, dim=-1)
+    b_r, b_z, b_h = (0.0, 0.0, 0.0) if bias is None else bias.unsqueeze(1).chunk(3, dim=-1)
+    h, states = h0, []
+    for t in range(x.shape[1]):
+        x_t = x[:, t]
+        if keep is not None:
+            h = h * keep[:, t].unsqueeze(-1)
+        r = torch.sigmoid(x_t @ W_xr + h @ W_hr + b_r)
+        z = torch.sigmoid(x_t @ W_xz + h @ W_hz + b_z)
+        c = torch.tanh(x_t @ W_xh + (r * h) @ W_hh + b_h)
+        h = z * h + (1 - z) * c
+        states.append(h)
+    return torch.stack(states, dim=1)
+
+
+def gru_layer(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    keep: Tensor | None = None,
+    compute: torch.dtype | None = None,
+) -> Tensor:
+    """`plain_gru`, fast. `compute` is the dtype of the products' operands (None: that of the weights).
+
+    Cost, forward and backward: 18 T B n (n + k) multiply-adds a run, 12 T B n**2 of them in sequence.
+    """
+    if x.shape[0] > 1:
+        return _GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
+    # A single run goes through two-dimensional products: the same bits alone and in any stack.
+    keep = None if keep is None else keep[0]
+    bias = None if bias is None else bias[0]
+    return _GRULayer.apply(x[0], h0[0], weight_ih[0], weight_hh[0], bias, keep, compute).unsqueeze(0)
+
+
+def _rows(sequence: Tensor) -> Tensor:
+    """(..., T, B, k) as the rows of a matrix, (..., T B, k)."""
+    return sequence.flatten(-3, -2)
+
+
+def _reset_steps(keep: Tensor | None, steps: int) -> list[Tensor | None]:
+    """For each step the factor (..., B, 1) of the state before it, or None where no state is reset."""
+    if keep is None:
+        return [None] * steps
+    factors = keep.unsqueeze(-1).unbind(-3)
+    if keep.device.type != "cpu":
+        return list(factors)
+    any_reset = (keep == 0).flatten(0, -3).any(0).any(-1) if keep.dim() > 2 else (keep == 0).any(-1)
+    return [factor if reset else None for factor, reset in zip(factors, any_reset.tolist(), strict=True)]
+
+
+class _GRULayer(torch.autograd.Function):
+    """Shapes as in `plain_gru`, all with or all without the leading axis R."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+        compute: torch.dtype | None,
+    ) -> Tensor:
+        *lead, steps, batch, _ = x.shape
+        n = h0.shape[-1]
+        gates, candidate = (
+            matmul(_rows(x), weight.mT, compute).unflatten(-2, (steps, batch)) for weight in _split(weight_ih)
+        )
+        if bias is not None:
+            gates += bias[..., None, None, : 2 * n]
+            candidate += bias[..., None, None, 2 * n :]
+        states = x.new_empty(*lead, steps + 1, batch, n)
+        states[..., 0, :, :] = h0
+
+        times_gates, times_candidate = (repeated_product(w.mT, batch, compute) for w in _split(weight_hh))
+        h = h0
+        # The sums of a step become its gates in place.
+        for rz, r, z, c, h_next, kept in zip(
+            gates.unbind(-3),
+            gates[..., :n].unbind(-3),
+            gates[..., n:].unbind(-3),
+            candidate.unbind(-3),
+            states[..., 1:, :, :].unbind(-3),
+            _reset_steps(keep, steps),
+            strict=True,
+        ):
+            if kept is not None:
+                h = h * kept
+            torch.sigmoid(times_gates(h, rz), out=rz)
+            torch.tanh(times_candidate(r * h, c), out=c)
+            h = torch.lerp(c, h, z, out=h_next)
+
+        ctx.save_for_backward(x, weight_ih, weight_hh, keep, gates, candidate, states)
+        ctx.compute, ctx.has_bias = compute, bias is not None
+        return states[..., 1:, :, :].clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight_ih, weight_hh, keep, gates, c, states = ctx.saved_tensors
+        compute = ctx.compute
+        *_, steps, batch, n = grad.shape
+        r, z = gates[..., :n], gates[..., n:]
+        h = states[..., :-1, :, :]
+        if keep is not None:
+            h = h * keep.unsqueeze(-1)
+
+        # What multiplies dh, or d(r h), in each gate's gradient, for all steps at once.
+        by_candidate = (1 - z) * (1 - c * c)
+        by_update = (h - c) * z * (1 - z)
+        by_reset = h * r * (1 - r)
+
+        d_gates, d_candidate = torch.empty_like(gates), torch.empty_like(c)
+        times_gates, times_candidate = (repeated_product(w, batch, compute) for w in _split(weight_hh))
+        zero = torch.zeros_like(c[..., 0, :, :])
+        dh = zero
+        per_step = zip(
+            grad.unbind(-3),
+            r.unbind(-3),
+            z.unbind(-3),
+            by_candidate.unbind(-3),
+            by_update.unbind(-3),
+            by_reset.unbind(-3),
+            d_gates.unbind(-3),
+            d_gates[..., :n].unbind(-3),
+            d_gates[..., n:].unbind(-3),
+            d_candidate.unbind(-3),
+            _reset_steps(keep, steps),
+            strict=True,
+        )
+        for g, r_t, z_t, f_c, f_z, f_r, d_rz, d_r, d_z, d_c, kept in reversed(list(per_step)):
+            dh = dh + g
+            torch.mul(dh, f_z, out=d_z)
+            d_rh = times_candidate(torch.mul(dh, f_c, out=d_c), zero)
+            torch.mul(d_rh, f_r, out=d_r)
+            dh = times_gates(d_rz, dh.mul_(z_t).addcmul_(d_rh, r_t))
+            if kept is not None:
+                dh = dh * kept
+
+        d_parts = _rows(d_gates), _rows(d_candidate)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            w_gates, w_candidate = _split(weight_ih)
+            d_x = matmul(d_parts[0], w_gates, compute).add_(matmul(d_parts[1], w_candidate, compute)).view_as(x)
+        inputs = _rows(x)
+        d_weight_ih = torch.cat([matmul(d.mT, inputs, compute) for d in d_parts], dim=-2)
+        factors = _rows(h), _rows(r * h)
+        d_weight_hh = torch.cat([matmul(d.mT, f, compute) for d, f in zip(d_parts, factors, strict=True)], dim=-2)
+        d_bias = torch.cat([d.sum(-2) for d in d_parts], dim=-1) if ctx.has_bias else None
+        return d_x, dh, d_weight_ih, d_weight_hh, d_bias, None, None
+
+
+def _split(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of both gates, (..., 2n, k), and those of the candidate, (..., n, k)."""
+    n = weight.shape[-2] // 3
+    return weight[..., : 2 * n, :], weight[..., 2 * n :, :]
+
+
+class GRU(nn.Module):
+    """The paper's GRU with `torch.nn.GRU`'s call, shapes and parameter names.
+
+    Input (T, B, k), or (B, T, k) with ``batch_first``, or (T, k) unbatched; h_0 (num_layers, B, n), zero
+    where it is not given. Returns the last layer's states (T, B, n) and every layer's last one
+    (num_layers, B, n). Parameters ``weight_ih_l0`` (3n, k), ``weight_hh_l0`` (3n, n), ``bias_ih_l0`` and
+    ``bias_hh_l0`` (3n,), gates in the order r, z, n; the candidate's two biases are added, so that
+    ``bias_hh`` is no part of the reset product. Initial weights as torch's: uniform in +-1/sqrt(n).
+
+    Raises `UserError` for packed sequences and wrong shapes.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if bidirectional:
+            raise UserError("bidirectional=True: gruclip.GRU runs in one direction; make two of them")
+        if min(input_size, hidden_size, num_layers) < 1:
+            raise UserError(
+                f"input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}: each should be at least 1"
+            )
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout={dropout}: should be a number from 0 up to, not including, 1")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
+        for layer in range(num_layers):
+            k = input_size if layer == 0 else hidden_size
+            shapes = {"weight_ih": (3 * hidden_size, k), "weight_hh": (3 * hidden_size, hidden_size)}
+            if bias:
+                shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
+            for name, shape in shapes.items():
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.register_parameter(f"{name}_l{layer}", parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do; here because `torch.nn.GRU` has it."""
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bias={self.bias}"
+
+    def forward(self, x: Tensor, h_0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            raise UserError("input is a PackedSequence, which gruclip.GRU does not take; pass the padded tensor")
+        unbatched = x.dim() == 2
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            raise UserError(f"input of shape {tuple(x.shape)}: should be (T, B, {self.input_size})")
+        if unbatched:
+            x = x.unsqueeze(1)
+            h_0 = None if h_0 is None else h_0.unsqueeze(1)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        expected = (self.num_layers, x.shape[1], self.hidden_size)
+        if h_0 is None:
+            h_0 = x.new_zeros(expected)
+        elif tuple(h_0.shape) != expected:
+            raise UserError(f"h_0 of shape {tuple(h_0.shape)}: should be {expected}")
+        last = []
+        for layer in range(self.num_layers):
+            if layer > 0 and self.dropout > 0:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh"))
+            bias = None
+            if self.bias:
+                bias = (getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}")).unsqueeze(0)
+            x = gru_layer(
+                x.unsqueeze(0), h_0[layer].unsqueeze(0), weight_ih.unsqueeze(0), weight_hh.unsqueeze(0), bias
+            ).squeeze(0)
+            last.append(x[-1])
+        h_n = torch.stack(last)
+        if unbatched:
+            return x.squeeze(1), h_n.squeeze(1)
+        return (x.transpose(0, 1) if self.batch_first else x), h_n

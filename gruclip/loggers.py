@@ -1,0 +1,154 @@
+"""TensorBoard, MLflow and Weights & Biases beside the CSV files: thin adapters over each library's own writer.
+
+The runner writes the CSV files itself; these mirror them. A continued run continues its record: the
+TensorBoard events in the same folder from the checkpoint's step on, the MLflow and W&B run of the same identity.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from gruclip.errors import ConfigError
+
+#: The package that each logger needs, and the extra that brings it.
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+
+#: MLflow takes at most 1,000 metrics a call.
+MLFLOW_BATCH = 1000
+
+
+class Logger(Protocol):
+    """Where a run's numbers also go. Steps count from 1 over the whole run."""
+
+    def step(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None: ...
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a logger whose package is not installed."""
+    for name in names:
+        package = PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"logger={name}: the package {package} is not installed; pip install 'gruclip[{name}]'")
+
+
+def open_loggers(
+    names: Sequence[str], folder: Path, config: Mapping[str, Any], identity: str, resume_step: int
+) -> list[Logger]:
+    """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged."""
+    openers = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger, "wandb": WandbLogger}
+    return [openers[name](folder, config, identity, resume_step) for name in names if name != "csv"]
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+
+
+class TensorBoardLogger:
+    """Events under ``tensorboard/`` in the run's folder."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What lies behind the checkpoint is written again, and hidden from the reader until then.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        if not resume_step:
+            self._writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in config.items()))
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        for name, value in _numbers(values).items():
+            self._writer.add_scalar(f"epoch/{name}", value, epoch)
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._writer.add_text("status", status)
+        self._writer.close()
+
+
+class MLflowLogger:
+    """A run in $MLFLOW_TRACKING_URI, or in a SQLite file beside the runs; metrics travel in batches."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str, resume_step: int) -> None:
+        import os
+
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+
+        self._metric = Metric
+        self._pending: list[Any] = []
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent / "mlruns").absolute().as_uri()
+        self._client = MlflowClient(tracking_uri=uri)
+        name = f"gruclip-{config['experiment']}"
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment is not None else self._client.create_experiment(name)
+        query = f"tags.gruclip_identity = '{identity}'"
+        found = self._client.search_runs([experiment_id], query, max_results=1) if resume_step else []
+        if found:
+            self._run_id = found[0].info.run_id
+            self._client.update_run(self._run_id, status="RUNNING")
+        else:
+            tags = {"gruclip_identity": identity, "mlflow.runName": folder.name}
+            self._run_id = self._client.create_run(experiment_id, tags=tags).info.run_id
+            self._client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in config.items()])
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self._add("step", step, values)
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self._add("epoch", step, _numbers(values))
+        self._flush()
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._flush()
+        self._client.set_tag(self._run_id, "status", status)
+        self._client.set_terminated(self._run_id, "FINISHED" if status in ("success", "failed") else "KILLED")
+
+    def _add(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self._pending += [self._metric(f"{group}/{name}", value, now, step) for name, value in values.items()]
+        if len(self._pending) > MLFLOW_BATCH - 20:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._client.log_batch(self._run_id, metrics=self._pending)
+            self._pending = []
+
+
+class WandbLogger:
+    """A W&B run whose id is the run's identity; without network set WANDB_MODE=offline."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str, resume_step: int) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project="gruclip",
+            name=folder.name,
+            id=identity[:32],
+            resume="allow",
+            dir=str(folder),
+            config=dict(config),
+            reinit="create_new",
+        )
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({f"step/{name}": value for name, value in values.items()}, step=step)
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({f"epoch/{name}": value for name, value in _numbers(values).items()}, step=step)
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        finite = {k: v for k, v in summary.items() if not isinstance(v, float) or math.isfinite(v)}
+        self._run.summary.update(finite)
+        self._run.finish(exit_code=0)

@@ -1,0 +1,87 @@
+"""Negative log-likelihoods of the two output layers, summed over a window, one number a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gruclip.products import matmul
+
+
+def softmax_nll(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    compute: torch.dtype | None = None,
+) -> Tensor:
+    """Sum over the rows of ``-log softmax(h weight + bias)[target]``, in nats, for each run: (R,).
+
+    h (R, M, n), weight (R, n, V), bias (R, V), targets (R, M) or (1, M), weights None or as targets
+    (no gradient is defined with them). The logits become the probabilities and these the gradient in
+    one buffer, so that a (M, V) array is allocated once; `compute` is its dtype and the products'.
+    """
+    if h.shape[0] > 1:
+        return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
+    weights = None if weights is None else weights[0]
+    return _SoftmaxNLL.apply(h[0], weight[0], bias[0], targets[0], weights, compute).unsqueeze(0)
+
+
+class _SoftmaxNLL(torch.autograd.Function):
+    """Shapes as in `softmax_nll`, all with or all without the leading axis R."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        compute: torch.dtype | None,
+    ) -> Tensor:
+        if compute is not None and compute != h.dtype:
+            h, weight = h.to(compute), weight.to(compute)
+        logits = matmul(h, weight)
+        logits += bias.unsqueeze(-2).to(logits.dtype)
+        target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).to(bias.dtype)
+        largest = logits.amax(-1).to(bias.dtype)
+        probabilities = torch.softmax(logits, -1, out=logits)
+        # log sum exp: the largest logit's probability is at least 1 / V, so its logarithm is exact enough.
+        nll = largest - probabilities.amax(-1).to(bias.dtype).log() - target
+        if weights is not None:
+            nll = nll * weights
+        ctx.save_for_backward(h, weight, targets)
+        ctx.probabilities, ctx.dtype = probabilities, bias.dtype
+        return nll.sum(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        h, weight, targets = ctx.saved_tensors
+        d_logits, ctx.probabilities = ctx.probabilities, None
+        ones = torch.ones((), dtype=d_logits.dtype, device=d_logits.device).expand(*targets.shape, 1)
+        d_logits.scatter_add_(-1, targets.unsqueeze(-1), -ones)
+        # The factor `grad` goes to the thin arrays and not over the (M, V) one.
+        factor = grad.unsqueeze(-1).unsqueeze(-1)
+        d_h = matmul(d_logits, weight.mT).to(ctx.dtype) * factor
+        d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.dtype)
+        d_bias = d_logits.sum(-2, dtype=ctx.dtype) * grad.unsqueeze(-1)
+        return d_h, d_weight, d_bias, None, None, None
+
+
+def logistic_nll(
+    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Sum over rows and notes of the logistic negative log-likelihood, in nats, for each run: (R,).
+
+    h (R, M, n), weight (R, n, 88), bias (R, 88), targets (R, M, 88) of zeros and ones, weights (R, M).
+    """
+    logits = torch.baddbmm(bias.unsqueeze(-2), h, weight)
+    nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+    if weights is not None:
+        nll = nll * weights
+    return nll.sum(-1)

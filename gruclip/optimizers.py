@@ -1,0 +1,117 @@
+"""SGD with the gradient clipped, with the recurrent matrices clipped, or with both; and its schedules.
+
+A step for every run of a stack, each with its own rate, threshold and limit:
+
+    gradient clipping    g <- g min(1, threshold / ||g||)     ||g|| over all parameters
+    every method         W <- W - lr g
+    spectral clipping    W_hh <- projection of W_hh onto {sigma_1 <= limit}, layer by layer
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gruclip.config import RunConfig
+
+
+def gradient_norms(gradients: Iterable[Tensor], runs: int) -> Tensor:
+    """Global norm of each run's gradient, float64 (R,): it neither overflows nor depends on the neighbours.
+
+    Gradients are (R, ...), or sparse (R V, n) and coalesced.
+    """
+    total: Tensor | float = 0.0
+    for gradient in gradients:
+        if gradient.is_sparse:
+            rows = gradient.shape[0] // runs
+            squares = _norm(gradient.values()).square()
+            total = total + squares.new_zeros(runs).index_add_(0, gradient.indices()[0] // rows, squares)
+        elif runs == 1:
+            total = total + torch.linalg.vector_norm(gradient, dtype=torch.float64).square().view(1)
+        else:
+            total = total + _norm(gradient.flatten(1)).square()
+    assert isinstance(total, Tensor)
+    return total.sqrt()
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+def clipping_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
+    """min(1, threshold / norm) for each run; a threshold of infinity clips nothing."""
+    return torch.where(norms > thresholds, thresholds / norms, torch.ones_like(norms))
+
+
+@torch.no_grad()
+def sgd_step_(parameters: Iterable[Tensor], step_sizes: Tensor) -> None:
+    """``p <- p - step_size * p.grad`` in place; step_sizes (R,) float64; sparse gradients touch their rows only."""
+    runs = step_sizes.shape[0]
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            indices, values = gradient.indices()[0], gradient.values()
+            factors = step_sizes[indices // (parameter.shape[0] // runs)].to(values.dtype)
+            parameter.index_add_(0, indices, values * factors.unsqueeze(1), alpha=-1)
+        elif runs == 1:
+            parameter.add_(gradient, alpha=-step_sizes.item())
+        else:
+            factors = step_sizes.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+            parameter.addcmul_(gradient, factors, value=-1)
+
+
+@dataclass
+class Schedule:
+    """The learning rate of one run, epoch by epoch (`gruclip.config.ScheduleConfig` says how it falls)."""
+
+    lr: float
+    best: float = math.inf
+    waited: int = 0
+
+    def after_epoch(self, config: RunConfig, epoch: int, valid_loss: float) -> bool:
+        """Set the rate for the next epoch; True when there is none, because the rate fell below ``min_lr``."""
+        schedule = config.schedule
+        if schedule.name == "exponential":
+            self.lr = config.optimizer.lr / schedule.factor ** max(0, epoch + 1 - schedule.hold_epochs)
+        elif schedule.name == "plateau":
+            if valid_loss < self.best:
+                self.best, self.waited = valid_loss, 0
+            else:
+                self.waited += 1
+            if self.waited == config.patience:
+                self.lr, self.waited = self.lr / schedule.factor, 0
+            return self.lr < schedule.min_lr
+        return False
+
+
+@dataclass
+class ExplosionDetector:
+    """Exploded: a gradient norm that is not finite, or above 100 times the median of up to 200 before it (20 at least)."""
+
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    first_step: int | None = None
+    max_norm: float = 0.0
+
+    def observe(self, step: int, norm: float) -> None:
+        norm = math.inf if math.isnan(norm) else norm
+        exploded = not math.isfinite(norm) or (len(self.recent) >= 20 and norm > 100 * median(self.recent))
+        if exploded and self.first_step is None:
+            self.first_step = step
+        self.max_norm = max(self.max_norm, norm)
+        self.recent.append(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": list(self.recent), "first_step": self.first_step, "max_norm": self.max_norm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recent = deque(state["recent"], maxlen=200)
+        self.first_step, self.max_norm = state["first_step"], state["max_norm"]

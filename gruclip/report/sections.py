@@ -1,0 +1,163 @@
+"""Which runs may stand in one table: those whose settings are equal, all but the ones the table is about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gruclip.config import OPTIMIZERS, STABILITY_LIMIT, WORD_DATASETS, RunConfig
+from gruclip.errors import UserError
+from gruclip.report import recalled
+
+METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
+IDENTITY = (*RunConfig().identity_settings(), "data_sha256")
+
+METHOD_NAMES = {
+    "gradient_clipping": "gradient clipping",
+    "spectral_clipping": "spectral clipping",
+    "combined_clipping": "combined clipping",
+    "sgd": "SGD",
+}
+DATASET_NAMES = {
+    "pydoc": "Python's pydoc topics",
+    "ptb": "Penn Treebank",
+    "nottingham": "Nottingham",
+    "jsb_chorales": "JSB Chorales",
+    "musedata": "MuseData",
+    "piano_midi": "Piano-midi.de",
+}
+
+#: Settings that every caption states; any other is named where it departs from the protocol or between sections.
+_STATED = (
+    "dataset.name",
+    "model.cell",
+    "model.hidden_size",
+    "model.num_layers",
+    "optimizer.lr",
+    "precision",
+    "trainer.budget",
+    "trainer.max_epochs",
+    "trainer.short_epochs",
+    "trainer.max_steps",
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs of equal settings but for those in `free`; `differing` are the settings that part it from its neighbours."""
+
+    runs: pd.DataFrame
+    free: frozenset[str]
+    differing: tuple[str, ...]
+
+    @property
+    def dataset(self) -> str:
+        return self.runs["dataset.name"].iloc[0]
+
+    @property
+    def is_words(self) -> bool:
+        return self.dataset in WORD_DATASETS
+
+    @property
+    def loss(self) -> str:
+        return "perplexity" if self.is_words else "loss"
+
+    @property
+    def loss_and_unit(self) -> str:
+        return "Perplexity" if self.is_words else "Loss, in nats per time step"
+
+    def number(self, value: float) -> str:
+        """A perplexity or a loss in nats with the digits that the tables give it."""
+        return f"{value:.1f}" if self.is_words else f"{value:.2f}"
+
+    @property
+    def departures(self) -> list[str]:
+        """The settings that are not the protocol's (all of them equal in the section); none for the demo."""
+        first, protocol = self.runs.iloc[0], recalled.PROTOCOL.get(self.dataset, {})
+        return [name for name, value in protocol.items() if name not in self.free and first[name] != value]
+
+    @property
+    def model(self) -> str:
+        """Data, model and precision."""
+        first = self.runs.iloc[0]
+        cell = "" if "model.cell" in self.free else f"{first['model.cell']} "
+        size = f"{first['model.num_layers']} x {first['model.hidden_size']}"
+        return f"{DATASET_NAMES[self.dataset]}, {cell}{size}, {first['precision']}"
+
+    @property
+    def caption(self) -> str:
+        """Data, model, precision, learning rate and length of the runs, and whatever else is out of the ordinary."""
+        first = self.runs.iloc[0]
+        rate = [] if "optimizer.lr" in self.free else [f"learning rate {first['optimizer.lr']:g}"]
+        return ", ".join([self.model, *rate, _length(first), *self.others])
+
+    @property
+    def others(self) -> list[str]:
+        """``name=value`` of the unstated settings that depart from the protocol or between sections."""
+        first = self.runs.iloc[0]
+        names = [name for name in IDENTITY if name in (*self.departures, *self.differing) and name not in _STATED]
+        return [f"{name}={_value(first[name])}" for name in names]
+
+
+def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
+    """The runs parted by every identity setting outside `free` (the seed is always free), in the order of `runs`."""
+    fixed = [name for name in IDENTITY if name not in (*free, "seed")]
+    differing = tuple(name for name in fixed if runs[name].nunique(dropna=False) > 1)
+    if not differing:
+        return [Section(runs, frozenset(free), ())]
+    groups = runs.groupby(list(differing), dropna=False, sort=False)
+    return [Section(group, frozenset(free), differing) for _, group in groups]
+
+
+def rate_sweeps(runs: pd.DataFrame) -> list[Section]:
+    """The sections in which something was run at more than one learning rate; `UserError` where there is none."""
+    sweeps = [part for part in sections(runs, (*METHOD, "optimizer.lr")) if part.runs["optimizer.lr"].nunique() > 1]
+    if not sweeps:
+        rate = f"{runs['optimizer.lr'].iloc[0]:g}"
+        experiment = runs["experiment"].iloc[0]
+        raise UserError(
+            f"optimizer.lr={rate}: the only rate among these {len(runs)} runs; "
+            f"make a sweep over rates with: gruclip reproduce lr +experiment={experiment}"
+        )
+    return sweeps
+
+
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the paper's order: method, then ascending threshold, then ascending delta."""
+    rank = frame["optimizer.name"].map({name: rank for rank, name in enumerate(OPTIMIZERS)})
+    order = frame.assign(rank=rank).sort_values(
+        ["rank", "optimizer.threshold", "optimizer.delta"], na_position="first", kind="stable"
+    )
+    return frame.loc[order.index]
+
+
+def setting(row: Mapping[str, Any] | pd.Series) -> str:
+    """A method's parameters, e.g. "threshold 5, delta 0.2"; empty for plain SGD."""
+    parts = [(name, row[f"optimizer.{name}"]) for name in ("threshold", "delta")]
+    return ", ".join(f"{name} {value:g}" for name, value in parts if pd.notna(value))
+
+
+def delta_fraction(row: Mapping[str, Any]) -> float:
+    """Delta as a fraction of the cell's stability limit; NaN for a method that has no delta."""
+    return row["optimizer.delta"] / STABILITY_LIMIT[row["model.cell"]]
+
+
+def _length(run: pd.Series) -> str:
+    budget = "" if run["trainer.budget"] == "full" else f" (trainer.budget={run['trainer.budget']})"
+    kind = {"full": "", "short": "short runs of ", "smoke": "smoke runs of "}[run["trainer.budget"]]
+    if pd.notna(run["trainer.max_steps"]):
+        return f"cut at {run['trainer.max_steps']:.0f} iterations (trainer.max_steps){budget}"
+    if pd.notna(run["max_steps"]):
+        return f"{kind}{run['max_steps']:.0f} iterations{budget}"
+    if pd.notna(run["max_epochs"]):
+        return f"{kind}{'at most ' * (run['schedule.name'] == 'plateau')}{run['max_epochs']:.0f} epochs{budget}"
+    return f"{kind}epochs until the learning rate is below {run['schedule.min_lr']:g}{budget}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return value[:8] if len(value) == 64 else value
+    return "null" if pd.isna(value) else f"{value:g}"  # type: ignore[call-overload]

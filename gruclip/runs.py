@@ -1,0 +1,230 @@
+"""A run's folder: configuration, metrics, checkpoints, state; and what is read back from it.
+
+    config.yaml  epochs.csv  steps.csv  timing.csv  environment.json  summary.json
+    checkpoint/last.safetensors  checkpoint/best.safetensors
+
+CSV files are appended to, and cut back to the checkpoint's offsets when a run is continued; every other
+file is written whole or not at all. A lock keeps two processes from writing one folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gruclip.config import RunConfig
+from gruclip.errors import UserError
+
+FINISHED = ("success", "failed", "diverged")
+NAME_LENGTH = 150
+CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
+
+#: Named first in a folder's name, in this order, where they are set.
+LEADING_SETTINGS = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "seed")
+
+
+def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
+    """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed,
+    then every identity setting that differs from `default`, the experiment file's."""
+    settings, usual = config.identity_settings(), default.identity_settings()
+    parts = [config.optimizer.name]
+    parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
+    named = (*LEADING_SETTINGS, "optimizer.name")
+    parts += [
+        f"{_short(name)}={_text(value)}"
+        for name, value in settings.items()
+        if name not in named and value != usual[name]
+    ]
+    name = ",".join(parts)
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{identity[:8]}"
+
+
+def _short(name: str) -> str:
+    """The last part of a dotted name, where that says enough: ``delta``, but ``dataset.name``."""
+    last = name.rpartition(".")[2]
+    return name if last == "name" else last
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "null" if value is None else str(value)
+
+
+class RunFolder:
+    """One run's folder. Nothing is written before `open`."""
+
+    def __init__(self, config: RunConfig, default: RunConfig, data_checksum: str) -> None:
+        self.config = config
+        self.data_checksum = data_checksum
+        self.identity = config.identity(data_checksum)
+        self.path = Path(config.output_dir) / config.experiment / folder_name(config, default, self.identity)
+        self._lock: IO[str] | None = None
+        self._files: dict[str, IO[bytes]] = {}
+
+    def check(self) -> None:
+        """Raise `UserError` where the folder cannot be written or belongs to another configuration."""
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"output_dir={self.config.output_dir}: {existing} is not a folder that can be written to")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        found = read_yaml(self.path / "config.yaml").get("identity") if (self.path / "config.yaml").exists() else None
+        if found is None and {entry.name for entry in self.path.iterdir()} <= {".lock"}:
+            return
+        if found != self.identity:
+            raise UserError(
+                f"{self.path}: belongs to another configuration or other data; "
+                "move it away or choose another output_dir"
+            )
+
+    def summary(self) -> dict[str, Any] | None:
+        path = self.path / "summary.json"
+        return read_summary(self.path) if path.exists() else None
+
+    def is_finished(self) -> bool:
+        summary = self.summary()
+        return summary is not None and summary["status"] in FINISHED
+
+    def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
+        """Lock the folder, write ``config.yaml``, and open the CSV files at `offsets` (None: anew)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+        write_whole(
+            self.path / "config.yaml",
+            yaml.safe_dump(
+                {
+                    **_plain(dataclasses.asdict(self.config)),
+                    "identity": self.identity,
+                    "data_sha256": self.data_checksum,
+                },
+                sort_keys=False,
+            ),
+        )
+        for name in CSV_FILES:
+            file = (self.path / name).open("ab")
+            file.truncate(0 if offsets is None else offsets[name])
+            file.seek(0, os.SEEK_END)
+            self._files[name] = file
+            if offsets is None:
+                self.append(name, columns[name])
+
+    def append(self, name: str, values: Sequence[Any]) -> None:
+        """A row of a CSV file; None becomes an empty field, a float keeps every digit."""
+        self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
+
+    def offsets(self) -> dict[str, int]:
+        """Lengths in bytes of the CSV files, everything appended so far being on disk."""
+        for file in self._files.values():
+            file.flush()
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_whole(self.path / "summary.json", json.dumps(_strict(summary), indent=2) + "\n")
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        write_whole(self.path / "environment.json", json.dumps(_strict(environment), indent=2) + "\n")
+
+    def save_checkpoint(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Write ``checkpoint/{which}.safetensors`` with `progress` as JSON in its header."""
+        path = self.path / "checkpoint" / f"{which}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={"progress": json.dumps(progress)})
+        os.replace(partial, path)
+
+    def load_checkpoint(self, which: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        path = self.path / "checkpoint" / f"{which}.safetensors"
+        return read_checkpoint(path) if path.exists() else None
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and progress of a checkpoint; `UserError` where the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads(file.metadata()["progress"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such checkpoint; has the run finished an epoch?") from None
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: the checkpoint is damaged ({error}); remove it to start the run anew") from None
+
+
+def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration of a run folder, and its ``identity`` and ``data_sha256``."""
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder}: not a run's folder (no config.yaml); give one below outputs/")
+    settings = read_yaml(path)
+    extra = {name: settings.pop(name, None) for name in ("identity", "data_sha256")}
+    return RunConfig.from_dict(settings), extra
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json``, with "inf" and "nan" as floats again."""
+    path = Path(folder) / "summary.json"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove the run's folder to run it anew") from None
+    return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a run's configuration")
+    return content
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _strict(value: Any) -> Any:
+    """Non-finite floats as the strings "inf" and "nan", which every JSON reader takes."""
+    if isinstance(value, Mapping):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf"
+    return value

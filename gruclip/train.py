@@ -1,0 +1,364 @@
+"""The runner: ``train(runs)`` takes a list of configurations, checks them all, and trains what is missing.
+
+There is one runner, not two: a single run is a stack of one. On a CPU each run has an engine of its own and
+the runs follow each other; on a GPU, runs of one shape share an engine.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gruclip.config import RunConfig
+from gruclip.data import MusicCorpus, WordCorpus, check_window, load
+from gruclip.display import Display
+from gruclip.engine import Engine, evaluate_weights, parameters_of
+from gruclip.environment import describe_environment
+from gruclip.errors import ConfigError
+from gruclip.loggers import Logger, check_loggers, open_loggers
+from gruclip.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
+from gruclip.runs import RunFolder
+
+Corpus = WordCorpus | MusicCorpus
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of one configuration."""
+
+    folder: Path
+    status: str  #: success, failed, diverged
+    skipped: bool  #: it was finished before this call
+    summary: dict[str, Any]
+
+
+def train(
+    runs: Sequence[RunConfig],
+    *,
+    defaults: Mapping[str, RunConfig] | None = None,
+    stack: bool = False,
+    quiet: bool = False,
+) -> list[RunResult]:
+    """Train every run that is not finished yet; the results in the order of `runs`.
+
+    defaults: for each experiment's name the configuration that its folder names are told apart from.
+    stack: train runs of one shape side by side (on a GPU).
+    Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong, and
+    KeyboardInterrupt after a checkpoint when interrupted.
+    """
+    jobs = [_Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
+    pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
+    skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
+    with Display(total=len(pending), quiet=quiet) as display, _deferred_interrupts() as interrupted:
+        for path in sorted(skipped):
+            display.note(f"{path}: finished before, skipped")
+        for group in _stacks(pending, stack):
+            _train_stack(group, display, interrupted)
+    results = []
+    for job in jobs:
+        summary = job.folder.summary()
+        assert summary is not None
+        results.append(RunResult(job.folder.path, summary["status"], job.folder.path in skipped, summary))
+    return results
+
+
+class _Job:
+    """A checked run: its folder, its data, its device."""
+
+    def __init__(self, config: RunConfig, default: RunConfig) -> None:
+        self.config = config
+        self.device = choose_device(config)
+        check_loggers(config.logger)
+        self.corpus = load(config.dataset.name, config.dataset.root)
+        check_window(self.corpus, config.trainer.batch_size, config.trainer.bptt)
+        self.folder = RunFolder(config, default, self.corpus.checksum)
+        self.folder.check()
+
+    def shape(self) -> tuple[Any, ...]:
+        """What runs must have in common to share an engine."""
+        c = self.config
+        trainer = (c.trainer.bptt, c.trainer.batch_size, c.trainer.radius_every)
+        checkpoint = self.folder.load_checkpoint("last")
+        position = checkpoint[1]["iteration"] if checkpoint is not None else 0
+        return c.dataset, c.model, trainer, c.precision, c.optimizer.algorithm, str(self.device), position
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device that a configuration asks for; `ConfigError` where it, or the precision on it, is not to be had."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("device=cuda: torch finds no CUDA device here; take device=cpu or auto")
+    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    if config.precision == "tf32" and device.type == "cpu":
+        raise ConfigError("precision=tf32: not on the CPU, which supports fp32, bf16 and fp64")
+    return device
+
+
+def _stacks(jobs: Sequence[_Job], stack: bool) -> Iterator[list[_Job]]:
+    """Runs to be trained together: on a GPU those of one shape if `stack`, otherwise each alone."""
+    groups: dict[Any, list[_Job]] = {}
+    for index, job in enumerate(jobs):
+        together = stack and job.device.type == "cuda"
+        groups.setdefault(job.shape() if together else index, []).append(job)
+    yield from groups.values()
+
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a flag, so that a run stops between two iterations, checkpointed."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _train_stack(jobs: Sequence[_Job], display: Display, interrupted: threading.Event) -> None:
+    """Train runs side by side until each has ended; those that end make room at the end of the epoch."""
+    torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
+    with ExitStack() as stack:
+        active = [_ActiveRun(job, display) for job in jobs]
+        for run in active:
+            stack.callback(run.close)
+        engine = _engine(active, {})
+        for index, run in enumerate(active):
+            run.resume(engine, index)
+        _validate_start(engine, active)
+        while active:
+            _train_epoch(engine, active, interrupted)
+            survivors = [run for run in active if not run.ended]
+            if survivors and len(survivors) < len(active):
+                states = {run.name: engine.run_state(active.index(run)) for run in survivors}
+                engine = _engine(survivors, states)
+            active = survivors
+
+
+def _engine(active: Sequence[_ActiveRun], states: Mapping[str, dict[str, Tensor]]) -> Engine:
+    engine = Engine([run.config for run in active], active[0].job.corpus, active[0].job.device)
+    for index, run in enumerate(active):
+        if run.name in states:
+            engine.load_run_state(index, states[run.name])
+    return engine
+
+
+def _validate_start(engine: Engine, active: Sequence[_ActiveRun]) -> None:
+    """The validation loss before training, of runs that begin."""
+    if all(run.progress.initial_valid_loss is not None for run in active):
+        return
+    losses = engine.evaluate("valid")
+    for run, loss in zip(active, losses, strict=True):
+        if run.progress.initial_valid_loss is None:
+            run.begin(loss)
+
+
+def _train_epoch(engine: Engine, active: Sequence[_ActiveRun], interrupted: threading.Event) -> None:
+    """From where the runs stand to the end of their epoch, or to the end of all of them."""
+    start = active[0].progress.iteration
+    for run in active:
+        run.begin_epoch()
+    engine.set_rates([run.progress.schedule.lr for run in active])
+    iterations = engine.begin_epoch([run.progress.epoch for run in active], fresh_states=start == 0)
+    for run in active:
+        run.announce(iterations)
+    radius_every = active[0].config.trainer.radius_every
+    for iteration in range(start, iterations):
+        # Counted over the run, and alike for all: runs of one shape have epochs of one length.
+        due = ((active[0].progress.epoch - 1) * iterations + iteration + 1) % radius_every == 0
+        metrics = engine.step(iteration, due)
+        columns = torch.stack([metrics.loss.double(), metrics.grad_norm, metrics.values_clipped.double()])
+        layers = metrics.spectral_norm if metrics.spectral_radius is None else metrics.spectral_radius
+        numbers = torch.cat((columns, metrics.spectral_norm, layers)).T.tolist()
+        num_layers = metrics.spectral_norm.shape[0]
+        for run, (loss, grad_norm, clipped, *rest) in zip(active, numbers, strict=True):
+            if not run.ended:
+                radii = [None] * num_layers if metrics.spectral_radius is None else rest[num_layers:]
+                run.record(metrics.time_steps, loss, grad_norm, int(clipped), rest[:num_layers], radii)
+        stop_early = [run for run in active if not run.ended and run.stops_now()]
+        at_end = iteration + 1 == iterations
+        if stop_early and not at_end:
+            _validate(engine, active, stop_early)
+        if all(run.ended for run in active):
+            break
+        if interrupted.is_set() or (not at_end and any(run.checkpoint_due() for run in active)):
+            _book_time(engine, active)
+            for index, run in enumerate(active):
+                if not run.ended:
+                    run.save(engine.run_state(index))
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    else:
+        _validate(engine, active, [run for run in active if not run.ended])
+    for index, run in enumerate(active):
+        if not run.ended:
+            run.save(engine.run_state(index))
+
+
+def _validate(engine: Engine, active: Sequence[_ActiveRun], runs: Sequence[_ActiveRun]) -> None:
+    """The end of an epoch, or of a run within one, for `runs`."""
+    losses = engine.evaluate("valid")
+    _book_time(engine, active)
+    for index, run in enumerate(active):
+        if run in runs:
+            run.end_epoch(losses[index], engine.run_state(index))
+
+
+def _book_time(engine: Engine, active: Sequence[_ActiveRun]) -> None:
+    seconds = engine.clock.read()
+    for run in active:
+        run.progress.totals.add_seconds(seconds, len(active))
+
+
+class _ActiveRun:
+    """One run while it is trained: its progress and its folder."""
+
+    def __init__(self, job: _Job, display: Display) -> None:
+        self.job, self.config, self.folder, self.display = job, job.config, job.folder, display
+        self.name = str(job.folder.path)
+        self.ended = False
+        self.loggers: list[Logger] = []
+        self.last_checkpoint = time.monotonic()
+        checkpoint = self.folder.load_checkpoint("last")
+        self.tensors, progress = checkpoint if checkpoint is not None else (None, None)
+        self.progress = Progress.of(self.config) if progress is None else Progress.from_json(progress)
+        columns = dict(
+            zip(
+                ("epochs.csv", "steps.csv", "timing.csv"),
+                (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS),
+                strict=True,
+            )
+        )
+        self.folder.open(columns, None if progress is None else self.progress.offsets)
+        self.folder.write_environment(describe_environment(job.device))
+        self.loggers = open_loggers(
+            self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
+        )
+
+    def resume(self, engine: Engine, index: int) -> None:
+        if self.tensors is not None:
+            engine.load_run_state(index, self.tensors)
+            self.tensors = None
+
+    def begin(self, initial_valid_loss: float) -> None:
+        self.progress.initial_valid_loss = initial_valid_loss
+        self.folder.append("epochs.csv", [0, None, None, initial_valid_loss, None, None, None])
+        self._write_summary(finished=False)
+
+    def begin_epoch(self) -> None:
+        if self.progress.iteration == 0:
+            self.progress.epoch += 1
+            self.progress.totals = EpochTotals()
+
+    def announce(self, iterations: int) -> None:
+        epochs, steps = self.config.max_epochs, self.config.max_steps
+        total = steps if steps is not None else None if epochs is None else epochs * iterations
+        self.display.start(self.name, iterations, total)
+
+    def record(
+        self,
+        time_steps: int,
+        loss: float,
+        grad_norm: float,
+        clipped: int,
+        spectral_norms: list[float],
+        radii: Sequence[float | None],
+    ) -> None:
+        """Take one iteration's numbers; a loss that is not finite ends the run."""
+        progress = self.progress
+        progress.iteration += 1
+        progress.step += 1
+        progress.explosions.observe(progress.step, grad_norm)
+        progress.totals.add(loss, time_steps, grad_norm, clipped)
+        self.folder.append("steps.csv", [progress.step, loss, grad_norm, *spectral_norms, *radii, clipped])
+        norm = max(spectral_norms)
+        self.display.step(
+            self.name, epoch=progress.epoch, step=progress.step, loss=loss, grad_norm=grad_norm, spectral_norm=norm
+        )
+        for logger in self.loggers:
+            values = {"loss": loss, "grad_norm": grad_norm, "spectral_norm": norm, "values_clipped": clipped}
+            logger.step(progress.step, values)
+        if not math.isfinite(loss):
+            progress.diverged = True
+            self.end(f"loss {loss} at iteration {progress.step}")
+
+    def stops_now(self) -> bool:
+        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
+
+    def checkpoint_due(self) -> bool:
+        return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
+
+    def end_epoch(self, valid_loss: float, tensors: dict[str, Tensor]) -> None:
+        """Take the validation loss of an epoch's end; ends the run after its last."""
+        progress = self.progress
+        lr = progress.schedule.lr
+        if progress.validated(valid_loss):
+            record = {"epoch": progress.epoch, "valid_loss": valid_loss}
+            self.folder.save_checkpoint("best", parameters_of(tensors), record)
+        row = progress.epoch_row(lr, valid_loss)
+        self.folder.append("epochs.csv", row)
+        self.folder.append("timing.csv", progress.timing_row())
+        named = dict(zip(EPOCH_COLUMNS, row, strict=True))
+        self.display.epoch(self.name, named)
+        for logger in self.loggers:
+            logger.epoch(progress.epoch, progress.step, named)
+        exhausted = progress.schedule.after_epoch(self.config, progress.epoch, valid_loss)
+        progress.iteration = 0
+        if not math.isfinite(valid_loss):
+            progress.diverged = True
+        last = self.config.max_epochs is not None and progress.epoch >= self.config.max_epochs
+        if progress.diverged or exhausted or last or self.stops_now():
+            self.end("")
+
+    def save(self, tensors: dict[str, Tensor]) -> None:
+        """Write the checkpoint that the run can be continued from."""
+        self.progress.offsets = self.folder.offsets()
+        self.folder.save_checkpoint("last", tensors, self.progress.to_json())
+        self._write_summary(finished=False)
+        self.last_checkpoint = time.monotonic()
+
+    def end(self, message: str) -> None:
+        """Take the test loss of the best epoch's weights and write the run's summary."""
+        self.ended = True
+        best = self.folder.load_checkpoint("best")
+        if best is not None and self.progress.best_epoch is not None:
+            device = self.job.device
+            self.progress.test_loss = evaluate_weights(best[0], self.config, self.job.corpus, "test", device)
+        self.folder.offsets()
+        self._write_summary(finished=True)
+        status = self._summary(finished=True)["status"]
+        self.display.finish(self.name, status, message)
+        for logger in self.loggers:
+            logger.close(status, self._summary(finished=True))
+        self.loggers = []
+
+    def _summary(self, finished: bool) -> dict[str, Any]:
+        return self.progress.summary(self.job.corpus.unit, finished)
+
+    def _write_summary(self, finished: bool) -> None:
+        self.folder.write_summary(self._summary(finished))
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close("unfinished", self._summary(finished=False))
+        self.folder.close()

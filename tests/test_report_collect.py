@@ -1,0 +1,117 @@
+"""Run folders become rows, and what is no run is refused by name."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import DATA_SHA256, PTB, config, steps, summary, write_run
+
+from gruclip.errors import UserError
+from gruclip.report import collect
+
+
+def test_a_run_is_a_row_of_its_settings_and_its_summary(tmp_path: Path) -> None:
+    run = config(PTB, "spectral_clipping", 0.2, seed=3, optimizer__lr=0.3)
+    folder = write_run(tmp_path, run, summary("failed", 5.0, 5.1, exploded=True, max_grad_norm="inf"))
+    (row,) = collect.read_runs(tmp_path, "ptb").to_dict("records")
+    assert row["folder"] == str(folder)
+    assert row["identity"] == run.identity(DATA_SHA256)
+    assert (row["optimizer.name"], row["optimizer.delta"], row["optimizer.lr"]) == ("spectral_clipping", 0.2, 0.3)
+    assert (row["seed"], row["model.hidden_size"], row["max_epochs"]) == (3, 650, 75)
+    assert (row["status"], row["valid_loss"], row["test_loss"]) == ("failed", 5.0, 5.1)
+    assert row["exploded"]
+    assert math.isinf(row["max_grad_norm"])
+    assert math.isnan(row["optimizer.threshold"])
+
+
+def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
+    write_run(tmp_path / "ptb" / "a", config(PTB, "sgd"), summary())
+    write_run(tmp_path, config(PTB, "sgd", seed=1), summary())
+    assert len(collect.read_runs(tmp_path, "ptb")) == 2
+
+
+def test_a_run_that_has_only_begun_is_unfinished(tmp_path: Path) -> None:
+    write_run(tmp_path, config(PTB, "sgd"), None)
+    (row,) = collect.read_runs(tmp_path, "ptb").to_dict("records")
+    assert row["status"] == "unfinished"
+    assert row["unit"] == "nats per token"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "command"),
+    [
+        ("ptb", "gruclip reproduce table1"),
+        ("demo", "gruclip reproduce quickstart"),
+        ("musedata", "gruclip reproduce table2 +experiment=musedata"),
+    ],
+)
+def test_an_empty_folder_names_itself_and_the_command_that_fills_it(
+    tmp_path: Path, experiment: str, command: str
+) -> None:
+    with pytest.raises(UserError, match="no runs there") as refused:
+        collect.read_runs(tmp_path, experiment)
+    assert str(tmp_path / experiment) in str(refused.value)
+    assert str(refused.value).endswith(command)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("summary.json", '{"status": "succ', "cannot be read"),
+        ("summary.json", '{"status": "success"}', "lacks 'epochs'"),
+        ("summary.json", "[1]", "remove"),
+        ("config.yaml", "seed: [", "cannot be read"),
+        ("config.yaml", "seed: 0\nsped: 1\n", "sped: no such setting"),
+        ("config.yaml", "- 1\n", "not a run"),
+    ],
+)
+def test_a_damaged_folder_is_named_in_one_line(tmp_path: Path, file: str, text: str, complaint: str) -> None:
+    folder = write_run(tmp_path, config(PTB, "sgd"), summary())
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=complaint) as refused:
+        collect.read_runs(tmp_path, "ptb")
+    assert str(folder) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, config(PTB, "sgd"), summary("victory"))
+    with pytest.raises(UserError, match="status=victory: should be one of success, failed, diverged, unfinished"):
+        collect.read_runs(tmp_path, "ptb")
+
+
+def test_the_same_run_in_two_folders_is_not_counted_twice(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, config(PTB, "sgd"), summary())
+    shutil.copytree(folder, tmp_path / "ptb" / "copy")
+    with pytest.raises(UserError, match="hold the same run") as refused:
+        collect.read_runs(tmp_path, "ptb")
+    assert str(folder) in str(refused.value)
+    assert str(tmp_path / "ptb" / "copy") in str(refused.value)
+
+
+def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path) -> None:
+    (tmp_path / "steps.csv").write_text(
+        "step,loss,grad_norm,spectral_norm_l0,spectral_norm_l1,spectral_radius_l0,spectral_radius_l1,values_clipped\n"
+        "1,200.0,3.5,1.0,1.0,0.7,0.9,0\n"
+        "2,200.0,inf,1.0,1.0,,,0\n"
+        "3,nan,nan,nan,nan,nan,0.8,0\n"
+    )
+    read = collect.read_steps(tmp_path)
+    assert read["measured"].tolist() == [True, False, True]
+    np.testing.assert_array_equal(read["radius"], [0.9, np.nan, np.nan])
+    np.testing.assert_array_equal(read["grad_norm"], [3.5, np.inf, np.nan])
+
+
+def test_files_that_lack_their_columns_are_named(tmp_path: Path) -> None:
+    steps(5).drop(columns="grad_norm").to_csv(tmp_path / "steps.csv", index=False)
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(UserError, match=r"steps\.csv: cannot be read"):
+        collect.read_steps(tmp_path)
+    with pytest.raises(UserError, match=r"environment\.json: cannot be read"):
+        collect.read_machine(tmp_path)
+    with pytest.raises(UserError, match=r"timing\.csv: cannot be read"):
+        collect.read_timing(tmp_path)
