@@ -59,18 +59,21 @@ def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None) -> Tensor:
 
 def repeated_product(
     weight: Tensor, rows: int, compute: torch.dtype | None = None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """``f(x, c) = c + x @ weight`` for many ``x`` of shape (rows, k) and one weight (k, n).
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """``f(x, c) = c + x @ weight`` for many ``x`` of shape (rows, k) and one weight (k, n); c may be None.
 
-    With a leading axis on all of them, the product is taken for each index. `compute` as in `matmul`.
-    The weight may be repacked here, so `f` must not outlive a change of it.
+    `f` may leave its result in `c`. With a leading axis on all of them, the product is taken for each index.
+    `compute` as in `matmul`. The weight may be repacked here, so `f` must not outlive a change of it.
     """
     if compute is not None and compute != weight.dtype:
-        weight = weight.to(compute)
-        return lambda x, c: c + x.to(compute) @ weight
+        dtype, weight = weight.dtype, weight.to(compute)
+        return lambda x, c: (x.to(compute) @ weight).to(dtype) if c is None else c.add_(x.to(compute) @ weight)
     if weight.dim() == 3:
-        return lambda x, c: torch.baddbmm(c, x, weight)
+        return lambda x, c: torch.bmm(x, weight) if c is None else c.baddbmm_(x, weight)
     if _takes_onednn(weight) and weight.numel() >= PACKED_ELEMENTS:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.t(), rows)
-        return lambda x, c: torch.ops.mkldnn._linear_pointwise.binary(x, c, packed, None, "add")
-    return lambda x, c: torch.addmm(c, x, weight)
+        linear = torch.ops.mkldnn._linear_pointwise
+        return lambda x, c: (
+            linear(x, packed, None, "none", [], "") if c is None else linear.binary(x, c, packed, None, "add")
+        )
+    return lambda x, c: torch.mm(x, weight) if c is None else c.addmm_(x, weight)

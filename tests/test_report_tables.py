@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,149 @@ def written_runs(output_dir: Path) -> None:
 def test_table_1_of_a_hand_written_folder_is_exactly_this(tmp_path: Path) -> None:
     written_runs(tmp_path)
     assert tables.table("1", collect.read_runs(tmp_path, "ptb"), "md") == EXPECTED
+
+
+def test_recalled_values_stand_only_beside_the_experiment_they_belong_to() -> None:
+    for base, other in ((PTB, {}), (NOTTINGHAM, {})):
+        assert "recalled, unchecked" in _table([(config(base, "sgd", **other), summary())])
+    assert "recalled" not in _table([(config(DEMO, "sgd"), summary())])
+    assert "recalled" not in _table([(config(NOTTINGHAM, "sgd", dataset__name="musedata"), summary())])
+    assert "recalled" not in _table([(config(PTB, "sgd", model__cell="lstm"), summary())])
+    assert "recalled" not in _table([(config(PTB, "sgd", optimizer__lr=0.3), summary())])
+
+
+def test_every_recalled_value_of_table_2_is_printed() -> None:
+    deltas, thresholds = (0.2, 0.5, 0.8, 1.1, 1.4), (15, 30, 45, 60)
+    runs = [(config(NOTTINGHAM, "spectral_clipping", delta), summary()) for delta in deltas]
+    runs += [(config(NOTTINGHAM, "gradient_clipping", threshold), summary()) for threshold in thresholds]
+    last = [line.split("|")[-2].strip() for line in _table(runs).splitlines() if line.startswith(("| gr", "| sp"))]
+    assert last == ["3.57", "3.61", "3.88", "5.26 ± 3", "3.46", "3.47", "3.59", "4.58", "4.64"]
+
+
+def test_music_is_in_nats_per_time_step_and_called_table_2() -> None:
+    runs = [(config(NOTTINGHAM, "sgd", seed=seed), summary(valid=3.5 + seed, test=4.0)) for seed in range(2)]
+    text = _table(runs)
+    assert text.startswith("**Table 2.** Nottingham, gru 2 x 200, fp32, learning rate 0.1, epochs until the learning")
+    assert "Loss, in nats per time step: mean" in text
+    assert "| 4.00 ± 0.71" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trainer__budget": "short"}, "short runs of 10 epochs (trainer.budget=short)"),
+        ({"trainer__budget": "smoke"}, "smoke runs of 20 iterations (trainer.budget=smoke)"),
+        ({"trainer__max_steps": 400}, "cut at 400 iterations (trainer.max_steps)"),
+        ({"model__dropout": 0.0}, "75 epochs, model.dropout=0."),
+        ({"schedule__name": "constant"}, "75 epochs, schedule.name=constant."),
+    ],
+)
+def test_a_caption_says_what_is_not_the_protocols(settings: dict[str, object], words: str) -> None:
+    assert words in _table([(config(PTB, "sgd", **settings), summary())])
+
+
+def test_short_runs_have_a_table_of_their_own() -> None:
+    full = [(config(PTB, "sgd", seed=seed), summary(test=perplexity(100))) for seed in range(2)]
+    short = [(config(PTB, "sgd", trainer__budget="short"), summary(test=perplexity(200)))]
+    text = _table(full + short)
+    assert text.count("**Table 1.**") == 2
+    assert "100.0 ± 0.0" in text
+    assert "200.0 " in text
+
+
+def test_table_1_is_at_the_protocols_rate_and_says_where_the_others_are() -> None:
+    rates = (0.1, 0.3, 1.0)
+    text = _table([(config(PTB, "sgd", optimizer__lr=rate), summary(test=perplexity(100 * rate))) for rate in rates])
+    assert text.count("**Table 1.**") == 1
+    assert "| 100.0 " in text
+    assert text.endswith("Runs at other learning rates (0.1, 0.3) are in `gruclip table lr`.\n")
+
+
+def test_runs_without_the_protocols_rate_are_shown_all_the_same() -> None:
+    text = _table([(config(PTB, "sgd", optimizer__lr=rate), summary()) for rate in (0.1, 0.3)])
+    assert text.count("**Table 1.**") == 2
+    assert "other learning rates" not in text
+
+
+EXPECTED_LR = """\
+LRPASTE
+"""
+
+
+def test_the_table_of_learning_rates_of_a_made_frame_is_exactly_this() -> None:
+    perplexities = {  # by method, parameter and rate: the seeds' test perplexities, 0 where a run failed
+        ("gradient_clipping", 5): {0.1: (120, 122), 0.3: (105, 107), 1: (100, 0), 3: (0, 0)},
+        ("gradient_clipping", 20): {0.1: (0, 0), 0.3: (0, 0)},
+        ("spectral_clipping", 0.2): {0.1: (130,) * 6, 1: (95, 96, 97, 98, 99), 3: (99, 0, 0, 0, 0, 0)},
+    }
+    runs = [
+        (
+            config(DEMO, *method, seed=seed, optimizer__lr=rate),
+            summary("success", perplexity(value), perplexity(value)) if value else summary("failed"),
+        )
+        for method, by_rate in perplexities.items()
+        for rate, values in by_rate.items()
+        for seed, value in enumerate(values)
+    ]
+    runs.append((config(DEMO, "spectral_clipping", 0.2, seed=9, optimizer__lr=0.3), summary("unfinished")))
+    assert tables.table("lr", frame(runs)) == EXPECTED_LR
+
+
+def test_a_table_of_learning_rates_needs_several() -> None:
+    with pytest.raises(UserError, match=r"^optimizer.lr=1: the only rate .* gruclip reproduce lr \+experiment=demo$"):
+        tables.table("lr", frame([(config(DEMO, "sgd"), summary())]))
+
+
+def test_cells_stand_in_one_table_with_delta_as_a_fraction_of_each_ones_limit() -> None:
+    runs = [
+        (config(DEMO, "spectral_clipping", delta, model__cell=cell), summary())
+        for cell, delta in (("tanh_rnn", 0.4), ("gru", 0.8), ("gru", 0.2), ("lstm", 0.8))
+    ]
+    runs.append((config(DEMO, "gradient_clipping", 5, model__cell="gru"), summary()))
+    text = tables.table("cells", frame(runs))
+    columns = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines() if line.startswith("| ")]
+    assert columns == [
+        ["cell", "method", "setting", "delta / limit"],
+        ["gru", "gradient clipping", "threshold 5", ""],
+        ["gru", "spectral clipping", "delta 0.2", "0.1"],
+        ["gru", "spectral clipping", "delta 0.8", "0.4"],
+        ["lstm", "spectral clipping", "delta 0.8", "0.4"],
+        ["tanh_rnn", "spectral clipping", "delta 0.4", "0.4"],
+    ]
+
+
+def test_latex_escapes_what_latex_would_read() -> None:
+    runs = frame([(config(PTB, "gradient_clipping", 5, trainer__max_steps=9), summary("unfinished"))])
+    text = tables.table("1", runs, "tex")
+    assert r"(trainer.max\_steps)" in text
+    assert r"gradient\_clipping,threshold=5" in text
+    assert r"100 \%" in text
+    assert text.count(r"\begin{tabular}{lllllllll}") == 1
+
+
+def test_csv_holds_values_and_the_settings_that_part_the_tables() -> None:
+    runs = [(config(PTB, "sgd", seed=seed), summary(test=perplexity(100 + 2 * seed))) for seed in range(2)]
+    runs.append((config(PTB, "sgd", precision="bf16"), summary("diverged", max_grad_norm="nan")))
+    full, half = csv.DictReader(tables.table("1", frame(runs), "csv").splitlines())
+    assert (full["precision"], full["succeeded"], full["test_mean"], full["test_std"]) == ("fp32", "2", "101", "1.41421")
+    assert full["test"] == "100 102"
+    assert (half["precision"], half["succeeded"], half["test_mean"], half["max_grad_norm"]) == ("bf16", "0", "", "nan")
+
+
+@pytest.mark.parametrize(
+    ("which", "format", "message"),
+    [
+        ("3", "md", "table 3: no such table; there are 1, 2, lr, cells"),
+        ("1", "html", "format html: no such format of a table; there are md, tex, csv"),
+        ("2", "md", "table 2: is of music, these runs are of ptb; take gruclip table 1"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused(which: str, format: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        tables.table(which, frame([(config(PTB, "sgd"), summary())]), format)
+    assert str(refused.value) == message
+
+
+def _table(runs: list) -> str:
+    made = frame(runs)
+    return tables.table("1" if made["dataset.name"].iloc[0] in ("ptb", "pydoc") else "2", made)

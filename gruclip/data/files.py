@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pooch
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gruclip.errors import DataError
@@ -88,7 +90,8 @@ def cache_folder() -> Path:
 
 def locate(file: DataFile, root: str | Path | None) -> Path | None:
     """Where `file` lies, the first of `root`, ``$GRUCLIP_DATA`` and the cache that has it."""
-    return next((path for folder in _folders(root) if (path := folder / file.path).is_file()), None)
+    # os.path's test is false where Path's raises, in a folder that must not be read.
+    return next((path for folder in _folders(root) if os.path.isfile(path := folder / file.path)), None)
 
 
 def _folders(root: str | Path | None) -> Iterator[Path]:
@@ -137,23 +140,50 @@ def download(file: DataFile) -> Path:
     It is written beside its place and moved there once its sum is right, so processes that download it at
     the same time do not disturb each other. Raises `DataError` where it cannot be had.
     """
-    place = cache_folder() / PurePosixPath(file.path)
+    place = cache_folder() / file.path
     # Pooch announces the download and its hash on stderr; the progress bar says enough.
     pooch.get_logger().setLevel(logging.WARNING)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=_stderr(), transient=True) as progress:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             downloader = pooch.HTTPDownloader(progressbar=_Bar(progress, file.path))
             pooch.retrieve(file.url, f"sha256:{file.sha256}", place.name, place.parent, downloader=downloader)
-    except (OSError, ValueError) as error:
-        # Of the network, of the cache folder, or a wrong sum, which pooch tells apart in its message.
-        raise DataError(f"{file.path}: not to be had from {file.url} ({_one_line(error)}); {remedy(file)}") from error
+    except OSError as error:  # the network's, which requests derives from OSError, or the cache folder's
+        reason = textwrap.shorten(str(error), 160)
+        raise DataError(f"{file.path}: could not be had from {file.url} ({reason}); {remedy(file)}") from error
+    except ValueError as error:  # pooch's for a wrong sum, with both sums
+        raise DataError(f"{file.url}: {' '.join(str(error).split())}; {remedy(file)}") from error
     return place
 
 
 def remedy(file: DataFile) -> str:
     """The two ways to provide a file."""
     return (
-        f"go on line and run `gruclip data fetch`, which puts it into {cache_folder()}, or put it as {file.path} "
+        f"let `gruclip data fetch` download it on a machine with a network, or put it as {file.path} "
         f"into a folder that dataset.root or ${ENVIRONMENT_VARIABLE} names"
     )
+
+
+class _Bar:
+    """A rich progress bar in the form that pooch asks for, which is tqdm's."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=None)
+
+    @property
+    def total(self) -> float | None:
+        return self._progress.tasks[0].total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        self._progress.update(self._task, total=size)
+
+    def update(self, size: int) -> None:
+        self._progress.advance(self._task, size)
+
+    def reset(self) -> None:
+        self._progress.update(self._task, completed=0)
+
+    def close(self) -> None:
+        self._progress.stop_task(self._task)

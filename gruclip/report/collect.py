@@ -81,7 +81,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
         run = row(config, summary, folder=folder, identity=sums["identity"], data_sha256=sums["data_sha256"])
     except KeyError as error:
         raise UserError(f"{folder}: summary.json lacks {error}; remove the folder to run it anew") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: not a run that can be read ({error}); remove it to run it anew") from error
     if run["status"] not in STATUSES:
         raise UserError(f"{folder}: status={run['status']}: should be one of {', '.join(STATUSES)}")

@@ -49,7 +49,7 @@ _SETTINGS: Any = {
 def save(draw: Callable[[Figure], None], title: str, height: float, path: Path, formats: Sequence[str]) -> list[Path]:
     """Draw a figure of one column's width and `height` inches and write it to `path` with each format's ending.
 
-    The same frame gives the same bytes: no date goes into a file.
+    No date goes into a file, so that the same runs give the same picture.
     """
     unknown = [kind for kind in formats if kind not in FORMATS]
     if unknown:

@@ -52,6 +52,7 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
 
     def draw(figure: Figure) -> None:
         failures, loss, success = figure.subplots(3, sharex=True, height_ratios=[0.35, 2, 1])
+        _dress(failures, loss, success, section)
         for rates, look, offset in zip(lines, looks, offsets, strict=True):
             rates = rates.sort_values("optimizer.lr")
             at = rates["optimizer.lr"] * offset
@@ -63,7 +64,6 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
             failures.plot(failed, np.full(len(failed), row), "x", color=look["color"], markersize=3)
         for panel in (failures, loss, success):
             panel.axvline(protocol, color="black", linewidth=0.5, linestyle=":", zorder=0)
-        _dress(failures, loss, success, section)
         success.set_xlabel(f"learning rate at the start (dotted: the protocol's, {protocol:g})")
         handles = {_label(rates): Line2D([], [], **look) for rates, look in zip(lines, looks, strict=True)}
         counts = summary["succeeded"]

@@ -1,0 +1,150 @@
+"""Corpora cut into lanes: B streams side by side, read in windows with the hidden state carried along.
+
+Training drops what does not fill the lanes, so no padding enters a gradient; evaluation predicts every target
+of a split exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from gruclip.data.music import MusicCorpus
+from gruclip.data.words import WordCorpus
+from gruclip.errors import ConfigError
+
+#: Lanes that tunes are dealt to in evaluation, at most.
+MOST_EVALUATION_LANES = 64
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """L steps of B lanes. Step t of lane b predicts `targets[t, b]` from `inputs[t, b]` and the state."""
+
+    inputs: Tensor  #: tokens, int64 (L, B), or note vectors, uint8 (L, B, 88)
+    targets: Tensor  #: as `inputs`
+    keep: Tensor | None  #: bool (L, B), False where the state is set to zero before the step; None: nowhere
+    weight: Tensor | None  #: float32 (L, B), 0 where the target is padding and does not count; None: all count
+    predicted: int  #: number of targets that count
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def window(self, start: int, length: int) -> Lanes:
+        """Steps start ... start + length, fewer at the end, as views."""
+        part = slice(start, start + length)
+        keep = None if self.keep is None else self.keep[part]
+        weight = None if self.weight is None else self.weight[part]
+        targets = self.targets[part]
+        predicted = targets.shape[0] * targets.shape[1] if weight is None else int(weight.count_nonzero())
+        return Lanes(self.inputs[part], targets, keep, weight, predicted)
+
+
+def check_window(corpus: WordCorpus | MusicCorpus, batch_size: int, bptt: int) -> None:
+    """Raise `ConfigError` where `batch_size` lanes are more than the data fill, or shorter than a window of `bptt`."""
+    most = _most_lanes(corpus)
+    if batch_size > most:
+        raise ConfigError(f"trainer.batch_size={batch_size}: {corpus.name} has data for {most} lanes at most")
+    if isinstance(corpus, WordCorpus):
+        steps = len(corpus.splits["train"]) // batch_size - 1
+    else:
+        steps = sum(map(len, corpus.splits["train"])) // batch_size
+    if bptt > steps:
+        raise ConfigError(
+            f"trainer.bptt={bptt}: longer than a lane of {steps} steps (trainer.batch_size={batch_size}); "
+            f"take a window of {steps} at most, or fewer lanes"
+        )
+
+
+def _most_lanes(corpus: WordCorpus | MusicCorpus) -> int:
+    """Words: two tokens a lane, the one predicted from the other, in every split; music: one training step a lane."""
+    if isinstance(corpus, WordCorpus):
+        return min(len(text) for text in corpus.splits.values()) // 2
+    return sum(map(len, corpus.splits["train"]))
+
+
+def train_lanes(corpus: WordCorpus | MusicCorpus, batch_size: int, seed: int, epoch: int) -> Lanes:
+    """The training split in `batch_size` equal lanes, the remainder dropped; every target counts.
+
+    Words: the text in its order, whatever seed and epoch; L = tokens // B - 1. Music: the tunes shuffled by
+    (seed, epoch) and joined, L = time steps // B; the state is zero at each tune's and each lane's start, and a
+    tune's first step is predicted from a zero vector.
+    """
+    if isinstance(corpus, WordCorpus):
+        text = corpus.splits["train"]
+        lanes = _cut(text, batch_size)
+        return Lanes(lanes[:-1], lanes[1:], None, None, lanes[1:].numel())
+    tunes = corpus.splits["train"]
+    order = np.random.default_rng([seed, epoch]).permutation(len(tunes))
+    inputs, targets, keep = _join([tunes[index] for index in order])
+    keep = _cut(keep, batch_size)
+    keep[:1] = False
+    targets = _cut(targets, batch_size)
+    return Lanes(_cut(inputs, batch_size), targets, keep, None, keep.numel())
+
+
+def eval_lanes(corpus: WordCorpus | MusicCorpus, split: str, batch_size: int) -> Lanes:
+    """A split with each of its targets predicted once.
+
+    Words: `batch_size` lanes from a zero state, the remainder in the last lane, each token but a lane's first
+    predicted. Music: every tune whole, from a zero state and a zero vector; `batch_size` plays no part, the tunes
+    are dealt to as many lanes (64 at most) as the longest tune lets be filled evenly.
+    """
+    if isinstance(corpus, WordCorpus):
+        return _eval_words(corpus.splits[split], batch_size)
+    return _eval_tunes(corpus.splits[split])
+
+
+def _eval_words(text: Tensor, batch_size: int) -> Lanes:
+    size = len(text) // batch_size
+    sizes = [size] * (batch_size - 1)
+    lanes = text.split([*sizes, len(text) - sum(sizes)])
+    return _side_by_side([lane[:-1] for lane in lanes], [lane[1:] for lane in lanes], None)
+
+
+def _eval_tunes(tunes: Sequence[Tensor]) -> Lanes:
+    steps = sum(map(len, tunes))
+    count = min(MOST_EVALUATION_LANES, steps // max(map(len, tunes)))
+    lanes: list[list[Tensor]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for tune in sorted(tunes, key=len, reverse=True):
+        shortest = filled.index(min(filled))
+        lanes[shortest].append(tune)
+        filled[shortest] += len(tune)
+    inputs, targets, keep = zip(*map(_join, lanes), strict=True)
+    return _side_by_side(inputs, targets, keep)
+
+
+def _join(tunes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tunes one after another: each step's previous frame (zero at a tune's start), its frame, whether to keep the state."""
+    targets = torch.cat(list(tunes))
+    starts = torch.tensor([0, *map(len, tunes)]).cumsum(0)[:-1]
+    inputs = targets.roll(1, 0)
+    inputs[starts] = 0
+    keep = torch.ones(len(targets), dtype=torch.bool)
+    keep[starts] = False
+    return inputs, targets, keep
+
+
+def _cut(stream: Tensor, batch_size: int) -> Tensor:
+    """(N, ...) as lanes (N // B, B, ...), the remainder dropped."""
+    steps = len(stream) // batch_size
+    return stream[: steps * batch_size].unflatten(0, (batch_size, steps)).transpose(0, 1).contiguous()
+
+
+def _side_by_side(inputs: Sequence[Tensor], targets: Sequence[Tensor], keep: Sequence[Tensor] | None) -> Lanes:
+    """Lanes of different lengths as one, the shorter padded at the end with steps of weight 0."""
+    lengths = torch.tensor([len(lane) for lane in targets])
+    counts = torch.arange(int(lengths.max()))[:, None] < lengths
+    return Lanes(
+        pad_sequence(list(inputs)),
+        pad_sequence(list(targets)),
+        None if keep is None else pad_sequence(list(keep), padding_value=1),
+        None if counts.all() else counts.float(),
+        int(lengths.sum()),
+    )

@@ -1,0 +1,48 @@
+"""A corpus by its name: its files found or downloaded, checked, read once a process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from gruclip.data.files import DataFile, download, files_of, locate, read_checked, remedy
+from gruclip.data.music import MusicCorpus, read_music
+from gruclip.data.words import WordCorpus, pydoc, read_words
+from gruclip.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+
+
+def load(name: str, root: str | Path | None = None, *, download: bool = True) -> WordCorpus | MusicCorpus:
+    """The corpus `name`, from `root`, ``$GRUCLIP_DATA``, the user's cache, or, if `download`, the network.
+
+    `root` is a folder laid out as the paths in `FILES`; what it lacks is looked for in the other places. Raises
+    `DataError` for an unknown name, a file that is nowhere to be had, that is not the one registered (by
+    SHA-256), or that is not of the form it should have. Loaded corpora are kept and shared: do not write to
+    their tensors.
+    """
+    files = files_of(name)
+    found = [(file, _provide(file, root, download)) for file in files]
+    return _read(name, tuple((file, place, place.stat().st_mtime_ns) for file, place in found))
+
+
+def _provide(file: DataFile, root: str | Path | None, allow_download: bool) -> Path:
+    place = locate(file, root)
+    if place is not None:
+        return place
+    if not allow_download:
+        raise DataError(f"{file.path}: not found (address: {file.url}); {remedy(file)}")
+    return download(file)
+
+
+@functools.lru_cache(maxsize=len(SPLITS))
+def _read(name: str, files: tuple[tuple[DataFile, Path, int], ...]) -> WordCorpus | MusicCorpus:
+    """The corpus in `files`, each with its place and time of change (which makes a changed file be read again)."""
+    if not files:
+        return pydoc()
+    contents = [read_checked(file, place) for file, place, _ in files]
+    checksum = hashlib.sha256("".join(file.sha256 for file, _, _ in files).encode()).hexdigest()
+    if len(contents) == 1:
+        return read_music(name, checksum, contents[0])
+    return read_words(name, checksum, dict(zip(SPLITS, contents, strict=True)))
