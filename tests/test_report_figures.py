@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_runs import DEMO, PTB, config, frame, perplexity, steps, summary, timing, write_run
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from gruclip.errors import UserError
 from gruclip.report import collect, style
@@ -105,8 +108,9 @@ def test_figure_2_stacks_the_phases_of_an_epoch_and_sets_the_full_svd_apart(tmp_
         "spectral clipping\ndelta 0.2",
         "spectral clipping\ndelta 0.2, naive full SVD",
     ]
-    widths = np.array([bar.get_width() for bar in axes.patches]).reshape(3, 4)
-    np.testing.assert_allclose(widths, [[60, 110, 20, 0.2], [60, 110, 20, 1], [60, 110, 20, 50]])
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+    widths = np.array([bar.get_width() for bar in bars]).reshape(3, 4)
+    np.testing.assert_allclose(widths, [[60.0, 110.0, 20.0, 0.2], [60.0, 110.0, 20.0, 1.0], [60.0, 110.0, 20.0, 50.0]])
     assert axes.get_xlabel().startswith("seconds per epoch")
 
 
@@ -147,7 +151,7 @@ def test_figure_2_refuses_times_that_do_not_compare(tmp_path: Path) -> None:
         figure("2", runs, tmp_path / "out")
 
 
-def learning_rate_runs(seeds: int, **settings: object) -> pd.DataFrame:
+def learning_rate_runs(seeds: int, **settings: Any) -> pd.DataFrame:
     """Threshold 5 succeeds in all runs at 0.1, in all but one at 1, in none at 10; delta 0.2 in all."""
     return frame(
         (
@@ -179,7 +183,14 @@ def test_below_five_successful_seeds_the_runs_themselves_are_drawn(tmp_path: Pat
     for seeds in (4, 6):
         figure("lr", learning_rate_runs(seeds), tmp_path, ("png",))
     points, intervals = (made.axes[1] for made in drawn)
-    assert [len(np.asarray(line.get_ydata())) for line in points.lines if line.get_marker() == "_"] == [4, 3, 0, 4, 4, 4]
+    assert [len(np.asarray(line.get_ydata())) for line in points.lines if line.get_marker() == "_"] == [
+        4,
+        3,
+        0,
+        4,
+        4,
+        4,
+    ]
     assert not points.collections
     assert len(intervals.collections) == 5  # of six runs succeeded 6, 5 and 0, and 6, 6 and 6
 
@@ -190,13 +201,19 @@ def test_each_set_of_settings_has_a_figure_of_learning_rates_of_its_own(tmp_path
     assert names == ["figure_lr,trainer.budget=full.svg", "figure_lr,trainer.budget=short.svg"]
 
 
+def test_a_sweep_in_which_nothing_succeeds_is_drawn_as_failures(tmp_path: Path, drawn: Drawn) -> None:
+    figure("lr", learning_rate_runs(2).assign(status="failed"), tmp_path, ("png",))
+    crosses = [line for line in drawn[0].axes[0].lines if line.get_marker() == "x"]
+    assert [len(np.asarray(line.get_xdata())) for line in crosses] == [3, 3]
+
+
 @pytest.mark.parametrize("which", ["1", "2", "lr"])
 def test_a_figure_is_one_column_wide_in_type_of_seven_points(which: str, tmp_path: Path, drawn: Drawn) -> None:
     runs = {"1": write_figure_1_runs, "2": write_figure_2_runs}.get(which, lambda _: learning_rate_runs(5))(tmp_path)
     figure(which, runs, tmp_path / "out", ("png",))
     assert drawn[0].get_size_inches()[0] == 3.3
-    texts = [text for text in drawn[0].findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_text()]
-    assert min(text.get_fontsize() for text in texts) >= 7
+    texts = [text for text in drawn[0].findobj(Text) if isinstance(text, Text) and text.get_text()]
+    assert min(float(text.get_fontsize()) for text in texts) >= 7
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_runs import DEMO, NOTTINGHAM, PTB, config, frame, perplexity, summary
 
@@ -69,7 +71,7 @@ def test_the_bootstrap_interval_is_that_of_a_mean_and_the_same_every_time() -> N
     assert bootstrap_interval(np.full(5, 3.0)) == (3, 3)
 
 
-def _rates(outcomes: dict[float, list[tuple[str, float, float]]]) -> object:
+def _rates(outcomes: dict[float, list[tuple[str, float, float]]]) -> pd.DataFrame:
     runs = frame(
         (config(DEMO, "gradient_clipping", 5, seed=seed, optimizer__lr=rate), summary(status, valid, test))
         for rate, results in outcomes.items()
@@ -112,7 +114,7 @@ def test_a_range_of_success_ends_at_a_failure_and_at_a_rate_of_which_nothing_is_
         {"trainer__radius_every": 5},
     ],
 )
-def test_runs_of_different_settings_are_never_averaged_together(other: dict[str, object]) -> None:
+def test_runs_of_different_settings_are_never_averaged_together(other: dict[str, Any]) -> None:
     runs = frame([(config(PTB, "sgd"), summary()), (config(PTB, "sgd", seed=1, **other), summary())])
     parts = sections(runs, METHOD)
     assert [len(part.runs) for part in parts] == [1, 1]

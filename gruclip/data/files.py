@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +89,9 @@ def cache_folder() -> Path:
 
 def locate(file: DataFile, root: str | Path | None) -> Path | None:
     """Where `file` lies, the first of `root`, ``$GRUCLIP_DATA`` and the cache that has it."""
-    # os.path's test is false where Path's raises, in a folder that must not be read.
-    return next((path for folder in _folders(root) if os.path.isfile(path := folder / file.path)), None)
+    places = (folder / file.path for folder in _folders(root))
+    # Path.is_file raises in a folder that must not be searched.
+    return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
 
 
 def _folders(root: str | Path | None) -> Iterator[Path]:
@@ -129,9 +129,16 @@ def _status(name: str, file: DataFile, location: Path | None) -> FileStatus:
     return FileStatus(name, file, location, found)
 
 
-def fetch(name: str) -> list[Path]:
-    """Make sure that the cache holds every file of a dataset, checked; replaces altered ones. The files' places."""
-    return [download(file) for file in files_of(name)]
+def fetch(name: str, root: str | Path | None = None) -> list[Path]:
+    """Where the files of a dataset lie, each checked; what is nowhere, or altered in the cache, is downloaded."""
+    return [_fetch(file, locate(file, root)) for file in files_of(name)]
+
+
+def _fetch(file: DataFile, place: Path | None) -> Path:
+    if place is None or place == cache_folder() / file.path:
+        return download(file)
+    read_checked(file, place)
+    return place
 
 
 def download(file: DataFile) -> Path:
@@ -143,14 +150,16 @@ def download(file: DataFile) -> Path:
     place = cache_folder() / file.path
     # Pooch announces the download and its hash on stderr; the progress bar says enough.
     pooch.get_logger().setLevel(logging.WARNING)
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             downloader = pooch.HTTPDownloader(progressbar=_Bar(progress, file.path))
             pooch.retrieve(file.url, f"sha256:{file.sha256}", place.name, place.parent, downloader=downloader)
     except OSError as error:  # the network's, which requests derives from OSError, or the cache folder's
-        reason = textwrap.shorten(str(error), 160)
-        raise DataError(f"{file.path}: could not be had from {file.url} ({reason}); {remedy(file)}") from error
+        # requests wraps urllib3's error, whose reason is the one to tell: no such host, connection refused.
+        reason = " ".join(str(getattr(next(iter(error.args), None), "reason", error)).split())
+        raise DataError(f"{file.path}: could not be downloaded from {file.url} ({reason}); {remedy(file)}") from error
     except ValueError as error:  # pooch's for a wrong sum, with both sums
         raise DataError(f"{file.url}: {' '.join(str(error).split())}; {remedy(file)}") from error
     return place

@@ -121,7 +121,7 @@ def _eval_tunes(tunes: Sequence[Tensor]) -> Lanes:
 
 
 def _join(tunes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tunes one after another: each step's previous frame (zero at a tune's start), its frame, whether to keep the state."""
+    """Tunes one after another: each step's previous frame (zero at a tune's start), its frame, is the state kept."""
     targets = torch.cat(list(tunes))
     starts = torch.tensor([0, *map(len, tunes)]).cumsum(0)[:-1]
     inputs = targets.roll(1, 0)

@@ -36,7 +36,7 @@ def _provide(file: DataFile, root: str | Path | None, allow_download: bool) -> P
     return download(file)
 
 
-@functools.lru_cache(maxsize=len(SPLITS))
+@functools.lru_cache(maxsize=8)
 def _read(name: str, files: tuple[tuple[DataFile, Path, int], ...]) -> WordCorpus | MusicCorpus:
     """The corpus in `files`, each with its place and time of change (which makes a changed file be read again)."""
     if not files:

@@ -99,7 +99,7 @@ class Section:
         """``name=value`` of the unstated settings that depart from the protocol or between sections."""
         first = self.runs.iloc[0]
         names = [name for name in IDENTITY if name in (*self.departures, *self.differing) and name not in _STATED]
-        return [f"{name}={_value(first[name])}" for name in names]
+        return [f"{name}={value(first[name])}" for name in names]
 
 
 def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
@@ -153,11 +153,13 @@ def _length(run: pd.Series) -> str:
     if pd.notna(run["max_steps"]):
         return f"{kind}{run['max_steps']:.0f} iterations{budget}"
     if pd.notna(run["max_epochs"]):
-        return f"{kind}{'at most ' * (run['schedule.name'] == 'plateau')}{run['max_epochs']:.0f} epochs{budget}"
+        epochs = "epoch" if run["max_epochs"] == 1 else "epochs"
+        return f"{kind}{'at most ' * (run['schedule.name'] == 'plateau')}{run['max_epochs']:.0f} {epochs}{budget}"
     return f"{kind}epochs until the learning rate is below {run['schedule.min_lr']:g}{budget}"
 
 
-def _value(value: object) -> str:
-    if isinstance(value, str):
-        return value[:8] if len(value) == 64 else value
-    return "null" if pd.isna(value) else f"{value:g}"  # type: ignore[call-overload]
+def value(setting: Any) -> str:
+    """A setting's value as a caption and a file's name give it; of a checksum the first eight digits."""
+    if isinstance(setting, str):
+        return setting[:8] if len(setting) == 64 else setting
+    return "null" if pd.isna(setting) else f"{setting:g}"

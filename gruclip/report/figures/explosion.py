@@ -62,9 +62,12 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
         axes[4].axvline(1, color="black", linewidth=0.6, linestyle="--")
         axes[4].annotate("radius 1", (1, 0.9), (2, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
         handles, labels = axes[4].get_legend_handles_labels()
-        triangle = Line2D([], [], color="black", marker="^", markersize=3, linestyle="none")
-        figure.legend([*handles, triangle], [*labels, "not finite or off the scale"], loc="outside lower center",
-                      ncols=2, handlelength=1.0)  # fmt: skip
+        if any(
+            line.get_marker() == "^" and np.size(line.get_xdata()) for panel in axes.values() for line in panel.lines
+        ):
+            handles.append(Line2D([], [], color="black", marker="^", markersize=3, linestyle="none"))
+            labels.append("not finite or off the scale")
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.0)
 
     return style.save(draw, section.caption, 4.8, out / "figure_1", formats)
 

@@ -17,13 +17,13 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFor
 from gruclip.config import OPTIMIZERS
 from gruclip.report import style
 from gruclip.report.recalled import paper_rate
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting, value
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, summarise
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-#: Decades over which the methods' points at one rate are spread, so that none hides another.
-SPREAD = 0.2
+#: Decades between the points of two lines at one rate, so that none hides another, and between the outermost at most.
+STEP, SPREAD = 0.03, 0.22
 
 
 def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -37,7 +37,7 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
     files = []
     for section in rate_sweeps(runs):
         first = section.runs.iloc[0]
-        name = ",".join(["figure_lr", *(f"{name}={str(first[name])[:20]}" for name in section.differing)])
+        name = ",".join(["figure_lr", *(f"{name}={value(first[name])}" for name in section.differing)])
         files += _figure_lr(section, out / name, formats)
     return files
 
@@ -47,12 +47,16 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
     summary = summary[summary["finished"] > 0]
     lines = [rates for _, rates in summary.groupby(list(METHOD), dropna=False, sort=False)]
     looks = _looks([rates["optimizer.name"].iloc[0] for rates in lines])
-    offsets = 10 ** (SPREAD * (np.arange(len(lines)) / max(len(lines) - 1, 1) - 0.5))
+    spread = min(STEP * (len(lines) - 1), SPREAD)
+    offsets = 10 ** np.linspace(-spread / 2, spread / 2, len(lines))
     protocol = paper_rate(section.dataset)
 
     def draw(figure: Figure) -> None:
         failures, loss, success = figure.subplots(3, sharex=True, height_ratios=[0.35, 2, 1])
         _dress(failures, loss, success, section)
+        tests = np.concatenate(list(summary["test"]))
+        if len(tests):
+            loss.set_ylim(0.97 * tests.min(), 1.03 * tests.max())
         for rates, look, offset in zip(lines, looks, offsets, strict=True):
             rates = rates.sort_values("optimizer.lr")
             at = rates["optimizer.lr"] * offset

@@ -1,0 +1,92 @@
+"""The commands that read what is there: one function each, from parsed arguments to an exit code."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from gruclip.errors import UserError
+
+#: The paper's experiment for a table or figure.
+EXPERIMENTS = {"2": "nottingham"}
+FIGURE_2_RUNS = Path("outputs/figure2")
+
+
+def table(options: Namespace) -> int:
+    """``gruclip table``"""
+    from gruclip.report.collect import read_runs
+    from gruclip.report.tables import table as make_table
+
+    experiment = options.experiment or EXPERIMENTS.get(options.which, "ptb")
+    text = make_table(options.which, read_runs(Path(options.runs or "outputs"), experiment), options.format)
+    if options.out is None:
+        print(text)
+        return 0
+    try:
+        Path(options.out).write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {options.out}: cannot be written ({error.strerror})") from error
+    return 0
+
+
+def figure(options: Namespace) -> int:
+    """``gruclip figure``"""
+    runs = Path(options.runs) if options.runs else FIGURE_2_RUNS if options.which == "2" else Path("outputs")
+    experiment = options.experiment or "ptb"
+    out = Path(options.out) if options.out else runs / experiment
+    draw(options.which, runs, experiment, out, options.format.split(","))
+    return 0
+
+
+def draw(which: str, runs: Path, experiment: str, out: Path, formats: list[str]) -> None:
+    """Write a figure's files and print their paths."""
+    from gruclip.report.collect import read_runs
+    from gruclip.report.figures import figure as make_figure
+
+    frame = read_runs(runs, experiment)
+    try:
+        paths = make_figure(which, frame, out, formats)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    for path in paths:
+        print(f"figure {which}: {path}")
+
+
+def reproduce(options: Namespace) -> int:
+    """``gruclip reproduce``"""
+    from gruclip.cli.reproduce import reproduce as make
+
+    return make(options.which, options.overrides)
+
+
+def eval(options: Namespace) -> int:
+    """``gruclip eval``"""
+    from gruclip.inference import evaluate_run
+
+    result = evaluate_run(Path(options.run), options.split, options.device)
+    perplexity = f", perplexity {result['perplexity']:.2f}" if result.get("perplexity") is not None else ""
+    print(f"{result['split']}: {result['loss']:.4f} {result['unit']}{perplexity}")
+    return 0
+
+
+def data(options: Namespace) -> int:
+    """``gruclip data list | fetch | verify``"""
+    from gruclip.data import FILES, fetch, status
+
+    names = options.names or list(FILES)
+    files = [file for name in names for file in status(name, options.root)]
+    if options.action == "fetch":
+        for name in names:
+            for path in fetch(name, options.root):
+                print(f"{name}: {path}")
+        return 0
+    for name in names:
+        if not FILES[name]:
+            print(f"{name}: in Python's own library, no file needed")
+    for file in files:
+        print(f"{file.dataset}: {file.file.path}: {file.state}{f' at {file.location}' if file.location else ''}")
+    wrong = [file for file in files if file.state != "verified"]
+    if options.action == "verify" and wrong:
+        names_ = ", ".join(f"{file.file.path} ({file.state})" for file in wrong)
+        raise UserError(f"data verify: {names_}; `gruclip data fetch` downloads what is missing or says what to mend")
+    return 0

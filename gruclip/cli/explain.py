@@ -1,0 +1,55 @@
+"""Hydra's and OmegaConf's errors in one line: what is wrong, the value, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from gruclip.config import RunConfig
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error about what was typed; None for any other."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: no such option; there are {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        detail = next(line for line in str(error).splitlines() if not line.startswith("Error parsing"))
+        return f"{error.override}: cannot be read ({detail.split(': ')[0]}); write setting=value"
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_lines(error) if _raised_by_hydra(error) else None
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", str(error)):
+        return f"{several[1]}: several values; add -m to sweep over them"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        typed = re.match(r"Could not override '(.+?)'", str(error))
+        return _no_such_setting(typed[1] if typed and "." in typed[1] else str(cause.full_key))
+    return _first_lines(error)
+
+
+def _no_such_setting(name: str) -> str:
+    settings = list(RunConfig().flat())
+    group = name.rpartition(".")[0]
+    siblings = [setting for setting in settings if group and setting.startswith(f"{group}.")]
+    close = difflib.get_close_matches(name, settings, n=1)
+    if close and not siblings:
+        return f"{name}: no such setting; did you mean {close[0]}?"
+    tops = dict.fromkeys(setting.partition(".")[0] for setting in settings)
+    return f"{name}: no such setting; there are {', '.join(siblings or tops)}"
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "https://" not in line and "object_type=" not in line]
+    return "; ".join(line.rstrip(".") for line in lines if line)
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Hydra has plain ValueErrors too, e.g. for ``dataset=null``."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return isinstance(error, ValueError) and module.startswith("hydra.")

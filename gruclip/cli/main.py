@@ -1,0 +1,123 @@
+"""From the command line to a function, and from its exceptions to one line and an exit code.
+
+What is slow to import (torch, pandas, Hydra) is imported by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import gruclip
+from gruclip.config import DATASETS
+from gruclip.errors import UserError
+
+TABLES = ("1", "2", "lr", "cells")
+FIGURES = ("1", "2", "lr")
+REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
+BENCHMARKS = ("projection", "gru", "step", "sweep")
+
+#: Exit codes. 0: done, every run recorded, failed and diverged ones too. 1: a bug of ours, with its traceback.
+USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for what the user can mend, told in one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, `head` or a pager, has seen enough; keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("gruclip: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else _explain(error)
+        if message is None:
+            raise
+        print(f"gruclip: {' '.join(message.split())}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _explain(error: Exception) -> str | None:
+    """Hydra's words for bad input in one line; None for an error that is ours."""
+    if "hydra" not in sys.modules:
+        return None
+    from gruclip.cli.explain import explain
+
+    return explain(error)
+
+
+def _run(arguments: list[str]) -> int:
+    # These two have command lines of their own, which argparse would take apart.
+    if arguments[:1] == ["train"]:
+        from gruclip.cli.training import train
+
+        return train(arguments[1:])
+    if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHMARKS:
+        from importlib import import_module
+
+        return int(import_module(f"gruclip.bench.{arguments[1]}").main(arguments[2:]))
+    options = _parser().parse_args(arguments)
+    from gruclip.cli import commands
+
+    return int(getattr(commands, options.command)(options))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors as `UserError`, one line without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gruclip", description="Spectral clipping for recurrent networks, and its experiments.")
+    parser.add_argument("--version", action="version", version=f"gruclip {gruclip.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = "train a run, or with -m a sweep: gruclip train [-m] [+experiment=NAME] [+sweep=NAME] [SETTING=VALUE ...]"
+    commands.add_parser("train", help=train, add_help=False)
+
+    table = commands.add_parser("table", help="a table of the runs there are")
+    table.add_argument("which", choices=TABLES)
+    _add_source(table)
+    table.add_argument("--format", default="md", choices=("md", "tex", "csv"))
+    table.add_argument("--out", metavar="FILE", help="write it there and not to the terminal")
+
+    figure = commands.add_parser("figure", help="a figure of the runs there are")
+    figure.add_argument("which", choices=FIGURES)
+    _add_source(figure)
+    figure.add_argument("--format", default="png,pdf,svg", metavar="png,pdf,svg")
+    figure.add_argument("--out", metavar="DIR", help="default: the experiment's folder")
+
+    reproduce = commands.add_parser("reproduce", help="train the runs that are missing, then make the table or figure")
+    reproduce.add_argument("which", choices=REPRODUCTIONS)
+    reproduce.add_argument("overrides", nargs="*", help="as for train, e.g. +experiment=demo trainer.budget=short")
+
+    evaluate = commands.add_parser("eval", help="the loss of a run's best epoch on a split")
+    evaluate.add_argument("run", help="the run's folder")
+    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+    data = commands.add_parser("data", help="the corpora: which there are, download them, check them")
+    data.add_argument("action", choices=("list", "fetch", "verify"))
+    data.add_argument("names", nargs="*", metavar="DATASET", help=f"of {', '.join(DATASETS)}; default: all")
+    data.add_argument("--root", metavar="DIR", help="a folder with the corpora, looked into first")
+
+    bench = commands.add_parser("bench", help="measure against the alternatives, side by side")
+    bench.add_argument("which", choices=BENCHMARKS)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", metavar="DIR", help="the output_dir of the runs; default: outputs")
+    parser.add_argument("--experiment", metavar="NAME", help="default: the paper's for this table or figure")

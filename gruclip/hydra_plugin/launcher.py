@@ -1,0 +1,31 @@
+"""``hydra/launcher=stacked``: all runs of a multirun in one process, those of one shape side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from gruclip.cli.training import defaults_of, to_run
+from hydra_plugins.gruclip.jobs import settings_of
+
+
+class StackedLauncher(Launcher):
+    """Hands all runs to `gruclip.train` as one list."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from gruclip.train import train
+
+        settings = list(settings_of(job_overrides, self.loader, self.config))
+        runs = [to_run(one) for one in settings]
+        results = train(runs, defaults=defaults_of(runs, self.loader), stack=True)
+        return [
+            JobReturn(overrides=list(overrides), cfg=cfg, status=JobStatus.COMPLETED, _return_value=result.status)
+            for overrides, cfg, result in zip(job_overrides, settings, results, strict=True)
+        ]

@@ -1,0 +1,41 @@
+"""``hydra/sweeper=grids``: the union of a sweep file's grids; every run is checked before the first starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from gruclip.cli.training import check, defaults_of, run_job, to_run
+from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
+
+
+class GridSweeper(Sweeper):
+    """Launches the jobs of ``hydra.sweeper.grids``: mappings from keys to values, or lists of values."""
+
+    def __init__(self, grids: list[dict[str, Any]]) -> None:
+        # `planned_jobs` reads the grids from the configuration, which may hold others for each experiment.
+        super().__init__()
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.composed = hydra_context, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        loader = self.context.config_loader
+        jobs = planned_jobs(loader, self.composed)
+        runs = [to_run(settings) for settings in settings_of(jobs, loader, self.composed)]
+        check(runs, defaults_of(runs, loader))
+        # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=run_job, config=self.composed
+        )
+        returns = launcher.launch(jobs, initial_job_idx=0)
+        for job in returns:
+            if job.status is JobStatus.FAILED:
+                # JobReturn.return_value would print a line of its own before it raises the same.
+                raise job._return_value
+        return returns

@@ -1,0 +1,27 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from gruclip.data import FILES
+
+# The same examples every time, so that a failure comes from a change; no deadline, since cores are shared.
+hypothesis.settings.register_profile(
+    "gruclip", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("gruclip")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real corpora that $GRUCLIP_DATA names."""
+    root = Path(os.environ.get("GRUCLIP_DATA", "data that nobody has named")).resolve()
+    missing = [file.path for files in FILES.values() for file in files if not (root / file.path).is_file()]
+    if missing:
+        pytest.fail(f"needs {', '.join(missing)} in $GRUCLIP_DATA, a folder laid out as gruclip.data.files.FILES")
+    return root

@@ -1,0 +1,295 @@
+"""The runner: what a run computes, how it is continued, and that neighbours do not matter."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
+from gruclip.data import load
+from gruclip.engine import Engine
+from gruclip.errors import ConfigError, UserError
+from gruclip.inference import evaluate_run
+from gruclip.inference import load as load_model
+from gruclip.train import RunResult, train
+
+COMPARED = ("epochs.csv", "steps.csv", "summary.json")
+
+
+def config(tmp_path: Path, **changes: Any) -> RunConfig:
+    """A small run on pydoc: 40 iterations of 12 units."""
+    base = RunConfig(
+        model=ModelConfig(hidden_size=12),
+        optimizer=OptimizerConfig("spectral_clipping", lr=1.0, delta=1.05),
+        trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=10, radius_every=10),
+        output_dir=str(tmp_path),
+        device="cpu",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def music(tmp_path: Path, data_root: Path, **changes: Any) -> RunConfig:
+    """Two epochs of a small music model on JSB Chorales."""
+    return config(
+        tmp_path,
+        dataset=DatasetConfig("jsb_chorales", str(data_root)),
+        model=ModelConfig(hidden_size=8, num_layers=2),
+        optimizer=OptimizerConfig("gradient_clipping", lr=0.1, threshold=15.0),
+        schedule=ScheduleConfig("plateau", 1.25, patience=1),
+        trainer=TrainerConfig(max_epochs=2, radius_every=7),
+        **changes,
+    )
+
+
+def rows(result: RunResult, name: str) -> list[dict[str, str]]:
+    with (result.folder / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    weights = (folder / "checkpoint" / "best.safetensors").read_bytes()
+    return {name: (folder / name).read_bytes() for name in COMPARED} | {"weights": weights}
+
+
+def test_a_run_leaves_the_folder_that_the_design_promises(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert not result.skipped
+    assert {path.name for path in result.folder.iterdir()} >= {
+        "config.yaml", "epochs.csv", "steps.csv", "timing.csv", "environment.json", "summary.json", "checkpoint",
+    }  # fmt: skip
+    assert result.folder.parent == tmp_path / "demo"
+    assert result.folder.name.startswith("spectral_clipping,delta=1.05,lr=1,seed=0,")
+    steps = rows(result, "steps.csv")
+    assert [int(row["step"]) for row in steps] == list(range(1, 41))
+    assert all((row["spectral_radius_l0"] != "") == (int(row["step"]) % 10 == 0) for row in steps)
+    epochs = rows(result, "epochs.csv")
+    assert [row["epoch"] for row in epochs] == ["0", "1"]
+    assert result.summary["initial_valid_loss"] == float(epochs[0]["valid_loss"])
+    assert result.summary["valid_loss"] == float(epochs[1]["valid_loss"])
+    assert result.status == "success"
+
+
+def test_spectral_clipping_holds_every_layer_below_its_limit_after_every_update(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    steps = rows(result, "steps.csv")
+    assert all(float(row["spectral_norm_l0"]) <= 0.95 * (1 + 1e-5) for row in steps)
+    # An orthogonal start above the limit: all twelve values are clipped at once.
+    assert int(steps[0]["values_clipped"]) == 12
+
+
+def test_evaluation_of_a_finished_run_repeats_its_numbers(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert evaluate_run(result.folder, "valid")["loss"] == result.summary["valid_loss"]
+    test = evaluate_run(result.folder, "test")
+    assert test["loss"] == result.summary["test_loss"]
+    assert test["perplexity"] == math.exp(test["loss"])
+
+
+def test_the_loaded_model_computes_the_loss_that_was_reported(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    model, tokens = load_model(result.folder), load("pydoc").splits["valid"]
+    lanes, length = 20, tokens.numel() // 20
+    states, targets = [], []
+    for lane in range(lanes):
+        stop = tokens.numel() if lane == lanes - 1 else (lane + 1) * length
+        text = tokens[lane * length : stop]
+        with torch.no_grad():
+            logits, _ = model(text[:-1].unsqueeze(1))
+        states.append(logits.flatten(0, 1))
+        targets.append(text[1:])
+    loss = torch.nn.functional.cross_entropy(torch.cat(states), torch.cat(targets))
+    assert loss.item() == pytest.approx(result.summary["valid_loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_skipped_and_a_changed_setting_is_another_run(tmp_path: Path) -> None:
+    first, second = config(tmp_path), config(tmp_path, seed=1)
+    train([first], quiet=True)
+    results = train([first, second], quiet=True)
+    assert [result.skipped for result in results] == [True, False]
+    assert results[0].folder != results[1].folder
+
+
+def test_a_run_interrupted_between_iterations_continues_to_the_same_bits(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for made in (lambda path: config(path), lambda path: music(path, data_root)):
+        (whole,) = train([made(tmp_path / "whole")], quiet=True)
+        step, calls = Engine.step, []
+
+        def interrupted_step(engine: Engine, *arguments: Any, step: Any = step, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) in (7, 33):
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(engine, *arguments)
+
+        monkeypatch.setattr(Engine, "step", interrupted_step)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train([made(tmp_path / "broken")], quiet=True)
+        (continued,) = train([made(tmp_path / "broken")], quiet=True)
+        monkeypatch.undo()
+        assert content(continued.folder) == content(whole.folder)
+
+
+def test_a_run_that_is_killed_continues_from_its_last_checkpoint_to_the_same_bits(
+    tmp_path: Path, data_root: Path
+) -> None:
+    (whole,) = train([music(tmp_path / "whole", data_root)], quiet=True)
+    broken = music(tmp_path / "broken", data_root)
+    code = (
+        "import os, gruclip.train as t\nfrom tests.test_train import music\nfrom pathlib import Path\n"
+        "real, calls = t.Engine.step, []\n"
+        "def step(*a):\n    calls.append(1)\n    if len(calls) == 33: os._exit(9)\n    return real(*a)\n"
+        "t.Engine.step = step\n"
+        f"t.train([music(Path({str(tmp_path / 'broken')!r}), Path({str(data_root)!r}))], quiet=True)\n"
+    )
+    root = Path(__file__).parent.parent
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(root)}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ, **threads}, check=False)
+    assert killed.returncode == 9
+    (continued,) = train([broken], quiet=True)
+    assert content(continued.folder) == content(whole.folder)
+
+
+def test_five_runs_in_a_stack_leave_the_bits_that_each_leaves_alone(tmp_path: Path) -> None:
+    def five(path: Path) -> list[RunConfig]:
+        optimizers = [
+            OptimizerConfig("spectral_clipping", lr=1.0, delta=1.05),
+            OptimizerConfig("spectral_clipping", lr=0.5, delta=0.4),
+            OptimizerConfig("gradient_clipping", lr=1.0, threshold=2.0),
+            OptimizerConfig("combined_clipping", lr=2.0, threshold=5.0, delta=0.2),
+            OptimizerConfig("sgd", lr=0.1),
+        ]
+        return [config(path, optimizer=optimizer, seed=seed) for seed, optimizer in enumerate(optimizers)]
+
+    together = train(five(tmp_path / "together"), stack=True, quiet=True)
+    for index, result in enumerate(together):
+        (alone,) = train([five(tmp_path / "alone")[index]], quiet=True)
+        assert content(result.folder) == content(alone.folder)
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iterations(
+    tmp_path: Path, data_root: Path, words: bool
+) -> None:
+    made = config(tmp_path) if words else music(tmp_path, data_root)
+    made = dataclasses.replace(made, precision="fp64")
+    optimizers = [
+        OptimizerConfig("gradient_clipping", lr=0.1, threshold=2.0),
+        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05),
+        OptimizerConfig("combined_clipping", lr=0.1, threshold=5.0, delta=0.4),
+    ]
+    runs = [dataclasses.replace(made, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
+    corpus = load(made.dataset.name, made.dataset.root)
+    stack, alone = Engine(runs, corpus, torch.device("cpu")), [Engine([r], corpus, torch.device("cpu")) for r in runs]
+    iterations = stack.begin_epoch([1, 1, 1])
+    for engine in alone:
+        engine.begin_epoch([1])
+    for iteration in range(50):
+        together = stack.step(iteration % iterations, with_radius=iteration == 49)
+        singles = [engine.step(iteration % iterations, with_radius=iteration == 49) for engine in alone]
+        for name in ("loss", "grad_norm"):
+            expected = torch.cat([getattr(single, name) for single in singles])
+            torch.testing.assert_close(getattr(together, name), expected, rtol=1e-9, atol=0)
+    for index, engine in enumerate(alone):
+        found = stack.run_state(index)
+        for name, tensor in engine.run_state(0).items():
+            if name.startswith(("parameters/", "hidden/")):
+                torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged_and_its_neighbours_go_on(tmp_path: Path) -> None:
+    wild = config(tmp_path, optimizer=OptimizerConfig("sgd", lr=1e38))
+    diverged, neighbour = train([wild, config(tmp_path)], quiet=True)
+    assert diverged.status == "diverged"
+    assert diverged.summary["exploded"]
+    last = rows(diverged, "steps.csv")[-1]
+    assert not math.isfinite(float(last["loss"]))
+    assert int(last["step"]) < 40
+    assert neighbour.status == "success"
+
+
+def test_a_run_whose_validation_loss_rises_above_its_start_is_failed(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path, optimizer=OptimizerConfig("sgd", lr=300.0))], quiet=True)
+    assert result.status in ("failed", "diverged")
+    assert result.summary["valid_loss"] is None or result.summary["valid_loss"] > result.summary["initial_valid_loss"]
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    errors: list[BaseException] = []
+    from gruclip import train as runner
+
+    job = runner._Job(made, RunConfig())
+    job.folder.open({name: ("x",) for name in ("epochs.csv", "steps.csv", "timing.csv")}, None)
+    try:
+        train([made], quiet=True)
+    except UserError as error:
+        errors.append(error)
+    finally:
+        job.folder.close()
+    assert "another process" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"device": "cuda"}, "device=cuda"),
+        ({"precision": "tf32"}, "precision=tf32"),
+        ({"trainer": TrainerConfig(bptt=100_000)}, "trainer.bptt=100000"),
+        ({"dataset": DatasetConfig("wikitext")}, "dataset.name=wikitext"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        changes = {"precision": "fp8"}
+        named = "precision=fp8"
+    with pytest.raises(ConfigError, match=named):
+        train([config(tmp_path), config(tmp_path, **changes)], quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(UserError, match="not a folder that can be written to"):
+        train([config(blocked)], quiet=True)
+
+
+def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    path = result.folder / "config.yaml"
+    path.write_text(path.read_text().replace("identity: ", "identity: 0"))
+    before = path.read_text()
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        train([config(tmp_path)], quiet=True)
+    assert path.read_text() == before
+
+
+def test_train_works_in_a_thread_where_signals_cannot_be_handled(tmp_path: Path) -> None:
+    results: list[RunResult] = []
+    made = config(tmp_path, trainer=TrainerConfig(max_epochs=None, max_steps=2, bptt=5))
+    thread = threading.Thread(target=lambda: results.extend(train([made], quiet=True)))
+    thread.start()
+    thread.join()
+    assert results[0].status in ("success", "failed")
+
+
+def test_a_checkpoint_at_a_time_interval_does_not_change_a_bit(tmp_path: Path) -> None:
+    (plain,) = train([config(tmp_path / "a")], quiet=True)
+    often = dataclasses.replace(config(tmp_path).trainer, checkpoint_minutes=1e-9)
+    (checkpointed,) = train([config(tmp_path / "b", trainer=often)], quiet=True)
+    assert content(plain.folder) == content(checkpointed.folder)
