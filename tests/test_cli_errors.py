@@ -50,7 +50,10 @@ BAD_COMMANDS = [
     ("train experiment=mnist", "experiment=mnist: no such option; there are demo"),
     ("train -m +sweep=table3", "sweep=table3: no such option; there are cells, figure1"),
     ("train hydra/launcher=cloud", "hydra/launcher=cloud: no such option; there are basic"),
-    ("train -m seed=0,1 hydra/sweeper=basic", "gruclip's runs are launched by hydra/sweeper=grids alone"),
+    (
+        "train -m seed=0,1 hydra/sweeper=basic",
+        "hydra/sweeper=basic: gruclip's runs are launched by hydra/sweeper=grids alone",
+    ),
     # settings
     ("train optimizer.momentum=0.9", "optimizer.momentum: no such setting; there are optimizer.name, optimizer.lr"),
     ("train optimzer.lr=1", "optimzer.lr: no such setting; did you mean optimizer.lr?"),
@@ -74,7 +77,10 @@ BAD_COMMANDS = [
     ("train optimizer.delta=0", "optimizer.delta=0.0: should be a number inside (0, 2)"),
     ("train optimizer.delta=2", "optimizer.delta=2.0: should be a number inside (0, 2)"),
     ("train optimizer.delta=nan", "optimizer.delta=nan: should be a number inside (0, 2)"),
-    ("train optimizer.delta=1 model.cell=tanh_rnn", "should be a number inside (0, 1), the stability limit of tanh_rnn"),
+    (
+        "train optimizer.delta=1 model.cell=tanh_rnn",
+        "should be a number inside (0, 1), the stability limit of tanh_rnn",
+    ),
     ("train optimizer.algorithm=magic", "optimizer.algorithm=magic: should be one of auto"),
     ("train model.cell=sru", "model.cell=sru: should be one of gru"),
     ("train model.hidden_size=0", "model.hidden_size=0: should be a whole number of at least 1"),

@@ -12,7 +12,6 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +21,7 @@ from gruclip.errors import UserError
 
 CONFIG_MODULE = "gruclip.conf"
 CONFIG_NAME = "config"
+SWEEPER = "hydra/sweeper=grids"
 
 #: Top-level entries of a composed configuration that are no settings of a run.
 NOT_SETTINGS = ("hydra", "protocol")
@@ -29,18 +29,19 @@ NOT_SETTINGS = ("hydra", "protocol")
 
 def train(argv: Sequence[str]) -> int:
     """Train what the overrides in `argv` describe: one run, or with ``--multirun`` a sweep."""
-    composed: list[tuple[DictConfig, ConfigLoader]] = []
-
-    def compose(settings: DictConfig) -> None:
-        # Hydra only composes a single run, which is trained below: it prints a page for an error in its task
-        # function. The runs of a sweep are trained by `run_job`, which the sweeper puts in this one's place.
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise UserError("hydra/sweeper: gruclip's runs are launched by hydra/sweeper=grids alone")
-        composed.append((settings, GlobalHydra.instance().config_loader()))
-
     _, unknown = get_args_parser().parse_known_args(argv)
     if unknown:
         raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
+    for other in (argument for argument in argv if argument.startswith("hydra/sweeper=") and argument != SWEEPER):
+        raise UserError(f"{other}: gruclip's runs are launched by {SWEEPER} alone")
+
+    # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
+    # The runs of a sweep are trained by `run_job`, which the sweeper puts in this one's place.
+    composed: list[tuple[DictConfig, ConfigLoader]] = []
+
+    def compose(settings: DictConfig) -> None:
+        composed.append((settings, GlobalHydra.instance().config_loader()))
+
     register_plugins()
     with _command_line(_with_plus(argv)):
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)(compose)()

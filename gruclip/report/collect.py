@@ -128,6 +128,7 @@ def read_machine(folder: str | Path) -> str:
     try:
         environment = json.loads(path.read_text())
         device = environment["processor"] if environment["device"] == "cpu" else environment["device"]
-        return f"{device}, {environment['threads']} threads"
+        threads = environment["threads"]
+        return f"{device}, {threads} thread{'s' * (threads != 1)}"
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove the folder to run it anew") from error

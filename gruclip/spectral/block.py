@@ -34,16 +34,20 @@ from torch import Tensor
 
 from gruclip.products import matmul
 
-#: Columns of the reference subspace P_0: at least, and at most as a share of min(m, n).
-FEWEST, LARGEST_SHARE = 8, 0.2
+#: Columns of the reference subspace P_0: at least this many, and every value above NEAR * limit.
+FEWEST, NEAR = 8, 0.85
 #: Columns carried beside it, for what has moved since the reference was taken.
-EXTRA = 16
+EXTRA = 8
+#: The whole block, at most, as a share of min(m, n): above it a full decomposition is cheaper.
+LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 8
-#: The bulk may come this near to the limit (beta / L).
-HIGHEST_BULK = 0.985
+#: beta / L, at most: kappa is then below 20.
+HIGHEST_BULK = 0.97
+#: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.
+MU = 0.25
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
-NORM_RESIDUAL = 1e-3
+NORM_RESIDUAL = 5e-4
 
 
 class Tracked(NamedTuple):
@@ -80,67 +84,113 @@ def rayleigh_ritz(basis: Tensor, image: Tensor) -> Ritz:
     return Ritz(values, left, basis @ Y.to(basis.dtype))
 
 
-def start(weight: Tensor, limit: float, right: Tensor, values: Tensor) -> Tracked | None:
-    """Track `weight` from its right singular vectors (n, r) and values, both complete and descending.
+def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracked | None:
+    """Track `weight`, clipped at `limit`, given all its singular values and right vectors (n, r), descending.
 
-    None where too many values lie near the limit for the block to be worth its cost.
+    None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    largest = int(LARGEST_SHARE * min(weight.shape))
-    near = int((values > 0.9 * limit).sum()) if limit < torch.inf else 0
+    near = int((values > NEAR * limit).sum()) if limit < torch.inf else 0
     frozen = max(near, FEWEST)
-    if frozen + EXTRA > largest:
+    if frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
         return None
     basis = right[:, : frozen + EXTRA].to(weight.dtype).contiguous()
     return Tracked(basis, frozen, weight.clone(), float(values[frozen]))
 
 
 def certify(weight: Tensor, right: Tensor, bulk: float) -> bool:
-    """Whether ||W (I - P)||_2 <= bulk, for the projector P on orthonormal columns: proved by factorisation."""
-    Y = matmul(weight.mT, weight @ right)
-    Y -= right @ ((right.mT @ Y) / 2)
+    """Whether ||W (I - P)||_2 <= bulk for the projector P on orthonormal columns: proved by factorisation.
+
+    Rounding moves the answer by some n eps ||W (I - P)||^2, for which `HIGHEST_BULK` leaves room.
+    """
+    Y = weight.mT @ (weight @ right)
+    Y -= right @ (right.mT @ Y) / 2
     shifted = matmul(weight.mT, weight).neg_()
     shifted.addmm_(torch.cat((right, Y), 1), torch.cat((Y, right), 1).mT)
-    # Rounding of the product and of the factorisation: n eps ||W||^2, covered by the margin of the caller.
     shifted.diagonal().add_(bulk * bulk)
     return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
 
 
 def clip(weight: Tensor, limit: float, tracked: Tracked, tolerance: float) -> tuple[int, float, Tracked] | None:
-    """Clip `weight` in place; values clipped, sigma_1 after it, and what to carry. None: not certified, unchanged."""
-    frozen, dtype = tracked.frozen, weight.dtype
-    ceiling = limit * (1 + tolerance)
-    drift = weight - tracked.reference
-    drift_squared = float(torch.linalg.vector_norm(drift, dtype=torch.float64)) ** 2
-    scale = max(float(torch.linalg.vector_norm(weight)), limit if limit < torch.inf else 0.0)
-    precise = (2.5e-7 if dtype == torch.float32 else 1e-10) * scale
+    """Clip `weight` in place at `limit` (infinity: only measure); the values clipped, sigma_1 after, what to carry.
 
+    None where no certificate was found; the weight is then unchanged.
+    """
+    ceiling = limit * (1 + tolerance)
+    found = _converge(weight, limit, ceiling, tracked)
+    if found is None:
+        return None
+    ritz, basis, residual = found
+    tracked = _reference(weight, limit, tracked, ritz, basis)
+    bulk = _bulk(weight, limit, tracked, basis)
+    kept = ritz.values.clamp(max=limit)
+    if limit < torch.inf:
+        if bulk > HIGHEST_BULK * limit:
+            return None
+        kappa = ceiling**2 / (ceiling**2 - bulk**2)
+        wide = residual.double()
+        slack = torch.diag(ceiling**2 - kept**2) - kappa * (wide.mT @ wide)
+        if int(torch.linalg.cholesky_ex(slack / ceiling**2)[1]) != 0:
+            return None
+
+    count = int((ritz.values > ceiling).sum())
+    if count:
+        excess = (ritz.values[:count] - limit).to(weight.dtype)
+        weight.addmm_(ritz.left[:, :count] * excess, ritz.right[:, :count].mT, alpha=-1)
+    frozen = tracked.frozen
+    first = tracked.basis[:, :frozen]
+    rest = orthonormal(ritz.right[:, : EXTRA + count], first)
+    return count, float(kept[0]), tracked._replace(basis=torch.cat((first, rest), 1))
+
+
+def _converge(weight: Tensor, limit: float, ceiling: float, tracked: Tracked) -> tuple[Ritz, Tensor, Tensor] | None:
+    """Enlarge the basis by residuals until those that matter are small: the Ritz triplets, Q, and W^T U - V Theta."""
+    norm = float(torch.linalg.vector_norm(weight))
+    precise = (2.5e-7 if weight.dtype == torch.float32 else 1e-10) * max(norm, limit if limit < torch.inf else 0.0)
     basis = orthonormal(tracked.basis)
     image = weight @ basis
     for _ in range(MOST_EXPANSIONS):
-        values, left, right = rayleigh_ritz(basis, image)
-        wanted = max(int((values > 0.95 * limit).sum()), 1)
-        residual = weight.mT @ left[:, :wanted] - right[:, :wanted] * values[:wanted].to(dtype)
+        ritz = rayleigh_ritz(basis, image)
+        residual = weight.mT @ ritz.left - ritz.right * ritz.values.to(weight.dtype)
         size = torch.linalg.vector_norm(residual, dim=0).double()
-        above = values[:wanted] > ceiling
-        target = torch.full_like(size, precise / wanted**0.5)
-        # What a value inside the limit may be off without passing it, and what the norm may be off.
-        inside = (ceiling**2 - values[:wanted] ** 2).clamp(min=0).mul(0.02).sqrt().clamp(min=precise)
-        target = torch.where(above, target, inside)
-        if not bool(above.any()):
-            target[0] = min(float(target[0]), NORM_RESIDUAL * float(values[0]))
-        open_pairs = (size > target).nonzero().flatten()
-        if open_pairs.numel() == 0:
-            break
-        worst = open_pairs[(size / target)[open_pairs].argsort(descending=True)[:EXPANSION]]
-        new = orthonormal(residual[:, worst] / size[worst].to(dtype), basis)
+        above = ritz.values > ceiling
+        # Inside the limit by g, a value may be off by g: with kappa at its largest, 20 e^2 <= ceiling^2 - value^2.
+        room = (ceiling**2 - ritz.values**2).clamp(min=0).div(40).sqrt() if limit < torch.inf else size
+        target = torch.where(above, precise / (1 + int(above.sum())) ** 0.5, room.clamp(min=precise))
+        if not bool(above[0]):
+            target[0] = torch.minimum(target[0], NORM_RESIDUAL * ritz.values[0])
+        unfinished = (size > target).nonzero().flatten()
+        if unfinished.numel() == 0:
+            return ritz, basis, residual
+        if basis.shape[1] + unfinished.numel() > LARGEST_SHARE * min(weight.shape) * 2:
+            return None
+        worst = unfinished[:EXPANSION]
+        new = orthonormal(residual[:, worst] / size[worst].to(weight.dtype), basis)
         basis, image = torch.cat((basis, new), 1), torch.cat((image, weight @ new), 1)
-    else:
-        return None
+    return None
 
-    bulk = tracked.bulk + drift_squared**0.5
-    if bulk > HIGHEST_BULK * limit:
-        outside = drift_squared - float(torch.linalg.vector_norm(drift @ basis, dtype=torch.float64)) ** 2
-        bulk = tracked.bulk + max(outside, 0.0) ** 0.5
-    if bulk > HIGHEST_BULK * limit:
-        return None
-    return _finish(weight, limit, tolerance, tracked, Ritz(values, left, right), bulk)
+
+def _bulk(weight: Tensor, limit: float, tracked: Tracked, basis: Tensor) -> float:
+    """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
+    drift = weight - tracked.reference
+    whole = float(torch.linalg.vector_norm(drift))
+    if tracked.bulk + whole <= HIGHEST_BULK * limit:
+        return tracked.bulk + whole
+    inside = float(torch.linalg.vector_norm(drift @ basis))
+    # The difference of two squares: its rounding, of the size of eps whole^2, counts as drift.
+    eps = 8 * torch.finfo(weight.dtype).eps
+    return tracked.bulk + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
+
+
+def _reference(weight: Tensor, limit: float, tracked: Tracked, ritz: Ritz, basis: Tensor) -> Tracked:
+    """A new reference, where the old one has grown too weak and a new one can be proved."""
+    if limit == torch.inf or _bulk(weight, limit, tracked, basis) <= HIGHEST_BULK * limit:
+        return tracked
+    frozen = max(int((ritz.values > NEAR * limit).sum()), FEWEST)
+    if frozen >= ritz.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
+        return tracked
+    first = orthonormal(ritz.right[:, :frozen])
+    low = float(ritz.values[frozen])
+    mu = low + MU * (limit - low)
+    if mu > HIGHEST_BULK * limit or not certify(weight, first, mu):
+        return tracked
+    return Tracked(first, frozen, weight.clone(), mu)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gruclip.spectral.block import Tracked
+
 
 class SpectralState:
     """What is known of a batch of matrices, from step to step: plain tensors with a leading batch axis.
@@ -44,6 +46,33 @@ class SpectralState:
             if new is not None:
                 put(tensor[index : index + 1], new)
             self.tensors[name] = tensor
+
+    def tracked(self, index: int, weight: Tensor) -> Tracked | None:
+        """What is tracked of matrix `index`, if it is of the shape and dtype of `weight`."""
+        basis, reference = self.tensors.get("basis"), self.tensors.get("reference")
+        if basis is None or reference is None or index >= basis.shape[0]:
+            return None
+        frozen, columns = self.tensors["columns"][index].tolist()
+        held = reference[index]
+        if columns == 0 or held.shape != weight.shape or held.dtype != weight.dtype or held.device != weight.device:
+            return None
+        return Tracked(basis[index, :, :columns], frozen, held, float(self.tensors["bulk"][index]))
+
+    def track(self, index: int, tracked: Tracked | None) -> None:
+        """Carry `tracked` for matrix `index`; None forgets it."""
+        if tracked is None:
+            if "columns" in self.tensors and index < self.tensors["columns"].shape[0]:
+                self.tensors["columns"][index] = 0
+            return
+        self.load_state_dict(
+            {
+                "basis": tracked.basis.unsqueeze(0),
+                "columns": torch.tensor([[tracked.frozen, tracked.basis.shape[1]]]),
+                "reference": tracked.reference.unsqueeze(0),
+                "bulk": torch.tensor([tracked.bulk], dtype=torch.float64),
+            },
+            index,
+        )
 
 
 def put(into: Tensor, tensor: Tensor) -> None:

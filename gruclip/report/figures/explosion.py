@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from gruclip.errors import UserError
 from gruclip.report import style
@@ -46,7 +46,7 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
             norm, radius = axes[column], axes[2 + column]
             measured = run_steps[run_steps["measured"]]
             norm.set_title(titles[column], color=colour)
-            norm.set_yscale("log")
+            _log_scale(norm)
             _line(norm, run_steps["step"], run_steps["grad_norm"], norm_limits, colour)
             _line(radius, measured["step"], measured["radius"], radius_limits, colour)
             _mark_radius_1(radius)
@@ -114,7 +114,10 @@ def _norm_limits(norms: np.ndarray) -> tuple[float, float]:
     if not len(usual):
         return 0.1, 10.0
     top = min(usual.max(), NORM_RANGE * float(np.median(usual)))
-    return usual.min() / 1.5, top * 1.5
+    low, top = usual.min() / 1.5, top * 1.5
+    if top < 100 * low:  # too few decades to label: whole ones
+        low, top = 10 ** np.floor(np.log10(low)), 10 ** np.ceil(np.log10(top))
+    return float(low), float(top)
 
 
 def _radius_limits(radii: np.ndarray) -> tuple[float, float]:
@@ -144,7 +147,8 @@ def _scatter(
     inside = (norm <= norm_limits[1]) & (radius <= radius_limits[1])
     panel.plot(radius[inside], norm[inside], marker, markersize=2, markeredgewidth=0, color=colour, label=label,
                rasterized=True)  # fmt: skip
-    panel.set(yscale="log", xlim=radius_limits, ylim=norm_limits, xlabel="spectral radius", ylabel="gradient norm")
+    _log_scale(panel)
+    panel.set(xlim=radius_limits, ylim=norm_limits, xlabel="spectral radius", ylabel="gradient norm")
     _edge(panel, _capped(radius[~inside], radius_limits[1]), _capped(norm[~inside], norm_limits[1]), colour)
 
 
@@ -156,6 +160,11 @@ def _edge(panel: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
     """Triangles at the panel's edge, half outside, for points that are not finite or off the scale."""
     (marks,) = panel.plot(x, y, "^", color=colour, markersize=3, markeredgewidth=0, clip_on=False, rasterized=True)
     marks.set_in_layout(False)  # an unclipped artist without points has no extent, which the layout cannot bear
+
+
+def _log_scale(panel: Axes) -> None:
+    panel.set_yscale("log")
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark_radius_1(panel: Axes) -> None:

@@ -1,0 +1,53 @@
+"""Clipping by a full decomposition: the singular value decomposition, and the Gram matrix's eigenvectors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: sigma_1 / limit up to which the Gram matrix, whose eigenvalues are squares, resolves the limit in float64.
+GRAM_RANGE = 1e4
+
+
+class Decomposition(NamedTuple):
+    """W = left diag(values) right^T in float64, values (..., r) descending."""
+
+    left: Tensor  #: (..., m, r)
+    values: Tensor
+    right: Tensor  #: (..., n, r)
+
+
+def svd(weight: Tensor) -> Decomposition:
+    """The reference. In float64, since LAPACK's float32 values are off by 1e-6 of the largest."""
+    left, values, right_t = torch.linalg.svd(weight.double(), full_matrices=False)
+    return Decomposition(left, values, right_t.mT)
+
+
+def gram(weight: Tensor) -> Decomposition:
+    """From the eigenvectors of W^T W or W W^T, whichever is smaller: for values of at least sigma_1 / `GRAM_RANGE`.
+
+    A value sigma comes out with a relative error of some eps (sigma_1 / sigma)^2. The left vectors of smaller
+    values are not orthonormal; clipping does not need them.
+    """
+    if weight.shape[-2] < weight.shape[-1]:
+        turned = gram(weight.mT)
+        return Decomposition(turned.right, turned.values, turned.left)
+    wide = weight.double()
+    scale = wide.abs().amax((-2, -1), keepdim=True)
+    wide = wide / torch.where(scale > 0, scale, 1.0)
+    squares, right = torch.linalg.eigh(wide.mT @ wide)
+    values, right = squares.flip(-1).clamp(min=0).sqrt(), right.flip(-1)
+    left = (wide @ right) / values.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(-2)
+    return Decomposition(left, values * scale.squeeze(-1), right)
+
+
+def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
+    """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it."""
+    count = int((parts.values > limit * (1 + tolerance)).sum())
+    if count:
+        excess = parts.values[:count] - limit
+        correction = (parts.left[:, :count] * excess) @ parts.right[:, :count].mT
+        weight.copy_(weight.double() - correction)
+    return count, parts.values.clamp(max=limit) if count else parts.values
