@@ -73,9 +73,7 @@ class Display:
             end = "until its schedule ends" if total_steps is None else f"of {total_steps}"
             self.note(f"[{self.done + len(self.rows)}/{self.total}] {name}: iterations {end}")
 
-    def step(
-        self, name: str, *, epoch: int, step: int, loss: float, grad_norm: float, spectral_norm: float
-    ) -> None:
+    def step(self, name: str, *, epoch: int, step: int, loss: float, grad_norm: float, spectral_norm: float) -> None:
         """Called every iteration; draws at most four times a second."""
         row = self.rows[name]
         row.epoch, row.step, row.loss, row.grad_norm, row.spectral_norm = epoch, step, loss, grad_norm, spectral_norm

@@ -17,6 +17,7 @@ from gruclip.clock import Clock
 from gruclip.config import RunConfig
 from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, train_lanes
 from gruclip.dynamics import cell_jacobian, clipped_block, spectral_radius
+from gruclip.memory import keep_freed_memory
 from gruclip.models import Parameters, dropout_masks, initial_parameters, nll, zero_states
 from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
 from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
@@ -43,6 +44,7 @@ class Engine:
     """Trains `configs`, all of one shape, side by side on `device`."""
 
     def __init__(self, configs: Sequence[RunConfig], corpus: WordCorpus | MusicCorpus, device: torch.device) -> None:
+        keep_freed_memory()
         self.configs, self.corpus, self.device = list(configs), corpus, device
         self.model, self.trainer = configs[0].model, configs[0].trainer
         self.compute = COMPUTE_DTYPES[configs[0].precision]
@@ -210,9 +212,7 @@ class Engine:
         return losses
 
 
-def evaluate(
-    parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str
-) -> list[float]:
+def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
     """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
 
     Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
@@ -227,9 +227,7 @@ def evaluate(
     with torch.no_grad():
         for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
             window = slice_lanes(stacked, start, EVALUATION_STEPS)
-            window_nll, states = nll(
-                parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision]
-            )
+            window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
             total += window_nll
     return (total / lanes.predicted).tolist()
 

@@ -239,7 +239,10 @@ class GRU(nn.Module):
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):
             k = input_size if layer == 0 else hidden_size
-            shapes = {"weight_ih": (3 * hidden_size, k), "weight_hh": (3 * hidden_size, hidden_size)}
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (3 * hidden_size, k),
+                "weight_hh": (3 * hidden_size, hidden_size),
+            }
             if bias:
                 shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
             for name, shape in shapes.items():

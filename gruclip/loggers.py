@@ -25,6 +25,8 @@ MLFLOW_BATCH = 1000
 class Logger(Protocol):
     """Where a run's numbers also go. Steps count from 1 over the whole run."""
 
+    def __init__(self, folder: Path, config: Mapping[str, Any], identity: str, resume_step: int) -> None: ...
+
     def step(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None: ...
@@ -44,7 +46,7 @@ def open_loggers(
     names: Sequence[str], folder: Path, config: Mapping[str, Any], identity: str, resume_step: int
 ) -> list[Logger]:
     """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged."""
-    openers = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger, "wandb": WandbLogger}
+    openers: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger, "wandb": WandbLogger}
     return [openers[name](folder, config, identity, resume_step) for name in names if name != "csv"]
 
 

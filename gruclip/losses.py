@@ -73,9 +73,7 @@ class _SoftmaxNLL(torch.autograd.Function):
         return d_h, d_weight, d_bias, None, None, None
 
 
-def logistic_nll(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> Tensor:
+def logistic_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum over rows and notes of the logistic negative log-likelihood, in nats, for each run: (R,).
 
     h (R, M, n), weight (R, n, 88), bias (R, 88), targets (R, M, 88) of zeros and ones, weights (R, M).

@@ -81,8 +81,8 @@ def nll(
     for layer, state in enumerate(states):
         if masks is not None:
             x = x * masks[layer]
-        weights = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
-        x, state = recurrent_layer(config.cell, x, state, *weights, keep=keep, compute=compute)
+        matrices = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
+        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute)
         after.append(state.detach())
     if masks is not None:
         x = x * masks[-1]

@@ -95,7 +95,7 @@ class Schedule:
 
 @dataclass
 class ExplosionDetector:
-    """Exploded: a gradient norm that is not finite, or above 100 times the median of up to 200 before it (20 at least)."""
+    """Exploded: a gradient norm not finite, or above 100 times the median of the up to 200 before it (at least 20)."""
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     first_step: int | None = None

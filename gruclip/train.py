@@ -28,7 +28,7 @@ from gruclip.environment import describe_environment
 from gruclip.errors import ConfigError
 from gruclip.loggers import Logger, check_loggers, open_loggers
 from gruclip.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
-from gruclip.runs import RunFolder
+from gruclip.runs import CSV_FILES, RunFolder
 
 Corpus = WordCorpus | MusicCorpus
 
@@ -57,7 +57,7 @@ def train(
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong, and
     KeyboardInterrupt after a checkpoint when interrupted.
     """
-    jobs = [_Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
+    jobs = [Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
     with Display(total=len(pending), quiet=quiet) as display, _deferred_interrupts() as interrupted:
@@ -73,7 +73,7 @@ def train(
     return results
 
 
-class _Job:
+class Job:
     """A checked run: its folder, its data, its device."""
 
     def __init__(self, config: RunConfig, default: RunConfig) -> None:
@@ -105,9 +105,9 @@ def choose_device(config: RunConfig) -> torch.device:
     return device
 
 
-def _stacks(jobs: Sequence[_Job], stack: bool) -> Iterator[list[_Job]]:
+def _stacks(jobs: Sequence[Job], stack: bool) -> Iterator[list[Job]]:
     """Runs to be trained together: on a GPU those of one shape if `stack`, otherwise each alone."""
-    groups: dict[Any, list[_Job]] = {}
+    groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
         together = stack and job.device.type == "cuda"
         groups.setdefault(job.shape() if together else index, []).append(job)
@@ -135,7 +135,7 @@ def _deferred_interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _train_stack(jobs: Sequence[_Job], display: Display, interrupted: threading.Event) -> None:
+def _train_stack(jobs: Sequence[Job], display: Display, interrupted: threading.Event) -> None:
     """Train runs side by side until each has ended; those that end make room at the end of the epoch."""
     torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
     with ExitStack() as stack:
@@ -233,23 +233,19 @@ def _book_time(engine: Engine, active: Sequence[_ActiveRun]) -> None:
 class _ActiveRun:
     """One run while it is trained: its progress and its folder."""
 
-    def __init__(self, job: _Job, display: Display) -> None:
+    def __init__(self, job: Job, display: Display) -> None:
         self.job, self.config, self.folder, self.display = job, job.config, job.folder, display
         self.name = str(job.folder.path)
         self.ended = False
         self.loggers: list[Logger] = []
         self.last_checkpoint = time.monotonic()
         checkpoint = self.folder.load_checkpoint("last")
-        self.tensors, progress = checkpoint if checkpoint is not None else (None, None)
-        self.progress = Progress.of(self.config) if progress is None else Progress.from_json(progress)
-        columns = dict(
-            zip(
-                ("epochs.csv", "steps.csv", "timing.csv"),
-                (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS),
-                strict=True,
-            )
+        self.tensors = None if checkpoint is None else checkpoint[0]
+        self.progress = Progress.of(self.config) if checkpoint is None else Progress.from_json(checkpoint[1])
+        columns = (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS)
+        self.folder.open(
+            dict(zip(CSV_FILES, columns, strict=True)), None if checkpoint is None else self.progress.offsets
         )
-        self.folder.open(columns, None if progress is None else self.progress.offsets)
         self.folder.write_environment(describe_environment(job.device))
         self.loggers = open_loggers(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step

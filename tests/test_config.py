@@ -26,7 +26,10 @@ from gruclip.runs import folder_name
         ({"optimizer": {"lr": "fast", "delta": 0.2}}, "optimizer.lr=fast: should be a number"),
         ({"optimizer": {"delta": 2.0}}, r"optimizer.delta=2.0: should be a number inside \(0, 2\)"),
         ({"optimizer": {"delta": 0.0}}, "optimizer.delta=0.0"),
-        ({"optimizer": {"delta": 1.0}, "model": {"cell": "tanh_rnn"}}, r"inside \(0, 1\), the stability limit of tanh_rnn"),
+        (
+            {"optimizer": {"delta": 1.0}, "model": {"cell": "tanh_rnn"}},
+            r"inside \(0, 1\), the stability limit of tanh_rnn",
+        ),
         ({"optimizer": {"delta": None}}, "optimizer.delta=null: spectral_clipping needs a delta"),
         ({"optimizer": {"delta": 0.2, "threshold": 5.0}}, "optimizer.threshold=5: spectral_clipping has no threshold"),
         ({"optimizer": {"name": "gradient_clipping"}}, "optimizer.threshold=null: gradient_clipping needs a threshold"),

@@ -77,7 +77,8 @@ def test_float32_layer_is_as_exact_as_float32_allows_on_every_kernel_of_this_mac
     found.sum().backward()
     expected.sum().backward()
     for one, other in zip(single, double, strict=True):
-        assert one.grad is not None and other.grad is not None
+        assert one.grad is not None
+        assert other.grad is not None
         assert (one.grad - other.grad).norm() <= 1e-5 * other.grad.norm()
 
 

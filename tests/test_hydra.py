@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -27,10 +26,10 @@ MUSIC = DATASETS[2:]
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[ConfigLoader]:
+def loader() -> ConfigLoader:
     register_plugins()
     with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
-        yield GlobalHydra.instance().config_loader()
+        return GlobalHydra.instance().config_loader()
 
 
 def compose(loader: ConfigLoader, *overrides: str) -> RunConfig:
@@ -122,7 +121,7 @@ def test_a_key_of_no_grid_holds_for_all() -> None:
 
 def test_a_group_typed_selects_the_grids_that_have_it() -> None:
     assert union(TABLE, {"optimizer": ["optimizer=b"]}, {"optimizer"}) == union(TABLE[1:], {}, set())
-    with pytest.raises(UserError, match="^optimizer=c: not in this sweep, which has a, b$"):
+    with pytest.raises(UserError, match=r"^optimizer=c: not in this sweep, which has a, b$"):
         union(TABLE, {"optimizer": ["optimizer=c"]}, {"optimizer"})
 
 
@@ -232,7 +231,7 @@ def test_jobs_are_composed_as_hydra_composes_them(loader: ConfigLoader) -> None:
     typed = ["+experiment=musedata", "+sweep=learning_rate", "seed=0,1", "protocol.threshold=7", "dataset.root=a b"]
     config = loader.load_configuration(CONFIG_NAME, typed, run_mode=RunMode.MULTIRUN)
     jobs = planned_jobs(loader, config)
-    sample = jobs[:: len(jobs) // 7]
+    sample = [*jobs[:: len(jobs) // 6], jobs[-1]]
     ours = [to_run(settings) for settings in settings_of(sample, loader, config)]
     assert ours == [to_run(loader.load_sweep_config(config, list(job))) for job in sample]
     assert {run.optimizer.threshold for run in ours if run.optimizer.name == "combined_clipping"} == {7}

@@ -22,7 +22,8 @@ from gruclip.engine import Engine
 from gruclip.errors import ConfigError, UserError
 from gruclip.inference import evaluate_run
 from gruclip.inference import load as load_model
-from gruclip.train import RunResult, train
+from gruclip.runs import CSV_FILES
+from gruclip.train import Job, RunResult, train
 
 COMPARED = ("epochs.csv", "steps.csv", "summary.json")
 
@@ -228,10 +229,8 @@ def test_a_run_whose_validation_loss_rises_above_its_start_is_failed(tmp_path: P
 def test_a_folder_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
     made = config(tmp_path)
     errors: list[BaseException] = []
-    from gruclip import train as runner
-
-    job = runner._Job(made, RunConfig())
-    job.folder.open({name: ("x",) for name in ("epochs.csv", "steps.csv", "timing.csv")}, None)
+    job = Job(made, RunConfig())
+    job.folder.open(dict.fromkeys(CSV_FILES, ("x",)), None)
     try:
         train([made], quiet=True)
     except UserError as error:
