@@ -53,10 +53,18 @@ NORM_RESIDUAL = 5e-4
 class Tracked(NamedTuple):
     """What is carried for one matrix."""
 
-    basis: Tensor  #: (n, q), orthonormal, P_0 first
-    frozen: int  #: columns of P_0
+    first: Tensor  #: (n, p): orthonormal basis of P_0
+    extra: Tensor  #: (n, x): what has moved since, orthonormal to it
     reference: Tensor  #: W_0 (m, n)
-    bulk: float  #: mu
+    bulk: Tensor  #: mu, a float64 number on the CPU
+
+
+class Clipped(NamedTuple):
+    """What a step did."""
+
+    count: int  #: values clipped
+    norm: float  #: sigma_1 after it
+    tracked: Tracked
 
 
 class Ritz(NamedTuple):
@@ -93,8 +101,8 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracke
     frozen = max(near, FEWEST)
     if frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
         return None
-    basis = right[:, : frozen + EXTRA].to(weight.dtype).contiguous()
-    return Tracked(basis, frozen, weight.clone(), float(values[frozen]))
+    first, extra = right[:, : frozen + EXTRA].to(weight.dtype).tensor_split([frozen], dim=1)
+    return Tracked(first, extra, weight.clone(), values[frozen].cpu())
 
 
 def certify(weight: Tensor, right: Tensor, bulk: float) -> bool:
@@ -110,87 +118,94 @@ def certify(weight: Tensor, right: Tensor, bulk: float) -> bool:
     return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
 
 
-def clip(weight: Tensor, limit: float, tracked: Tracked, tolerance: float) -> tuple[int, float, Tracked] | None:
-    """Clip `weight` in place at `limit` (infinity: only measure); the values clipped, sigma_1 after, what to carry.
+def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance: float) -> Clipped | None:
+    """Clip `weight`, of Frobenius norm `norm`, in place at `limit` (infinity: only measure).
 
     None where no certificate was found; the weight is then unchanged.
     """
     ceiling = limit * (1 + tolerance)
-    found = _converge(weight, limit, ceiling, tracked)
+    found = _converge(weight, norm, limit, ceiling, tracked)
     if found is None:
         return None
-    ritz, basis, residual = found
-    tracked = _reference(weight, limit, tracked, ritz, basis)
-    bulk = _bulk(weight, limit, tracked, basis)
-    kept = ritz.values.clamp(max=limit)
+    ritz, basis, image = found
     if limit < torch.inf:
+        bulk = _bulk(weight, limit, tracked, basis, image)
         if bulk > HIGHEST_BULK * limit:
-            return None
+            renewed = _renew(weight, limit, ritz)
+            if renewed is None:
+                return None
+            tracked, bulk = renewed, float(renewed.bulk)
+        residual = _residual(weight, ritz).double()
         kappa = ceiling**2 / (ceiling**2 - bulk**2)
-        wide = residual.double()
-        slack = torch.diag(ceiling**2 - kept**2) - kappa * (wide.mT @ wide)
-        if int(torch.linalg.cholesky_ex(slack / ceiling**2)[1]) != 0:
+        slack = (1 - ritz.values.clamp(max=limit) ** 2 / ceiling**2).diag() - residual.mT @ residual * (kappa / ceiling**2)
+        if int(torch.linalg.cholesky_ex(slack)[1]) != 0:
             return None
 
     count = int((ritz.values > ceiling).sum())
     if count:
         excess = (ritz.values[:count] - limit).to(weight.dtype)
         weight.addmm_(ritz.left[:, :count] * excess, ritz.right[:, :count].mT, alpha=-1)
-    frozen = tracked.frozen
-    first = tracked.basis[:, :frozen]
-    rest = orthonormal(ritz.right[:, : EXTRA + count], first)
-    return count, float(kept[0]), tracked._replace(basis=torch.cat((first, rest), 1))
+    extra = orthonormal(ritz.right[:, : EXTRA + count], tracked.first)
+    return Clipped(count, min(float(ritz.values[0]), limit), tracked._replace(extra=extra))
 
 
-def _converge(weight: Tensor, limit: float, ceiling: float, tracked: Tracked) -> tuple[Ritz, Tensor, Tensor] | None:
-    """Enlarge the basis by residuals until those that matter are small: the Ritz triplets, Q, and W^T U - V Theta."""
-    norm = float(torch.linalg.vector_norm(weight))
-    precise = (2.5e-7 if weight.dtype == torch.float32 else 1e-10) * max(norm, limit if limit < torch.inf else 0.0)
-    basis = orthonormal(tracked.basis)
+def _residual(weight: Tensor, ritz: Ritz, count: int | None = None) -> Tensor:
+    """W^T U - V Theta for the first `count` triplets."""
+    values = ritz.values[:count].to(weight.dtype)
+    return (ritz.left[:, :count].mT @ weight).mT - ritz.right[:, :count] * values
+
+
+def _converge(
+    weight: Tensor, norm: float, limit: float, ceiling: float, tracked: Tracked
+) -> tuple[Ritz, Tensor, Tensor] | None:
+    """Enlarge the basis by residuals until those that matter are small: the Ritz triplets, Q and W Q."""
+    bounded = limit < torch.inf
+    precise = (2.5e-7 if weight.dtype == torch.float32 else 1e-10) * max(norm, limit if bounded else 0.0)
+    widest = 2 * LARGEST_SHARE * min(weight.shape)
+    basis = orthonormal(torch.cat((tracked.first, tracked.extra), 1))
     image = weight @ basis
     for _ in range(MOST_EXPANSIONS):
         ritz = rayleigh_ritz(basis, image)
-        residual = weight.mT @ ritz.left - ritz.right * ritz.values.to(weight.dtype)
+        count = max(int((ritz.values > NEAR * limit).sum()), 1)
+        residual = _residual(weight, ritz, count)
+        values = ritz.values[:count]
         size = torch.linalg.vector_norm(residual, dim=0).double()
-        above = ritz.values > ceiling
-        # Inside the limit by g, a value may be off by g: with kappa at its largest, 20 e^2 <= ceiling^2 - value^2.
-        room = (ceiling**2 - ritz.values**2).clamp(min=0).div(40).sqrt() if limit < torch.inf else size
+        above = values > ceiling
+        # kappa is below 20, so that a residual e inside the limit does no harm while 20 e^2 <= ceiling^2 - value^2.
+        room = (ceiling**2 - values**2).clamp(min=0).div(40).sqrt() if bounded else size
         target = torch.where(above, precise / (1 + int(above.sum())) ** 0.5, room.clamp(min=precise))
         if not bool(above[0]):
-            target[0] = torch.minimum(target[0], NORM_RESIDUAL * ritz.values[0])
-        unfinished = (size > target).nonzero().flatten()
+            target[0] = torch.minimum(target[0], NORM_RESIDUAL * values[0])
+        unfinished = (size > target).nonzero().flatten()[:EXPANSION]
         if unfinished.numel() == 0:
-            return ritz, basis, residual
-        if basis.shape[1] + unfinished.numel() > LARGEST_SHARE * min(weight.shape) * 2:
+            return ritz, basis, image
+        if basis.shape[1] + unfinished.numel() > widest:
             return None
-        worst = unfinished[:EXPANSION]
-        new = orthonormal(residual[:, worst] / size[worst].to(weight.dtype), basis)
+        new = orthonormal(residual[:, unfinished] / size[unfinished].to(weight.dtype), basis)
         basis, image = torch.cat((basis, new), 1), torch.cat((image, weight @ new), 1)
     return None
 
 
-def _bulk(weight: Tensor, limit: float, tracked: Tracked, basis: Tensor) -> float:
+def _bulk(weight: Tensor, limit: float, tracked: Tracked, basis: Tensor, image: Tensor) -> float:
     """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
-    drift = weight - tracked.reference
-    whole = float(torch.linalg.vector_norm(drift))
-    if tracked.bulk + whole <= HIGHEST_BULK * limit:
-        return tracked.bulk + whole
-    inside = float(torch.linalg.vector_norm(drift @ basis))
-    # The difference of two squares: its rounding, of the size of eps whole^2, counts as drift.
-    eps = 8 * torch.finfo(weight.dtype).eps
-    return tracked.bulk + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
+    mu = float(tracked.bulk)
+    whole = float(torch.dist(weight, tracked.reference))
+    if mu + whole <= HIGHEST_BULK * limit:
+        return mu + whole
+    inside = float(torch.dist(image, tracked.reference @ basis))
+    # The difference of two squares: its rounding, some eps ||W - W_0||^2, counts as drift.
+    eps = 16 * torch.finfo(weight.dtype).eps
+    return mu + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
 
 
-def _reference(weight: Tensor, limit: float, tracked: Tracked, ritz: Ritz, basis: Tensor) -> Tracked:
-    """A new reference, where the old one has grown too weak and a new one can be proved."""
-    if limit == torch.inf or _bulk(weight, limit, tracked, basis) <= HIGHEST_BULK * limit:
-        return tracked
+def _renew(weight: Tensor, limit: float, ritz: Ritz) -> Tracked | None:
+    """A reference at `weight` itself, if one can be proved."""
     frozen = max(int((ritz.values > NEAR * limit).sum()), FEWEST)
     if frozen >= ritz.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
-        return tracked
+        return None
     first = orthonormal(ritz.right[:, :frozen])
     low = float(ritz.values[frozen])
     mu = low + MU * (limit - low)
     if mu > HIGHEST_BULK * limit or not certify(weight, first, mu):
-        return tracked
-    return Tracked(first, frozen, weight.clone(), mu)
+        return None
+    return Tracked(first, first[:, :0], weight.clone(), torch.tensor(mu, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -64,18 +65,15 @@ def clip_singular_values_(
     if not all(value > 0 for value in limits):
         raise UserError(f"limit={min(limits)}: should be a positive number")
     with torch.no_grad():
-        _refuse_non_finite(weight)
+        norms = _frobenius_norms(weight).reshape(-1).tolist()
         matrices = [weight[index] for index in _indices(batch)]
-        state = SpectralState() if state is None else state
-        counts, norms = [], []
-        for index, (matrix, bound) in enumerate(zip(matrices, limits, strict=True)):
-            count, norm = _clip_one(matrix, bound, algorithm, state, index)
-            counts.append(count)
-            norms.append(norm)
+        entries = (state or SpectralState()).resize(len(matrices))
+        done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
+    counts, leading = zip(*done, strict=True) if done else ((), ())
     flags = torch.ones(batch, dtype=torch.bool, device=weight.device)
     return ClipResult(
         torch.tensor(counts, dtype=torch.int64, device=weight.device).reshape(batch),
-        torch.tensor(norms, dtype=torch.float64, device=weight.device).reshape(batch),
+        torch.tensor(leading, dtype=torch.float64, device=weight.device).reshape(batch),
         flags,
         flags.clone(),
     )
@@ -90,37 +88,52 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
 
 
 def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
-    return [tuple(row) for row in torch.ones(batch).nonzero().tolist()]
+    return list(itertools.product(*(range(size) for size in batch)))
 
 
-def _refuse_non_finite(weight: Tensor) -> None:
-    # A sum is one pass over the matrix; it can also overflow, so what it finds is looked at again.
-    if torch.isfinite(weight.sum((-2, -1))).all():
-        return
-    broken = (~torch.isfinite(weight)).any(-1).any(-1)
-    if bool(broken.any()):
-        where = broken.nonzero()[0].tolist()
-        raise NonFiniteError(f"matrix {where} of the batch holds NaN or infinity; nothing was changed")
+def _frobenius_norms(weight: Tensor) -> Tensor:
+    """The norms; raises `NonFiniteError` if an entry is not finite, and not if only its square is."""
+    norms = torch.linalg.vector_norm(weight, dim=(-2, -1))
+    if not bool(torch.isfinite(norms).all()):
+        broken = ~torch.isfinite(weight).all(-1).all(-1)
+        if bool(broken.any()):
+            where = broken.nonzero()[0].tolist()
+            raise NonFiniteError(f"matrix {where} of the batch holds NaN or infinity; nothing was changed")
+    return norms
 
 
-def _clip_one(weight: Tensor, limit: float, algorithm: str, state: SpectralState, index: int) -> tuple[int, float]:
+def _clip_one(
+    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str
+) -> tuple[int, float]:
     """Clip one matrix (m, n) in place; the number of values clipped and sigma_1 after it."""
     near = tolerance(weight.dtype)
     if algorithm == "auto":
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     if algorithm == "truncated" and limit < torch.inf:
-        return truncated.clip(weight, limit, near, state, index)
-    if algorithm == "block":
-        held = state.tracked(index, weight)
-        if held is not None:
-            done = block.clip(weight, limit, held, near if weight.dtype == torch.float32 else 1e-11)
-            if done is not None:
-                state.track(index, done[2])
-                return done[0], done[1]
+        return truncated.clip(weight, norm, limit, near, held)
+    tracks = algorithm == "block"
+    if tracks and _fits(held, weight) and 1e-15 < norm < 1e15:
+        tracked = block.Tracked(*(held[name] for name in block.Tracked._fields))
+        clipped = block.clip(weight, norm, limit, tracked, near if weight.dtype == torch.float32 else 1e-11)
+        if clipped is not None:
+            held.update(clipped.tracked._asdict())
+            return clipped.count, clipped.norm
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
-    if float(parts.values[0]) > exact.GRAM_RANGE * limit and algorithm != "full":
+    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE * limit:
         parts = exact.svd(weight)
     count, values = exact.clip(weight, limit, parts, near)
-    if algorithm == "block":
-        state.track(index, block.start(weight, limit, values, parts.right))
+    held.clear()
+    if tracks:
+        tracked = block.start(weight, limit, values, parts.right)
+        held.update({} if tracked is None else tracked._asdict())
     return count, float(values[0])
+
+
+def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
+    """Whether a matrix of this shape, dtype and device is tracked."""
+    reference = held.get("reference")
+    return reference is not None and (reference.shape, reference.dtype, reference.device) == (
+        weight.shape,
+        weight.dtype,
+        weight.device,
+    )

@@ -2,79 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
-
-from gruclip.spectral.block import Tracked
 
 
 class SpectralState:
-    """What is known of a batch of matrices, from step to step: plain tensors with a leading batch axis.
+    """What is known of the matrices of a batch, each in a dictionary of tensors; a new state knows nothing.
 
-    A new state knows nothing. Entries exist from the first call that is given the state; a matrix of which
-    nothing is known has zeros throughout.
+    `matrices[i]` belongs to matrix i of the batch, in row-major order. Its entries are the algorithm's own:
+    they are there after the first call that was given the state, and two calls with equal matrices and equal
+    states give the same bits.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor] | None = None) -> None:
-        self.tensors: dict[str, Tensor] = dict(tensors or {})
+    def __init__(self, matrices: Sequence[dict[str, Tensor]] = ()) -> None:
+        self.matrices = list(matrices)
 
-    def index_select(self, index: int | list[int] | Tensor) -> SpectralState:
-        """The state of some of the matrices, in the order of `index`; an integer keeps the axis, of size 1."""
-        select = torch.as_tensor(index).reshape(-1)
-        return SpectralState({name: tensor[select.to(tensor.device)] for name, tensor in self.tensors.items()})
+    def resize(self, count: int) -> list[dict[str, Tensor]]:
+        """The entries of `count` matrices; what is missing is empty, what is too much goes."""
+        self.matrices = [*self.matrices[:count], *({} for _ in range(count - len(self.matrices)))]
+        return self.matrices
+
+    def index_select(self, index: int | Sequence[int]) -> SpectralState:
+        """The state of some of the matrices, in the order of `index`."""
+        chosen = [index] if isinstance(index, int) else index
+        return SpectralState([dict(self.matrices[i]) if i < len(self.matrices) else {} for i in chosen])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors, copied."""
-        return {name: tensor.clone() for name, tensor in self.tensors.items()}
+        """Copies of all tensors, by ``"<matrix>.<entry>"``."""
+        return {f"{i}.{name}": tensor.clone() for i, held in enumerate(self.matrices) for name, tensor in held.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor], index: int | None = None) -> None:
-        """Take what `state_dict` gave: for all matrices, or of one for the matrix at `index` of the batch."""
+        """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Nothing saved: a new state."""
+        matrices: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in saved.items():
+            number, name = key.split(".", 1)
+            matrices.setdefault(int(number), {})[name] = tensor.clone()
         if index is None:
-            self.tensors = {name: tensor.clone() for name, tensor in saved.items()}
-            return
-        for name in self.tensors.keys() | saved.keys():
-            held, new = self.tensors.get(name), saved.get(name)
-            example = held if held is not None else saved[name]
-            shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in (held, new) if t is not None), strict=True)]
-            rows = max(index + 1, 0 if held is None else held.shape[0])
-            tensor = example.new_zeros(rows, *shape)
-            if held is not None:
-                put(tensor, held)
-            tensor[index] = 0
-            if new is not None:
-                put(tensor[index : index + 1], new)
-            self.tensors[name] = tensor
-
-    def tracked(self, index: int, weight: Tensor) -> Tracked | None:
-        """What is tracked of matrix `index`, if it is of the shape and dtype of `weight`."""
-        basis, reference = self.tensors.get("basis"), self.tensors.get("reference")
-        if basis is None or reference is None or index >= basis.shape[0]:
-            return None
-        frozen, columns = self.tensors["columns"][index].tolist()
-        held = reference[index]
-        if columns == 0 or held.shape != weight.shape or held.dtype != weight.dtype or held.device != weight.device:
-            return None
-        return Tracked(basis[index, :, :columns], frozen, held, float(self.tensors["bulk"][index]))
-
-    def track(self, index: int, tracked: Tracked | None) -> None:
-        """Carry `tracked` for matrix `index`; None forgets it."""
-        if tracked is None:
-            if "columns" in self.tensors and index < self.tensors["columns"].shape[0]:
-                self.tensors["columns"][index] = 0
-            return
-        self.load_state_dict(
-            {
-                "basis": tracked.basis.unsqueeze(0),
-                "columns": torch.tensor([[tracked.frozen, tracked.basis.shape[1]]]),
-                "reference": tracked.reference.unsqueeze(0),
-                "bulk": torch.tensor([tracked.bulk], dtype=torch.float64),
-            },
-            index,
-        )
-
-
-def put(into: Tensor, tensor: Tensor) -> None:
-    """Copy `tensor` to the leading corner of a tensor at least as large along every axis."""
-    into[tuple(slice(size) for size in tensor.shape)] = tensor
+            self.matrices = [matrices.get(i, {}) for i in range(max(matrices, default=-1) + 1)]
+        else:
+            self.resize(max(len(self.matrices), index + 1))[index] = matrices.get(0, {})

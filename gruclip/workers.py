@@ -1,0 +1,95 @@
+"""A stack on the CPU: runs of one thread each, in as many processes as there are cores.
+
+Batching runs saves nothing on a CPU, where a stack costs what its runs cost; separate processes keep every
+core busy, and a run's numbers stay the bits it has alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from gruclip.config import RunConfig
+from gruclip.display import Display
+
+#: A run and the configuration that its folder's name is told apart from.
+Task = tuple[RunConfig, RunConfig]
+
+POLL_SECONDS = 0.2
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed; the message carries its traceback."""
+
+
+def train_in_processes(tasks: Sequence[Task], display: Display, interrupted: threading.Event) -> None:
+    """Train every task, each in one thread; raises KeyboardInterrupt after checkpoints when `interrupted` is set."""
+    context = multiprocessing.get_context("spawn")
+    todo: Any = context.Queue()
+    done: Any = context.Queue()
+    count = min(len(tasks), os.cpu_count() or 1)
+    for task in tasks:
+        todo.put(task)
+    for _ in range(count):
+        todo.put(None)
+    quiet = display.console.quiet
+    workers = [context.Process(target=_work, args=(todo, done, count, quiet), daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        _wait(workers, done, interrupted)
+    finally:
+        _stop(workers)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _wait(workers: Sequence[BaseProcess], done: Any, interrupted: threading.Event) -> None:
+    while any(worker.is_alive() for worker in workers) and not interrupted.is_set():
+        try:
+            error = done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            continue
+        raise WorkerError(f"a run failed in its process:\n{error}")
+    if interrupted.is_set():
+        return
+    if not done.empty():
+        raise WorkerError(f"a run failed in its process:\n{done.get()}")
+    for worker in workers:
+        if worker.exitcode != 0:
+            raise WorkerError(f"a process of the stack ended with exit code {worker.exitcode} (killed for memory?)")
+
+
+def _stop(workers: Sequence[BaseProcess]) -> None:
+    """Let each write a checkpoint and end; SIGTERM is what `train` takes for that."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
+def _work(todo: Any, done: Any, stack_size: int, quiet: bool) -> None:
+    """A worker process: train tasks until there are none."""
+    from gruclip.train import train_alone
+
+    torch.set_num_threads(1)
+    console = Console(stderr=True, quiet=quiet, highlight=False, force_terminal=False)
+    try:
+        while (task := todo.get()) is not None:
+            train_alone(task, console, stack_size)
+    except KeyboardInterrupt:
+        pass
+    except BaseException:
+        done.put(traceback.format_exc())
+        done.close()
+        done.join_thread()
