@@ -44,7 +44,8 @@ class Display:
     """Shows `total` runs, those under way together in one table. ``quiet`` shows nothing."""
 
     def __init__(self, total: int, quiet: bool = False, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
+        self.quiet = quiet
         self.total, self.done = total, 0
         self.rows: dict[str, _Row] = {}
         self._next_refresh = 0.0
@@ -64,7 +65,8 @@ class Display:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        if not self.quiet:
+            self.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def start(self, name: str, steps_per_epoch: int, total_steps: int | None) -> None:
         """A run begins or goes on; called again at each epoch."""

@@ -6,8 +6,10 @@ TensorBoard events in the same folder from the checkpoint's step on, the MLflow 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,11 +37,28 @@ class Logger(Protocol):
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Raise `ConfigError` for a logger whose package is not installed."""
+    """Raise `ConfigError` for a logger whose package is not installed, and for W&B online without an account."""
     for name in names:
         package = PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
             raise ConfigError(f"logger={name}: the package {package} is not installed; pip install 'gruclip[{name}]'")
+        if name == "wandb":
+            _check_wandb_account()
+
+
+@functools.cache
+def _check_wandb_account() -> None:
+    """Once a process: a login is a question to the server."""
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        logged_in, reason = wandb.login(prompt=False), "no API key"
+    except wandb.Error as error:
+        logged_in, reason = False, " ".join(str(error).split())
+    if not logged_in:
+        raise ConfigError(f"logger=wandb: not logged in ({reason}); run wandb login, or set WANDB_MODE=offline")
 
 
 def open_loggers(
@@ -79,17 +98,19 @@ class TensorBoardLogger:
 
 
 class MLflowLogger:
-    """A run in $MLFLOW_TRACKING_URI, or in a SQLite file beside the runs; metrics travel in batches."""
+    """A run in $MLFLOW_TRACKING_URI, or in the folder ``mlruns`` beside the runs; metrics travel in batches."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], identity: str, resume_step: int) -> None:
-        import os
-
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
         self._metric = Metric
         self._pending: list[Any] = []
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent / "mlruns").absolute().as_uri()
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            # The one store that needs neither a server nor more packages; MLflow asks for this word to open it.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = (folder.parent / "mlruns").absolute().as_uri()
         self._client = MlflowClient(tracking_uri=uri)
         name = f"gruclip-{config['experiment']}"
         experiment = self._client.get_experiment_by_name(name)
@@ -114,7 +135,7 @@ class MLflowLogger:
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         self._flush()
         self._client.set_tag(self._run_id, "status", status)
-        self._client.set_terminated(self._run_id, "FINISHED" if status in ("success", "failed") else "KILLED")
+        self._client.set_terminated(self._run_id, "KILLED" if status == "unfinished" else "FINISHED")
 
     def _add(self, group: str, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -153,4 +174,4 @@ class WandbLogger:
     def close(self, status: str, summary: Mapping[str, Any]) -> None:
         finite = {k: v for k, v in summary.items() if not isinstance(v, float) or math.isfinite(v)}
         self._run.summary.update(finite)
-        self._run.finish(exit_code=0)
+        self._run.finish(exit_code=1 if status == "unfinished" else 0)

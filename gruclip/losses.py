@@ -69,7 +69,7 @@ class _SoftmaxNLL(torch.autograd.Function):
         factor = grad.unsqueeze(-1).unsqueeze(-1)
         d_h = matmul(d_logits, weight.mT).to(ctx.dtype) * factor
         d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.dtype)
-        d_bias = d_logits.sum(-2, dtype=ctx.dtype) * grad.unsqueeze(-1)
+        d_bias = d_logits.sum(-2).to(ctx.dtype) * grad.unsqueeze(-1)
         return d_h, d_weight, d_bias, None, None, None
 
 

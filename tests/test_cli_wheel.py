@@ -9,6 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -48,35 +50,43 @@ def test_the_wheel_is_complete_and_works_outside_the_checkout(tmp_path: Path) ->
     ]
 
 
-def test_setup_says_in_one_line_that_python_is_too_old(tmp_path: Path) -> None:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout on a machine that has only an old Python."""
+    checkout, tools = tmp_path / "checkout", tmp_path / "bin"
+    (checkout / "scripts").mkdir(parents=True)
+    tools.mkdir()
     for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, tmp_path / name)
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
+        shutil.copy(REPOSITORY / name, checkout / name)
     for name in ("python3.13", "python3.12", "python3.11", "python3"):
-        fake = bin_folder / name
-        fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
-        fake.chmod(0o755)
+        (tools / name).write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
+        (tools / name).chmod(0o755)
     for name in ("bash", "cat", "cksum", "dirname", "env"):
-        found = shutil.which(name)
-        assert found is not None
-        (bin_folder / name).symlink_to(found)
-    done = subprocess.run(
-        [tmp_path / "scripts/setup"], env={"PATH": str(bin_folder)}, capture_output=True, text=True, check=False
-    )
+        (tools / name).symlink_to(str(shutil.which(name)))
+    return checkout
+
+
+def _setup(checkout: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": str(checkout.parent / "bin")}
+    return subprocess.run([checkout / "scripts/setup"], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_setup_says_in_one_line_that_python_is_too_old(checkout: Path) -> None:
+    done = _setup(checkout)
     assert done.returncode == 2
     assert done.stderr == "scripts/setup: needs Python 3.11 or newer; found Python 3.9.2\n"
-    assert not (tmp_path / ".venv").exists()
+    assert not (checkout / ".venv").exists()
 
 
-def test_setup_does_nothing_when_nothing_changed() -> None:
-    stamp = REPOSITORY / ".venv/.gruclip-setup"
-    state = subprocess.run(
-        "cat pyproject.toml constraints.txt scripts/setup | cksum",
-        cwd=REPOSITORY, shell=True, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert stamp.read_text() == state
-    written = stamp.stat().st_mtime_ns
-    subprocess.run([REPOSITORY / "scripts/setup"], check=True, timeout=20)
-    assert stamp.stat().st_mtime_ns == written
+def test_setup_does_nothing_while_the_project_and_the_constraints_are_the_same(checkout: Path) -> None:
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/gruclip").touch(0o755)
+    sources = b"".join(
+        (checkout / name).read_bytes() for name in ("pyproject.toml", "constraints.txt", "scripts/setup")
+    )
+    state = subprocess.run(["cksum"], input=sources, capture_output=True, check=True).stdout
+    (checkout / ".venv/.gruclip-setup").write_bytes(state)
+    assert _setup(checkout).returncode == 0
+    with (checkout / "constraints.txt").open("a") as constraints:
+        constraints.write("more==1\n")
+    assert _setup(checkout).returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from gruclip.errors import UserError
@@ -38,7 +39,7 @@ def figure(options: Namespace) -> int:
     return 0
 
 
-def draw(which: str, runs: Path, experiment: str, out: Path, formats: list[str]) -> None:
+def draw(which: str, runs: Path, experiment: str, out: Path, formats: Sequence[str] = ("png", "pdf", "svg")) -> None:
     """Write a figure's files and print their paths."""
     from gruclip.report.collect import read_runs
     from gruclip.report.figures import figure as make_figure

@@ -9,50 +9,64 @@ from pathlib import Path
 from gruclip.cli.commands import draw
 from gruclip.cli.training import planned_runs, train
 
-STACKED = "hydra/launcher=stacked"
+OUTPUTS = "outputs"
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class Part:
+    """A sweep, and the tables and figures that its runs make."""
+
     sweep: str
-    experiment: str = "ptb"
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
-    launcher: tuple[str, ...] = (STACKED,)
+    launcher: str = "stacked"
+    folder: str = ""  #: below output_dir, for runs that must not be among others
 
 
+# Computation times are taken of runs alone, one after another.
+TIMES = Part("figure2", figures=("2",), launcher="basic", folder="figure2")
+
+#: For each name the experiment where none is typed, and what is done.
 REPRODUCTIONS = {
-    "table1": Reproduction("table1", tables=("1",)),
-    "table2": Reproduction("table2", "nottingham", tables=("2",)),
-    "figure1": Reproduction("figure1", figures=("1",)),
-    # Times are taken of runs alone, one after another.
-    "figure2": Reproduction("figure2", figures=("2",), launcher=()),
-    "lr": Reproduction("learning_rate", tables=("lr",), figures=("lr",)),
-    "cells": Reproduction("cells", tables=("cells",)),
-    "quickstart": Reproduction("quickstart", "demo", tables=("1",), figures=("1", "2")),
+    "table1": ("ptb", [Part("table1", tables=("1",))]),
+    "table2": ("nottingham", [Part("table2", tables=("2",))]),
+    "figure1": ("ptb", [Part("figure1", figures=("1",))]),
+    "figure2": ("ptb", [TIMES]),
+    "lr": ("ptb", [Part("learning_rate", tables=("lr",), figures=("lr",))]),
+    "cells": ("ptb", [Part("cells", tables=("cells",))]),
+    "quickstart": ("demo", [Part("quickstart", tables=("1",), figures=("1",)), TIMES]),
 }
 
 
 def reproduce(which: str, overrides: Sequence[str]) -> int:
-    """Train the runs of a sweep that are not finished, then print its tables and draw its figures."""
-    plan = REPRODUCTIONS[which]
-    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
-    arguments = [
-        *([] if "experiment" in typed else [f"+experiment={plan.experiment}"]),
-        *([] if "hydra/launcher" in typed else plan.launcher),
-        f"+sweep={plan.sweep}",
-        *overrides,
-    ]
-    places = dict.fromkeys((run.output_dir, run.experiment) for run in planned_runs(arguments))
-    train(["--multirun", *arguments])
+    """Train the runs of the sweeps that are not finished, then print their tables and draw their figures."""
+    experiment, parts = REPRODUCTIONS[which]
+    commands = [_arguments(part, experiment, overrides) for part in parts]
+    # All sweeps are planned before the first is trained, so that what is wrong is told at once.
+    places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in planned_runs(one)) for one in commands]
+    for command in commands:
+        train(["--multirun", *command])
 
     from gruclip.report.collect import read_runs
     from gruclip.report.tables import table
 
-    for output_dir, experiment in places:
-        runs = read_runs(Path(output_dir), experiment)
-        for name in plan.tables:
-            print(f"\n{table(name, runs, 'md')}\n")
-        for name in plan.figures:
-            draw(name, Path(output_dir), experiment, Path(output_dir) / experiment, ["png", "pdf", "svg"])
+    for part, folders in zip(parts, places, strict=True):
+        for output_dir, name in folders:
+            for table_name in part.tables:
+                print(f"\n{table(table_name, read_runs(output_dir, name), 'md')}\n")
+            for figure_name in part.figures:
+                draw(figure_name, output_dir, name, output_dir / name)
     return 0
+
+
+def _arguments(part: Part, experiment: str, overrides: Sequence[str]) -> list[str]:
+    """What one would type for ``gruclip train -m`` to train the runs of `part`."""
+    typed = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+    arguments = [f"+sweep={part.sweep}", *overrides]
+    if "experiment" not in typed:
+        arguments.append(f"+experiment={experiment}")
+    if "hydra/launcher" not in typed:
+        arguments.append(f"hydra/launcher={part.launcher}")
+    if part.folder:
+        arguments.append(f"output_dir={typed.get('output_dir', OUTPUTS)}/{part.folder}")
+    return arguments

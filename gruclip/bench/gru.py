@@ -1,0 +1,75 @@
+"""``gruclip bench gru``: one layer, forward and backward, beside `torch.nn.GRU` and the paper's cell elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gruclip.bench import keras_peer
+from gruclip.bench import options as command
+from gruclip.bench.floor import bandwidth, floor, gru_work, product_rates
+from gruclip.bench.output import rates_table, timing_table, write
+from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
+from gruclip.bench.timing import Contestant, interleave
+from gruclip.gru import GRU, gru_layer
+
+#: T, B, n: Penn Treebank, a music model read in long windows, and the paper's music model.
+SHAPES = ((35, 20, 650), (200, 20, 200), (35, 20, 200))
+BASE = "torch.nn.GRU"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Bf16GRU(nn.Module):
+    """The layer as the runner calls it with ``precision=bf16``: products in bfloat16, all else in float32."""
+
+    def __init__(self, gru: GRU) -> None:
+        super().__init__()
+        self.gru = gru
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.gru.weight_ih_l0.unsqueeze(0), self.gru.weight_hh_l0.unsqueeze(0)
+        states = gru_layer(x.unsqueeze(0), h, *weights, compute=torch.bfloat16)[0]
+        return states, states[-1:]
+
+
+def contestants(steps: int, batch: int, n: int) -> dict[str, Contestant]:
+    """Layers of n inputs and n units without biases; Keras last, where it is installed."""
+    ours = GRU(n, n, bias=False)
+    layers = {
+        BASE: torch_gru(n, n),
+        "gruclip.GRU, fp32": ours,
+        "gruclip.GRU, bf16": Bf16GRU(ours),
+        "plain cell, autograd": PlainGRU(n, n),
+    }
+    callables: dict[str, Contestant] = {
+        name: layer_step(layer, steps, batch, n, n) for name, layer in layers.items()
+    }
+    if keras_peer.is_installed():
+        callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
+    return callables
+
+
+def main(argv: list[str]) -> int:
+    parser = command.parser("gru", "One layer, forward and backward: gruclip.GRU beside its peers.", 15)
+    parser.add_argument("--shapes", nargs="+", type=command.shape, default=SHAPES, metavar="T,B,n")
+    arguments = parser.parse_args(argv)
+    command.prepare(arguments.threads)
+    notes = [] if keras_peer.is_installed() else [keras_peer.MISSING]
+    works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
+    products = [product for work in works.values() for product in work.products]
+    rates = {precision: product_rates(products, dtype) for precision, dtype in DTYPES.items()}
+    speed = bandwidth()
+    tables = []
+    for (steps, batch, n), work in works.items():
+        timings = interleave(contestants(steps, batch, n), arguments.repetitions)
+        floors = {
+            f"gruclip.GRU, {precision}": floor(work, {shape: rates[precision][shape] for shape in work.products}, speed)
+            for precision in DTYPES
+        }
+        floors[BASE] = floors["gruclip.GRU, fp32"]
+        title = f"Layer, T={steps}, B={batch}, n={n}"
+        caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
+        tables.append(timing_table(title, caption, timings, BASE, floors, notes))
+    tables.append(rates_table(rates))
+    write("gru", tables, vars(arguments), arguments.out)
+    return 0

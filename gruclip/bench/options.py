@@ -1,0 +1,50 @@
+"""The command lines of the benches, and the state of the process that each starts from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from gruclip.errors import UserError
+from gruclip.memory import keep_freed_memory
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors as `UserError`, one line without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parser(bench: str, description: str, repetitions: int) -> Parser:
+    """The options that all benches have."""
+    options = Parser(prog=f"gruclip bench {bench}", description=description)
+    options.add_argument("--threads", type=positive, default=2, help="of each contestant; default: 2")
+    options.add_argument("--repetitions", type=positive, default=repetitions, help=f"default: {repetitions}")
+    options.add_argument("--out", type=Path, default=Path("outputs/bench"), metavar="DIR", help="default: %(default)s")
+    return options
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number of at least 1")
+    return int(text)
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """``T,B,n``"""
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"{text}: should be three whole numbers T,B,n")
+    steps, batch, hidden = map(positive, parts)
+    return steps, batch, hidden
+
+
+def prepare(threads: int) -> None:
+    """The same footing for every contestant: `threads` threads, and freed memory kept."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)

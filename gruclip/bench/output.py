@@ -1,0 +1,97 @@
+"""What a bench leaves: a Markdown table on the terminal and in a file, all numbers in a JSON file beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gruclip.bench.floor import Floor, Shape
+from gruclip.bench.timing import Timing
+from gruclip.environment import describe_environment
+from gruclip.errors import UserError
+from gruclip.report.render import Table, markdown
+
+
+def timing_table(
+    title: str,
+    caption: str,
+    timings: Mapping[str, Timing],
+    base: str,
+    floors: Mapping[str, Floor] | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """A row a contestant, times in ms; its ratio to `base` round by round, and its median over its floor."""
+    rows, cells = [], []
+    for name, timing in timings.items():
+        (lower, upper), ratio = timing.quartiles, timing.ratio(timings[base])
+        row: dict[str, Any] = {
+            "contestant": name,
+            "median": timing.median,
+            "lower_quartile": lower,
+            "upper_quartile": upper,
+            "mean": timing.mean,
+            "ratio": ratio,
+            "rounds": list(timing.seconds),
+        }
+        cell = {
+            "": name,
+            "median, ms": number(1e3 * timing.median),
+            "quartiles": f"{number(1e3 * lower)} to {number(1e3 * upper)}",
+            "mean": number(1e3 * timing.mean),
+            f"ratio to {base}": f"{ratio:.2f}",
+        }
+        if floors is not None:
+            floor = floors.get(name)
+            row |= {"floor_products": floor and floor.products, "floor_memory": floor and floor.memory}
+            text = "" if floor is None else f"{number(1e3 * floor.products)} / {number(1e3 * floor.memory)}"
+            cell["floor: products / memory, ms"] = text
+            cell["times the floor"] = "" if floor is None else f"{timing.median / floor.seconds:.1f}"
+        rows.append(row)
+        cells.append(cell)
+    return Table(title, caption, pd.DataFrame(cells), pd.DataFrame(rows), list(notes))
+
+
+def rates_table(rates: Mapping[str, Mapping[Shape, Mapping[str, float]]]) -> Table:
+    """The rate of each product by kernel, in GFLOP/s; `rates` by precision, then shape, then kernel."""
+    rows = [
+        {"precision": precision, "product": f"({m}, {k}) @ ({k}, {n})", "kernel": kernel, "rate": rate}
+        for precision, by_shape in rates.items()
+        for (m, k, n), kernels in by_shape.items()
+        for kernel, rate in kernels.items()
+    ]
+    values = pd.DataFrame(rows)
+    wide = values.pivot_table(index=["precision", "product"], columns="kernel", values="rate", sort=False) / 1e9
+    cells = wide.map(lambda rate: "" if pd.isna(rate) else f"{rate:.0f}").reset_index()
+    caption = "GFLOP/s of the products that the floors count; the best of a precision is its rate"
+    return Table("Products", caption, cells, values, [])
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def write(bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out: Path) -> None:
+    """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`."""
+    environment = describe_environment(torch.device("cpu"))
+    head = f"`gruclip bench {bench}`: {environment['processor']}, {environment['threads']} threads, torch {torch.__version__}"
+    text = f"{head}\n\n{markdown(tables)}"
+    content = {
+        "bench": bench,
+        "environment": environment,
+        "settings": {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()},
+        "tables": {table.title: table.values.to_dict("records") for table in tables},
+    }
+    print(text)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{bench}.md").write_text(text, encoding="utf-8")
+        (out / f"{bench}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    print(f"bench {bench}: {out / f'{bench}.md'}, {out / f'{bench}.json'}")

@@ -1,0 +1,56 @@
+"""Timing several callables side by side, so that a noisy machine disturbs them all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, median, quantiles
+
+Contestant = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one contestant took, in seconds, one entry a round."""
+
+    name: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        lower, _, upper = quantiles(self.seconds, n=4, method="inclusive")
+        return lower, upper
+
+    def ratio(self, base: Timing) -> float:
+        """Time as a share of `base`'s: the median over the rounds, each held against the same round of `base`."""
+        return median(mine / other for mine, other in zip(self.seconds, base.seconds, strict=True))
+
+
+def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Call every contestant `warmup` times untimed, then once in each of `rounds` rounds, timed.
+
+    Each round starts one contestant further on, so that none always runs in the wake of the same other.
+    """
+    names = list(contestants)
+    for name in names:
+        for _ in range(warmup):
+            contestants[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
