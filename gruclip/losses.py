@@ -63,8 +63,9 @@ class _SoftmaxNLL(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, weight, targets = ctx.saved_tensors
         d_logits, ctx.probabilities = ctx.probabilities, None
-        ones = torch.ones((), dtype=d_logits.dtype, device=d_logits.device).expand(*targets.shape, 1)
-        d_logits.scatter_add_(-1, targets.unsqueeze(-1), -ones)
+        rows = d_logits.flatten(0, -2)
+        # By index: `scatter_add_` passes over the whole array in bf16.
+        rows[torch.arange(rows.shape[0], device=rows.device), targets.flatten()] -= 1
         # The factor `grad` goes to the thin arrays and not over the (M, V) one.
         factor = grad.unsqueeze(-1).unsqueeze(-1)
         d_h = matmul(d_logits, weight.mT).to(ctx.dtype) * factor

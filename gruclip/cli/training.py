@@ -96,21 +96,6 @@ def defaults_of(runs: Sequence[RunConfig], loader: ConfigLoader) -> dict[str, Ru
     }
 
 
-def check(runs: Sequence[RunConfig], defaults: dict[str, RunConfig]) -> None:
-    """Raise `UserError` where a run could not start: its device, its loggers, its data, its folder."""
-    from gruclip.data import check_window, load
-    from gruclip.loggers import check_loggers
-    from gruclip.runs import RunFolder
-    from gruclip.train import choose_device
-
-    for run in runs:
-        choose_device(run)
-        check_loggers(run.logger)
-        corpus = load(run.dataset.name, run.dataset.root)
-        check_window(corpus, run.trainer.batch_size, run.trainer.bptt)
-        RunFolder(run, defaults[run.experiment], corpus.checksum).check()
-
-
 def register_plugins() -> None:
     """Make the sweeper and the launcher known to Hydra, whose own search misses them in an editable install."""
     plugins = Plugins.instance()

@@ -10,7 +10,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gruclip.cli.training import check, defaults_of, run_job, to_run
+from gruclip.cli.training import defaults_of, run_job, to_run
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 
 
@@ -25,10 +25,12 @@ class GridSweeper(Sweeper):
         self.context, self.composed = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
+        from gruclip.train import check_runs
+
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)
         runs = [to_run(settings) for settings in settings_of(jobs, loader, self.composed)]
-        check(runs, defaults_of(runs, loader))
+        check_runs(runs, defaults_of(runs, loader))
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed
