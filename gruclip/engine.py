@@ -256,7 +256,8 @@ def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
         return torch.stack(present).to(device) if present else None
 
     inputs, targets = stack([lane.inputs for lane in lanes]), stack([lane.targets for lane in lanes])
-    assert inputs is not None and targets is not None
+    assert inputs is not None
+    assert targets is not None
     keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
     return Lanes(inputs, targets, keep, weight, lanes[0].predicted)
 

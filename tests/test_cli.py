@@ -46,7 +46,7 @@ def test_train_trains_one_run_and_names_it_by_its_experiment(calls: Calls, tmp_p
     (((run,), defaults, stack),) = calls
     assert (run.dataset.name, run.seed, run.optimizer.lr, stack) == ("jsb_chorales", 3, 0.1, False)
     assert defaults == {"jsb_chorales": dataclasses.replace(run, seed=0)}
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_multirun_launches_its_runs_one_after_another(calls: Calls, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_multirun_launches_its_runs_one_after_another(calls: Calls, tmp_path: 
         ("sgd", 0.3),
         ("sgd", 1),
     ]
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path: Path) -> None:
@@ -69,7 +69,16 @@ def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path
     ]  # fmt: skip
     assert stack
     assert defaults == {"demo": RunConfig()}
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_help_of_train_lists_the_groups_and_every_setting(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["train", "--help"])
+    assert not done.value.code
+    out = capsys.readouterr().out
+    assert "experiment: demo, jsb_chorales, musedata, nottingham, piano_midi, ptb" in out
+    assert all(f"{name.rpartition('.')[2]}:" in out for name in RunConfig().flat())
 
 
 def test_an_experiment_and_a_sweep_need_no_plus(calls: Calls) -> None:

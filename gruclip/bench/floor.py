@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,6 +17,10 @@ Shape = tuple[int, int, int]  #: (m, k) @ (k, n)
 
 #: Bytes of each of the three arrays that the bandwidth is measured with: far more than a cache holds.
 BANDWIDTH_BYTES = 1 << 27
+
+LARGE = (2048, 2048, 2048)
+OPERATIONS_A_ROUND = 2e8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,16 @@ class Work:
     @property
     def operations(self) -> int:
         return sum(2 * m * k * n * count for (m, k, n), count in self.products.items())
+
+    def telling_products(self) -> tuple[Shape, Shape]:
+        """The largest product, and the one taken most often."""
+        return max(self.products, key=math.prod), max(self.products, key=self.products.__getitem__)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.products + other.products, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Work:
+        return Work(Counter({shape: times * count for shape, count in self.products.items()}), times * self.bytes)
 
 
 @dataclass(frozen=True)
@@ -61,55 +77,62 @@ def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4) -
     return Work(products, bytes_each * (3 * weights + 2 * rows * (inputs + n)))
 
 
-def language_model_work(steps: int, batch: int, n: int, vocabulary: int, bytes_each: int = 4) -> Work:
-    """A training step of the language model: one layer and the softmax; the embedding is next to nothing.
+def output_work(rows: int, n: int, outputs: int, bytes_each: int = 4) -> Work:
+    """A training step of the output layer, its update included.
 
-    `bytes_each`: of an operand of the softmax's products; its weights and gradients are float32.
+    `bytes_each`: of an operand of the products; the weights' gradient and update are float32.
     """
-    layer, rows, weights = gru_work(steps, batch, n, n), steps * batch, n * vocabulary
-    softmax = Counter({(rows, n, vocabulary): 1, (rows, vocabulary, n): 1})
-    softmax[n, rows, vocabulary] += 1
-    # The weight read forward and backward; its gradient, float32, written and read; the weight read and written
-    # by the update. The logits written and read forward, read twice backward.
-    moved = 2 * weights * bytes_each + 4 * weights * 4 + 4 * rows * vocabulary * bytes_each
-    return Work(layer.products + softmax, layer.bytes + moved)
+    products = Counter({(rows, n, outputs): 1, (rows, outputs, n): 1})
+    products[n, rows, outputs] += 1
+    # The weight read forward and backward; its gradient written and read; the weight read and written by the update.
+    # The logits written and read forward, read twice backward.
+    weights = n * outputs
+    return Work(products, 2 * weights * bytes_each + 4 * weights * 4 + 4 * rows * outputs * bytes_each)
 
 
 def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) -> dict[Shape, dict[str, float]]:
-    """Operations a second of each product: torch's own, oneDNN's, and oneDNN's with the weight packed beforehand.
+    """Operations a second of each product, at its fastest: torch's, oneDNN's, and oneDNN's with packed weights.
 
     The last two as `gruclip.products` chooses them; in bfloat16 torch calls oneDNN itself.
     """
     rates = {}
     for m, k, n in dict.fromkeys(shapes):
         a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        repeats = max(1, round(2e8 / (2 * m * k * n)))
-        kernels = {"torch": lambda a=a, b=b: torch.mm(a, b)}
+        repeats = max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n)))
+        kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
         if dtype == torch.float32:
-            packed = repeated_product(b, m)
-            kernels |= {"matmul": lambda a=a, b=b: matmul(a, b), "packed": lambda a=a, f=packed: f(a, None)}
-        contestants = {name: _repeat(kernel, repeats) for name, kernel in kernels.items()}
-        timings = interleave(contestants, rounds, warmup=1)
-        rates[m, k, n] = {name: 2 * m * k * n * repeats / timing.median for name, timing in timings.items()}
+            kernels |= {"oneDNN": partial(matmul, a, b), "oneDNN, packed": partial(repeated_product(b, m), a, None)}
+        timings = interleave({name: partial(_repeat, kernel, repeats) for name, kernel in kernels.items()}, rounds)
+        rates[m, k, n] = {name: 2 * m * k * n * repeats / min(taken.seconds) for name, taken in timings.items()}
     return rates
 
 
-def _repeat(kernel: Contestant, repeats: int) -> Contestant:
-    def run() -> None:
-        for _ in range(repeats):
-            kernel()
-
-    return run
+def _repeat(kernel: Contestant, repeats: int) -> None:
+    for _ in range(repeats):
+        kernel()
 
 
 def bandwidth(rounds: int = 7) -> float:
-    """Bytes a second of c = a + b over arrays that no cache holds: two read, one written."""
+    """Bytes a second, at the fastest, of c = a + b over arrays that no cache holds: two read, one written."""
     a, b, c = (torch.ones(BANDWIDTH_BYTES // 4) for _ in range(3))
-    timing = interleave({"add": lambda: torch.add(a, b, out=c)}, rounds)["add"]
-    return 3 * BANDWIDTH_BYTES / timing.median
+    return 3 * BANDWIDTH_BYTES / min(interleave({"add": partial(torch.add, a, b, out=c)}, rounds)["add"].seconds)
 
 
-def floor(work: Work, rates: dict[Shape, dict[str, float]], bytes_per_second: float) -> Floor:
-    """`rates` hold at least one product; the best of all of them stands for the machine."""
-    best = max(rate for kernels in rates.values() for rate in kernels.values())
-    return Floor(work.operations / best, work.bytes / bytes_per_second)
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does at its best, measured: products by precision, shape and kernel; memory."""
+
+    rates: dict[str, dict[Shape, dict[str, float]]]  #: operations a second
+    bandwidth: float  #: bytes a second
+
+    def floor(self, work: Work, precision: str) -> Floor:
+        """The best of all products of a precision stands for the machine."""
+        best = max(rate for kernels in self.rates[precision].values() for rate in kernels.values())
+        return Floor(work.operations / best, work.bytes / self.bandwidth)
+
+
+def measure_machine(works: Iterable[Work]) -> Machine:
+    """Rates of a large square product and of those that tell most about `works`."""
+    shapes = [LARGE, *(shape for work in works for shape in work.telling_products())]
+    rates = {precision: product_rates(shapes, dtype) for precision, dtype in DTYPES.items()}
+    return Machine(rates, bandwidth())

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import bandwidth, floor, gru_work, product_rates
-from gruclip.bench.output import rates_table, timing_table, write
+from gruclip.bench.floor import gru_work, measure_machine
+from gruclip.bench.output import machine_table, timing_table, write
 from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
 from gruclip.bench.timing import Contestant, interleave
 from gruclip.gru import GRU, gru_layer
@@ -16,7 +16,6 @@ from gruclip.gru import GRU, gru_layer
 #: T, B, n: Penn Treebank, a music model read in long windows, and the paper's music model.
 SHAPES = ((35, 20, 650), (200, 20, 200), (35, 20, 200))
 BASE = "torch.nn.GRU"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Bf16GRU(nn.Module):
@@ -56,20 +55,13 @@ def main(argv: list[str]) -> int:
     command.prepare(arguments.threads)
     notes = [] if keras_peer.is_installed() else [keras_peer.MISSING]
     works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
-    products = [product for work in works.values() for product in work.products]
-    rates = {precision: product_rates(products, dtype) for precision, dtype in DTYPES.items()}
-    speed = bandwidth()
+    machine = measure_machine(works.values())
     tables = []
     for (steps, batch, n), work in works.items():
         timings = interleave(contestants(steps, batch, n), arguments.repetitions)
-        floors = {
-            f"gruclip.GRU, {precision}": floor(work, {shape: rates[precision][shape] for shape in work.products}, speed)
-            for precision in DTYPES
-        }
-        floors[BASE] = floors["gruclip.GRU, fp32"]
+        floors = {name: machine.floor(work, "bf16" if "bf16" in name else "fp32") for name in timings}
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
         tables.append(timing_table(title, caption, timings, BASE, floors, notes))
-    tables.append(rates_table(rates))
-    write("gru", tables, vars(arguments), arguments.out)
+    write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out)
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gruclip.bench.floor import Floor, Shape
+from gruclip.bench.floor import Floor, Machine
 from gruclip.bench.timing import Timing
 from gruclip.environment import describe_environment
 from gruclip.errors import UserError
@@ -56,18 +56,21 @@ def timing_table(
     return Table(title, caption, pd.DataFrame(cells), pd.DataFrame(rows), list(notes))
 
 
-def rates_table(rates: Mapping[str, Mapping[Shape, Mapping[str, float]]]) -> Table:
-    """The rate of each product by kernel, in GFLOP/s; `rates` by precision, then shape, then kernel."""
+def machine_table(machine: Machine) -> Table:
+    """The rate of each product by kernel, and the memory's."""
     rows = [
         {"precision": precision, "product": f"({m}, {k}) @ ({k}, {n})", "kernel": kernel, "rate": rate}
-        for precision, by_shape in rates.items()
+        for precision, by_shape in machine.rates.items()
         for (m, k, n), kernels in by_shape.items()
         for kernel, rate in kernels.items()
     ]
     values = pd.DataFrame(rows)
     wide = values.pivot_table(index=["precision", "product"], columns="kernel", values="rate", sort=False) / 1e9
-    cells = wide.map(lambda rate: "" if pd.isna(rate) else f"{rate:.0f}").reset_index()
-    caption = "GFLOP/s of the products that the floors count; the best of a precision is its rate"
+    cells = wide.map(lambda rate: "" if pd.isna(rate) else number(rate)).reset_index()
+    caption = (
+        "GFLOP/s of products at their fastest; the floors take the best of a precision. "
+        f"Memory: {number(machine.bandwidth / 1e9)} GB/s."
+    )
     return Table("Products", caption, cells, values, [])
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 
+WARMUP = 2
+
 Contestant = Callable[[], object]
 
 
@@ -37,7 +39,7 @@ class Timing:
         return median(mine / other for mine, other in zip(self.seconds, base.seconds, strict=True))
 
 
-def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int = WARMUP) -> dict[str, Timing]:
     """Call every contestant `warmup` times untimed, then once in each of `rounds` rounds, timed.
 
     Each round starts one contestant further on, so that none always runs in the wake of the same other.

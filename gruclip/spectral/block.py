@@ -36,7 +36,7 @@ from torch import Tensor
 from gruclip.products import matmul
 
 #: Columns of the reference subspace P_0: at least this many, and every value above NEAR * limit.
-FEWEST, NEAR = 8, 0.85
+FEWEST, NEAR = 8, 0.92
 #: Columns carried beside it, for what has moved since the reference was taken.
 EXTRA = 8
 #: The whole block, at most, as a share of min(m, n): above it a full decomposition is cheaper.
@@ -136,7 +136,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     None where no certificate was found; the weight is then unchanged.
     """
     ceiling = limit * (1 + tolerance)
-    found = _converge(weight, norm, limit, ceiling, tracked)
+    found = converge(weight, norm, limit, ceiling, torch.cat((tracked.first, tracked.extra), 1))
     if found is None:
         return None
     ritz, residual, basis, image = found
@@ -166,14 +166,18 @@ def _residual(weight: Tensor, ritz: Ritz) -> Tensor:
     return thin_product(weight.mT, ritz.left) - ritz.right * ritz.values.to(weight.dtype)
 
 
-def _converge(
-    weight: Tensor, norm: float, limit: float, ceiling: float, tracked: Tracked
+def converge(
+    weight: Tensor, norm: float, limit: float, ceiling: float, columns: Tensor
 ) -> tuple[Ritz, Tensor, Tensor, Tensor] | None:
-    """Enlarge the basis by residuals until those that matter are small: the Ritz triplets, E, Q and W Q."""
+    """Enlarge a basis by residuals until those that matter are small: the Ritz triplets, E, Q and W Q.
+
+    Those above `ceiling` matter for the result, those below as far as they could reach the limit. None if
+    the basis would have to grow too wide.
+    """
     bounded = limit < torch.inf
     precise = (2.5e-7 if weight.dtype == torch.float32 else 1e-10) * max(norm, limit if bounded else 0.0)
     widest = 2 * LARGEST_SHARE * min(weight.shape)
-    basis = orthonormal(torch.cat((tracked.first, tracked.extra), 1))
+    basis = orthonormal(columns)
     image = thin_product(weight, basis)
     for _ in range(MOST_EXPANSIONS):
         ritz = rayleigh_ritz(basis, image)

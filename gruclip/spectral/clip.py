@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,13 +70,16 @@ def clip_singular_values_(
         matrices = [weight[index] for index in _indices(batch)]
         entries = (state or SpectralState()).resize(len(matrices))
         done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
-    counts, leading = zip(*done, strict=True) if done else ((), ())
-    flags = torch.ones(batch, dtype=torch.bool, device=weight.device)
+    counts, leading, certified = zip(*done, strict=True) if done else ((), (), ())
+
+    def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=weight.device).reshape(batch)
+
     return ClipResult(
-        torch.tensor(counts, dtype=torch.int64, device=weight.device).reshape(batch),
-        torch.tensor(leading, dtype=torch.float64, device=weight.device).reshape(batch),
-        flags,
-        flags.clone(),
+        gather(counts, torch.int64),
+        gather(leading, torch.float64),
+        gather(certified, torch.bool),
+        torch.ones(batch, dtype=torch.bool, device=weight.device),
     )
 
 
@@ -104,8 +108,8 @@ def _frobenius_norms(weight: Tensor) -> Tensor:
 
 def _clip_one(
     weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str
-) -> tuple[int, float]:
-    """Clip one matrix (m, n) in place; the number of values clipped and sigma_1 after it."""
+) -> tuple[int, float, bool]:
+    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not."""
     near = tolerance(weight.dtype)
     if algorithm == "auto":
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
@@ -117,7 +121,7 @@ def _clip_one(
         clipped = block.clip(weight, norm, limit, tracked, near if weight.dtype == torch.float32 else 1e-11)
         if clipped is not None:
             held.update(clipped.tracked._asdict())
-            return clipped.count, clipped.norm
+            return clipped.count, clipped.norm, limit < torch.inf
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE * limit:
         parts = exact.svd(weight)
@@ -126,7 +130,7 @@ def _clip_one(
     if tracks:
         tracked = block.start(weight, limit, values, parts.right)
         held.update({} if tracked is None else tracked._asdict())
-    return count, float(values[0])
+    return count, float(values[0]), True
 
 
 def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:

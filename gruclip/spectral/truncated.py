@@ -1,9 +1,62 @@
-"""The paper's algorithm: Weyl bounds say how many values may be above the limit, and only those are computed."""
+"""The paper's algorithm: Weyl bounds say how many values can be above the limit, and only those are computed."""
 
-from gruclip.spectral import exact
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral import block, exact
+
+#: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's recollected 1/4).
+LARGEST_SHARE = 0.25
+#: Columns beyond those wanted: they speed the iteration up.
+OVERSAMPLING = 8
 
 
-def clip(weight, limit, near, state, index):
-    parts = exact.svd(weight)
-    count, values = exact.clip(weight, limit, parts, near)
-    return count, float(values[0])
+def clip(
+    weight: Tensor, norm: float, limit: float, tolerance: float, held: dict[str, Tensor]
+) -> tuple[int, float, bool]:
+    """Clip `weight` (m, n) in place; values clipped, sigma_1 after it (an upper bound where none was computed),
+    and whether it came from a full decomposition.
+
+    `held` carries an upper bound of every singular value and the matrix they belong to. By Weyl's inequality
+    each grows by at most ||W_new - W_old||_F in a step, whatever the optimizer was. The s values whose bound passes
+    the limit are computed and their bounds refreshed; s = 0 needs no decomposition at all. That the truncated
+    decomposition found the largest s, and no smaller ones in their place, is taken on trust.
+    """
+    bounds, previous = held.get("bounds"), held.get("previous")
+    if bounds is not None and previous is not None and previous.shape == weight.shape:
+        bounds = bounds + block.distance(weight, previous)
+        s = int((bounds > limit).sum())
+        if s == 0:
+            held.update(bounds=bounds, previous=weight.clone())
+            return 0, float(bounds[0]), False
+        found = _leading(weight, norm, limit, tolerance, s, held) if s <= LARGEST_SHARE * bounds.shape[0] else None
+        if found is not None:
+            values = found.values[:s].clamp(max=limit)
+            count = int((found.values[:s] > limit * (1 + tolerance)).sum())
+            excess = (found.values[:count] - limit).to(weight.dtype)
+            weight.addmm_(found.left[:, :count] * excess, found.right[:, :count].mT, alpha=-1)
+            bounds[:s] = values
+            bounds[s:].clamp_(max=float(found.values[s - 1]))
+            held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
+            return count, float(values[0]), False
+    count, values = exact.clip(weight, limit, exact.svd(weight), tolerance)
+    held.clear()
+    held.update(bounds=values, previous=weight.clone())
+    return count, float(values[0]), True
+
+
+def _leading(
+    weight: Tensor, norm: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
+) -> block.Ritz | None:
+    """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
+    n = weight.shape[1]
+    width = min(s + OVERSAMPLING, n)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(n, width, generator=generator, dtype=torch.float64).to(weight)
+    subspace = held.get("subspace")
+    if subspace is not None:
+        start = torch.cat((subspace.to(weight), start), 1)[:, : max(width, subspace.shape[1] + 2)]
+    found = block.converge(weight, norm, limit, limit * (1 + tolerance), start)
+    return None if found is None else found[0]
