@@ -1,35 +1,299 @@
-"""The linearised cells: Jacobian at the origin, spectral radius, stability limit."""
+"""The linearised cells: Jacobian, spectral radius, and the limit on sigma_1(W_hh) that keeps them stable.
+
+Without input, at a fixed point s* of a layer's state, the dynamics are s -> s* + J (s - s*): locally
+asymptotically stable when the spectral radius of J is below 1, unstable when it is above. Let W be the block of
+weight_hh that is clipped (`clipped_block`) and sigma_1 its spectral norm. At the origin, with gates at their values
+for zero input and state, r = sigmoid(b_r), z = sigmoid(b_z), and so on:
+
+- ``gru``, the paper's: h' = z h + (1 - z) tanh(W (r h)), so J = diag(z) + diag(1 - z) W diag(r), and J = I/2 + W/4
+  without biases. The origin is fixed when the candidate has no bias. With a diagonal D = max r: if
+  sigma_1 max(r) < 1 then A = W diag(r) has norm below 1, and an eigenvector v of J to lambda gives
+  (lambda - z) v = (1 - z) A v, elementwise; |lambda| >= 1 would need |lambda - z_j| >= 1 - z_j for every j,
+  hence ||v|| <= ||A v|| < ||v||. So sigma_1 < 1 / max(r) suffices whatever the update gate: 2 without biases.
+- ``gru_reset_after``, `torch.nn.GRU`: h' = z h + (1 - z) tanh(r (W h + b_hn) + b_in), J = diag(z) + diag(1 - z) diag(r) W
+  when b_in = b_hn = 0. The same limit.
+- ``lstm``: c' = f c + i tanh(W h), h' = o tanh(c'), J = [[o i W, o f], [i W, f]] over (h, c). With v = (h, c) to lambda,
+  lambda h = o (lambda c), so h = o c, and (lambda - f) c = i W diag(o) c: |lambda| >= 1 would need
+  ||c|| min_j((1 - f_j) / i_j) <= sigma_1 max(o) ||c||. So sigma_1 < min_j((1 - f_j) / i_j) / max(o) suffices: 2 without
+  biases, 1.0758 at forget bias 1.
+- ``tanh_rnn``: h' = tanh(W h + b), |tanh'| <= 1: sigma_1 < 1 suffices with any bias, and makes the map a
+  contraction, so for all states.
+
+A candidate bias moves the fixed point of the GRU and LSTM; the gates there depend on the other recurrent
+blocks, and no limit on sigma_1 alone guarantees anything. The bias-free limit is then a heuristic.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import NamedTuple
 
-#: Gates stacked in the rows of weight_hh, in torch's order, and the one whose matrix is clipped.
+import torch
+from torch import Tensor, nn
+
+from gruclip.errors import UserError
+from gruclip.gru import GRU
+
+#: Gates stacked in the rows of weight_hh, in torch's order; h is the tanh RNN's only one.
 GATES = {"gru": "rzn", "gru_reset_after": "rzn", "lstm": "ifgo", "tanh_rnn": "h"}
+#: The gate whose matrix is clipped: the one through which the state is fed back.
 CANDIDATE = {"gru": "n", "gru_reset_after": "n", "lstm": "g", "tanh_rnn": "h"}
+#: The limit without biases; the heuristic with a candidate bias.
+BIAS_FREE_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
+
+FIXED_POINT_ITERATIONS = 500
+NEWTON_STEPS = 50
+
+
+# -- cells given by their recurrent weight alone ------------------------------------------------------
 
 
 def clipped_block(cell: str, hidden_size: int) -> slice:
     """The rows of weight_hh that spectral clipping projects: the candidate's."""
-    start = GATES[cell].index(CANDIDATE[cell]) * hidden_size
-    return slice(start, start + hidden_size)
+    return _gate(cell, CANDIDATE[cell], hidden_size)
+
+
+def gru_jacobian(weight_hh_candidate: Tensor) -> Tensor:
+    """J = I/2 + W/4 of the GRU without biases at the origin, for W (..., n, n); either order of reset."""
+    return weight_hh_candidate / 4 + torch.eye(weight_hh_candidate.shape[-1]).to(weight_hh_candidate) / 2
 
 
 def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
-    """Jacobian of the cell without input and biases at the origin, from weight_hh (..., gates n, n)."""
+    """Jacobian at the origin of a cell without biases, from weight_hh (..., gates n, n).
+
+    (..., n, n), for the LSTM (..., 2n, 2n) over (h, c).
+    """
     n = weight_hh.shape[-1]
     W = weight_hh[..., clipped_block(cell, n), :]
-    eye = torch.eye(n, dtype=W.dtype, device=W.device)
     if cell in ("gru", "gru_reset_after"):
-        return eye / 2 + W / 4
+        return gru_jacobian(W)
     if cell == "tanh_rnn":
         return W
-    # c' = c/2 + W_g h / 2 and h' = c' / 2, over (h, c).
-    eye = eye.expand_as(W)
+    eye = torch.eye(n).to(W).expand_as(W)
     return torch.cat((torch.cat((W / 4, eye / 4), dim=-1), torch.cat((W / 2, eye / 2), dim=-1)), dim=-2)
 
 
-def spectral_radius(matrix: Tensor) -> Tensor:
-    """The largest absolute eigenvalue of each matrix of a batch (..., n, n)."""
+def _gate(cell: str, gate: str, hidden_size: int) -> slice:
+    start = GATES[cell].index(gate) * hidden_size
+    return slice(start, start + hidden_size)
+
+
+# -- layers of modules --------------------------------------------------------------------------------
+
+
+class RecurrentLayer(NamedTuple):
+    """One direction of one layer of a recurrent module, its tensors those of the module."""
+
+    name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0_reverse"
+    cell: str
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    below: tuple[int, ...]  #: places in the list of the layers it is fed from, none for the first
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_hh.shape[-1]
+
+    @property
+    def clipped(self) -> Tensor:
+        """The block that is clipped, a view (n, n)."""
+        return self.weight_hh[clipped_block(self.cell, self.hidden_size)]
+
+
+class StabilityLimit(NamedTuple):
+    value: float  #: sigma_1 below it keeps the layer stable at the origin
+    guaranteed: bool  #: False: a heuristic, since a candidate bias moves the fixed point
+
+
+class Linearization(NamedTuple):
+    """A layer at a fixed point of its dynamics without input."""
+
+    layer: RecurrentLayer
+    state: Tensor | None  #: h (n,), for the LSTM (h, c) (2n,), float64; None where none was found
+    jacobian: Tensor | None
+    spectral_radius: float  #: NaN where no fixed point was found
+    limit: StabilityLimit
+
+
+def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
+    """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's.
+
+    Raises `UserError` if there is none, and for an `nn.RNN` with relu or an LSTM with projections.
+    """
+    layers: list[RecurrentLayer] = []
+    for name, part in module.named_modules():
+        if isinstance(part, (nn.RNNBase, GRU)):
+            # torch.compile wraps a module under this name.
+            prefix = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
+            layers += _layers_of(part, f"{prefix}." if prefix else "", len(layers))
+    if not layers:
+        raise UserError(f"{type(module).__name__}: holds no GRU, LSTM or tanh RNN; pass a module that does")
+    return layers
+
+
+def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[RecurrentLayer]:
+    cell = "gru" if isinstance(part, GRU) else {"GRU": "gru_reset_after", "LSTM": "lstm"}.get(part.mode, "tanh_rnn")
+    if not isinstance(part, GRU) and part.mode == "RNN_RELU":
+        raise UserError(f"{prefix or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh")
+    if not isinstance(part, GRU) and part.proj_size > 0:
+        raise UserError(f"{prefix or type(part).__name__}: proj_size={part.proj_size}: should be 0")
+    directions = ("", "_reverse") if part.bidirectional else ("",)
+    below: tuple[int, ...] = ()
+    for layer in range(part.num_layers):
+        for direction in directions:
+            suffix = f"_l{layer}{direction}"
+            weight_ih, weight_hh = getattr(part, f"weight_ih{suffix}"), getattr(part, f"weight_hh{suffix}")
+            biases = (getattr(part, f"bias_{kind}{suffix}") if part.bias else None for kind in ("ih", "hh"))
+            yield RecurrentLayer(f"{prefix}weight_hh{suffix}", cell, weight_ih, weight_hh, *biases, below)
+        below = tuple(range(offset + layer * len(directions), offset + (layer + 1) * len(directions)))
+
+
+def stability_limit(layer: RecurrentLayer) -> StabilityLimit:
+    """The limit on sigma_1 of the clipped block, as derived above, for the biases the layer has now."""
+    cell, n = layer.cell, layer.hidden_size
+    if layer.bias_ih is None or layer.bias_hh is None or cell == "tanh_rnn":
+        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
+    if _candidate_bias(layer):
+        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=False)
+    bias = (layer.bias_ih + layer.bias_hh).detach().double()
+    gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
+    if cell == "lstm":
+        value = ((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()
+    else:
+        value = 1 / gate["r"].max()
+    return StabilityLimit(float(value), guaranteed=True)
+
+
+def _candidate_bias(layer: RecurrentLayer) -> bool:
+    """Whether a bias moves the fixed point from the origin."""
+    if layer.bias_ih is None or layer.bias_hh is None:
+        return False
+    rows = clipped_block(layer.cell, layer.hidden_size)
+    b_ih, b_hh = layer.bias_ih.detach()[rows], layer.bias_hh.detach()[rows]
+    if layer.cell == "gru_reset_after":
+        return bool((b_ih != 0).any() or (b_hh != 0).any())
+    return bool((b_ih + b_hh != 0).any())
+
+
+def jacobian_at_origin(module: nn.Module) -> dict[str, Tensor]:
+    """J of every recurrent layer at the origin without input, by the name of its weight_hh.
+
+    (n, n), for the LSTM (2n, 2n) over (h, c). Raises `UserError` where a candidate bias moves the fixed point:
+    `linearize` finds it.
+    """
+    jacobians = {}
+    for layer in recurrent_layers(module):
+        if _candidate_bias(layer):
+            raise UserError(f"{layer.name}: its candidate bias moves the fixed point from the origin; use linearize")
+        jacobians[layer.name] = _origin_jacobian(layer)
+    return jacobians
+
+
+def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
+    """J by the formulas of the module's docstring."""
+    cell, n, W = layer.cell, layer.hidden_size, layer.clipped.detach()
+    bias = W.new_zeros(layer.weight_hh.shape[0])
+    if layer.bias_ih is not None and layer.bias_hh is not None:
+        bias = (layer.bias_ih + layer.bias_hh).detach()
+    if cell == "tanh_rnn":
+        return W.clone()
+    gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
+    if cell == "lstm":
+        into_c = torch.cat((gate["i"][:, None] * W, torch.diag(gate["f"])), dim=1)
+        return torch.cat((gate["o"][:, None] * into_c, into_c))
+    r, z = gate["r"], gate["z"]
+    fed_back = W * r if cell == "gru" else r[:, None] * W
+    return torch.diag(z) + (1 - z)[:, None] * fed_back
+
+
+def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> Tensor:
+    """The state (..., n), for the LSTM (..., 2n) = [h, c], one step later under the constant input x (k,) or none."""
+    cell, n = layer.cell, layer.hidden_size
+    like = dict(dtype=state.dtype, device=state.device)
+    weight_hh = layer.weight_hh.detach().to(**like)
+    given = state.new_zeros(weight_hh.shape[0])
+    recurrent_bias = given
+    if layer.bias_ih is not None and layer.bias_hh is not None:
+        given, recurrent_bias = layer.bias_ih.detach().to(**like), layer.bias_hh.detach().to(**like)
+    if x is not None:
+        given = given + layer.weight_ih.detach().to(**like) @ x.to(**like)
+    h = state[..., :n]
+    if cell == "tanh_rnn":
+        return torch.tanh(h @ weight_hh.mT + given + recurrent_bias)
+    rows = {name: _gate(cell, name, n) for name in GATES[cell]}
+    a = h @ weight_hh.mT + recurrent_bias
+    if cell == "lstm":
+        i, f, o = (torch.sigmoid(a[..., rows[g]] + given[rows[g]]) for g in "ifo")
+        c = f * state[..., n:] + i * torch.tanh(a[..., rows["g"]] + given[rows["g"]])
+        return torch.cat((o * torch.tanh(c), c), dim=-1)
+    r, z = (torch.sigmoid(a[..., rows[g]] + given[rows[g]]) for g in "rz")
+    candidate = rows["n"]
+    if cell == "gru":
+        fed_back = (r * h) @ weight_hh[candidate].mT + recurrent_bias[candidate]
+    else:
+        fed_back = r * a[..., candidate]
+    return z * h + (1 - z) * torch.tanh(fed_back + given[candidate])
+
+
+def linearize(module: nn.Module) -> list[Linearization]:
+    """Every recurrent layer of `module` at a fixed point of its dynamics without input.
+
+    The origin where it is fixed; else the point to which the free dynamics from the origin lead, or a nearby root,
+    by Newton's method in float64. In layers above one another the fixed output below is the constant input
+    above, so that the Jacobian of the whole is block triangular and its spectral radius the largest of these.
+    """
+    done: list[Linearization] = []
+    for layer in recurrent_layers(module):
+        lower = [done[index].state for index in layer.below]
+        limit = stability_limit(layer)
+        if any(state is None for state in lower):
+            done.append(Linearization(layer, None, None, float("nan"), limit))
+            continue
+        outputs = [state[: done[index].layer.hidden_size] for index, state in zip(layer.below, lower) if state is not None]
+        x = torch.cat(outputs) if outputs else None
+        moved = _candidate_bias(layer) or (x is not None and bool((x != 0).any()))
+        if moved:
+            limit = limit if layer.cell == "tanh_rnn" else StabilityLimit(BIAS_FREE_LIMIT[layer.cell], guaranteed=False)
+        state = _fixed_point(layer, x)
+        if state is None:
+            done.append(Linearization(layer, None, None, float("nan"), limit))
+            continue
+        jacobian = _jacobian(layer, state, x)
+        done.append(Linearization(layer, state, jacobian, float(spectral_radius(jacobian)), limit))
+    return done
+
+
+def _jacobian(layer: RecurrentLayer, state: Tensor, x: Tensor | None) -> Tensor:
+    return torch.func.jacrev(lambda s: free_step(layer, s, x))(state)
+
+
+def _fixed_point(layer: RecurrentLayer, x: Tensor | None) -> Tensor | None:
+    """A root of step(s) - s in float64, to 1e-10; None where Newton's method does not find one."""
+    size = layer.hidden_size * (2 if layer.cell == "lstm" else 1)
+    origin = torch.zeros(size, dtype=torch.float64, device=layer.weight_hh.device)
+    led_to = origin
+    for _ in range(FIXED_POINT_ITERATIONS):
+        led_to = free_step(layer, led_to, x)
+    for state in (led_to, origin):
+        for _ in range(NEWTON_STEPS):
+            off = free_step(layer, state, x) - state
+            if float(off.abs().max()) < 1e-10:
+                return state
+            slope = torch.eye(size).to(state) - _jacobian(layer, state, x)
+            step, failed = torch.linalg.solve_ex(slope, off)
+            if bool(failed) or not bool(torch.isfinite(step).all()):
+                break
+            state = state + step
+    return None
+
+
+def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
+    """The largest absolute eigenvalue: of each matrix of a batch (..., n, n), or of a module's free dynamics.
+
+    For a module the largest over its layers, each at its fixed point (see `linearize`); NaN without one.
+    """
+    if isinstance(matrix, nn.Module):
+        return torch.tensor([done.spectral_radius for done in linearize(matrix)], dtype=torch.float64).amax()
     return torch.linalg.eigvals(matrix.detach()).abs().amax(-1)

@@ -231,7 +231,8 @@ class GRU(nn.Module):
             raise UserError("bidirectional=True: gruclip.GRU runs in one direction; make two of them")
         if min(input_size, hidden_size, num_layers) < 1:
             raise UserError(
-                f"input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}: each should be at least 1"
+                f"input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}: "
+                "each should be at least 1"
             )
         if not 0 <= dropout < 1:
             raise UserError(f"dropout={dropout}: should be a number from 0 up to, not including, 1")

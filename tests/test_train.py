@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gruclip.inference import evaluate_run
 from gruclip.inference import load as load_model
 from gruclip.runs import CSV_FILES
 from gruclip.train import Job, RunResult, train
+from gruclip.workers import WorkerError, train_in_processes
 
 COMPARED = ("epochs.csv", "steps.csv", "summary.json")
 
@@ -178,6 +180,63 @@ def test_five_runs_in_a_stack_leave_the_bits_that_each_leaves_alone(tmp_path: Pa
     for index, result in enumerate(together):
         (alone,) = train([five(tmp_path / "alone")[index]], quiet=True)
         assert content(result.folder) == content(alone.folder)
+
+
+def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None:
+    trainer = TrainerConfig(max_epochs=None, max_steps=150, bptt=10)
+
+    def three(path: Path) -> list[RunConfig]:
+        return [config(path, seed=seed, trainer=trainer) for seed in range(3)]
+
+    whole = train(three(tmp_path / "whole"), stack=True, quiet=True)
+    code = (
+        "from pathlib import Path\nfrom gruclip.train import train\n"
+        "from tests.test_train import TrainerConfig, config\n"
+        "if __name__ == '__main__':\n"
+        "    trainer = TrainerConfig(max_epochs=None, max_steps=150, bptt=10)\n"
+        f"    runs = [config(Path({str(tmp_path / 'broken')!r}), seed=s, trainer=trainer) for s in range(3)]\n"
+        "    train(runs, stack=True, quiet=True)\n"
+    )
+    script, root = tmp_path / "broken.py", Path(__file__).parent.parent
+    script.write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    summaries = [path.read_text() for path in (tmp_path / "broken").glob("*/*/summary.json")]
+    assert any("unfinished" in summary for summary in summaries)
+    continued = train(three(tmp_path / "broken"), stack=True, quiet=True)
+    assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
+
+
+def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The corpus disappears between the check and the workers' start.
+    runs = [config(tmp_path, seed=seed) for seed in range(2)]
+    monkeypatch.setattr("gruclip.train.train_in_processes", _without_data)
+    with pytest.raises(WorkerError, match="DataError"):
+        train(runs, stack=True, quiet=True)
+
+
+def _without_data(tasks: Any, display: Any, interrupted: Any) -> None:
+    ptb = [
+        (dataclasses.replace(run, dataset=DatasetConfig("ptb", "/nowhere"), output_dir=run.output_dir), default)
+        for run, default in tasks
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRUCLIP_DATA", "/nowhere")
+        patch.setenv("XDG_CACHE_HOME", run_cache(tasks))
+        train_in_processes(ptb, display, interrupted)
+
+
+def run_cache(tasks: Any) -> str:
+    """An empty folder for the user's cache."""
+    return str(Path(tasks[0][0].output_dir) / "cache")
 
 
 @pytest.mark.parametrize("words", [True, False])

@@ -40,9 +40,7 @@ def contestants(steps: int, batch: int, n: int) -> dict[str, Contestant]:
         "gruclip.GRU, bf16": Bf16GRU(ours),
         "plain cell, autograd": PlainGRU(n, n),
     }
-    callables: dict[str, Contestant] = {
-        name: layer_step(layer, steps, batch, n, n) for name, layer in layers.items()
-    }
+    callables: dict[str, Contestant] = {name: layer_step(layer, steps, batch, n, n) for name, layer in layers.items()}
     if keras_peer.is_installed():
         callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
     return callables

@@ -87,7 +87,9 @@ def write(bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out:
     content = {
         "bench": bench,
         "environment": environment,
-        "settings": {name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()},
+        "settings": {
+            name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()
+        },
         "tables": {table.title: table.values.to_dict("records") for table in tables},
     }
     print(text)

@@ -28,9 +28,11 @@ class ClipResult(NamedTuple):
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """A value up to limit * (1 + tolerance) counts as inside: the rounding of the dtype would move it as far."""
-    return 1.9e-6 if dtype == torch.float32 else 5e-13
+def tolerance(dtype: torch.dtype, algorithm: str) -> float:
+    """A value up to limit * (1 + tolerance) counts as inside: rounding moves it nearly as far."""
+    if dtype == torch.float32:
+        return 1.9e-6
+    return 5e-13 if algorithm == "full" else 5e-10
 
 
 def clip_singular_values_(
@@ -51,7 +53,7 @@ def clip_singular_values_(
     - ``auto``: ``gram`` below 128 rows or columns or without a state, ``block`` else.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
-    norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``block``: 1e-9). A
+    norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A
     matrix inside its limit up to that is left as it is, bit for bit.
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
@@ -110,7 +112,7 @@ def _clip_one(
     weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str
 ) -> tuple[int, float, bool]:
     """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not."""
-    near = tolerance(weight.dtype)
+    near = tolerance(weight.dtype, algorithm)
     if algorithm == "auto":
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     if algorithm == "truncated" and limit < torch.inf:
@@ -118,12 +120,12 @@ def _clip_one(
     tracks = algorithm == "block"
     if tracks and _fits(held, weight) and 1e-15 < norm < 1e15:
         tracked = block.Tracked(*(held[name] for name in block.Tracked._fields))
-        clipped = block.clip(weight, norm, limit, tracked, near if weight.dtype == torch.float32 else 1e-11)
+        clipped = block.clip(weight, norm, limit, tracked, near)
         if clipped is not None:
             held.update(clipped.tracked._asdict())
             return clipped.count, clipped.norm, limit < torch.inf
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
-    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE * limit:
+    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
     count, values = exact.clip(weight, limit, parts, near)
     held.clear()

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: sigma_1 / limit up to which the Gram matrix, whose eigenvalues are squares, resolves the limit in float64.
-GRAM_RANGE = 1e4
+#: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
+#: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
+GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
 
 
 class Decomposition(NamedTuple):
@@ -26,7 +27,8 @@ def svd(weight: Tensor) -> Decomposition:
 
 
 def gram(weight: Tensor) -> Decomposition:
-    """From the eigenvectors of W^T W or W W^T, whichever is smaller: for values of at least sigma_1 / `GRAM_RANGE`.
+    """From the eigenvectors of W^T W or W W^T, whichever is smaller: good for limits of at least
+    sigma_1 / `GRAM_RANGE`.
 
     A value sigma comes out with a relative error of some eps (sigma_1 / sigma)^2. The left vectors of smaller
     values are not orthonormal; clipping does not need them.

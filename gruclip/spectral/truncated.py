@@ -16,22 +16,22 @@ OVERSAMPLING = 8
 def clip(
     weight: Tensor, norm: float, limit: float, tolerance: float, held: dict[str, Tensor]
 ) -> tuple[int, float, bool]:
-    """Clip `weight` (m, n) in place; values clipped, sigma_1 after it (an upper bound where none was computed),
-    and whether it came from a full decomposition.
+    """Clip `weight` (m, n) in place; values clipped, sigma_1 after it, and whether a full decomposition was taken.
 
     `held` carries an upper bound of every singular value and the matrix they belong to. By Weyl's inequality
     each grows by at most ||W_new - W_old||_F in a step, whatever the optimizer was. The s values whose bound passes
-    the limit are computed and their bounds refreshed; s = 0 needs no decomposition at all. That the truncated
+    the limit are computed and their bounds refreshed; s = 0 needs no projection at all. That the truncated
     decomposition found the largest s, and no smaller ones in their place, is taken on trust.
     """
     bounds, previous = held.get("bounds"), held.get("previous")
     if bounds is not None and previous is not None and previous.shape == weight.shape:
         bounds = bounds + block.distance(weight, previous)
         s = int((bounds > limit).sum())
-        if s == 0:
-            held.update(bounds=bounds, previous=weight.clone())
-            return 0, float(bounds[0]), False
         found = _leading(weight, norm, limit, tolerance, s, held) if s <= LARGEST_SHARE * bounds.shape[0] else None
+        if found is not None and s == 0:
+            # Nothing to clip: the triplets are for the reported norm alone.
+            held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
+            return 0, float(found.values[0]), False
         if found is not None:
             values = found.values[:s].clamp(max=limit)
             count = int((found.values[:s] > limit * (1 + tolerance)).sum())
@@ -58,5 +58,7 @@ def _leading(
     subspace = held.get("subspace")
     if subspace is not None:
         start = torch.cat((subspace.to(weight), start), 1)[:, : max(width, subspace.shape[1] + 2)]
+    if s == 0:
+        limit = torch.inf
     found = block.converge(weight, norm, limit, limit * (1 + tolerance), start)
     return None if found is None else found[0]

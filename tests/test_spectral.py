@@ -1,0 +1,277 @@
+"""The projection onto {sigma_1 <= limit}, against its definition in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gruclip.errors import NonFiniteError, UserError
+from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, spectral_norm
+
+#: sigma_1 / limit - 1 after clipping in float32, and in float64 for the algorithms that decompose in full.
+FLOAT32 = {"full": 2e-6, "auto": 2e-6}
+FLOAT64 = {"full": 1e-12, "gram": 1e-9, "truncated": 1e-9, "block": 1e-9, "auto": 1e-9}
+
+
+def random(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def orthogonal(generator: torch.Generator, n: int) -> Tensor:
+    return torch.linalg.qr(random(generator, n, n))[0]
+
+
+def with_values(generator: torch.Generator, values: Tensor) -> Tensor:
+    n = values.shape[0]
+    return orthogonal(generator, n) * values @ orthogonal(generator, n).mT
+
+
+def clustered(generator: torch.Generator) -> Tensor:
+    """All values at 1 up to 1e-7."""
+    n = int(torch.randint(2, 40, (), generator=generator))
+    return with_values(generator, 1 + 1e-7 * random(generator, n))
+
+
+def rank_deficient(generator: torch.Generator) -> Tensor:
+    n, rank = (int(torch.randint(*span, (), generator=generator)) for span in ((2, 40), (0, 5)))
+    return random(generator, n, rank) @ random(generator, rank, n)
+
+
+def of_any_shape(generator: torch.Generator) -> Tensor:
+    m, n = torch.randint(1, 48, (2,), generator=generator).tolist()
+    return random(generator, m, n) / math.sqrt(max(m, n))
+
+
+def a_thousand_times_above(generator: torch.Generator) -> Tensor:
+    matrix = of_any_shape(generator)
+    return matrix * 1000 / torch.linalg.matrix_norm(matrix, 2)
+
+
+def badly_scaled(generator: torch.Generator) -> Tensor:
+    return of_any_shape(generator) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
+
+
+FAMILIES: dict[str, Callable[[torch.Generator], Tensor]] = {
+    "of any shape": of_any_shape,
+    "orthogonal": lambda generator: orthogonal(generator, int(torch.randint(1, 40, (), generator=generator))),
+    "rank deficient": rank_deficient,
+    "zero": lambda generator: torch.zeros(7, 5, dtype=torch.float64),
+    "1x1": lambda generator: 3 * random(generator, 1, 1),
+    "clustered": clustered,
+    "a thousand times above": a_thousand_times_above,
+    "badly scaled": badly_scaled,
+}
+
+
+def sigma_1(weight: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(weight.double(), 2))
+
+
+def exact_projection(weight: Tensor, limit: float) -> Tensor:
+    U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    return U * S.clamp(max=limit) @ Vh
+
+
+def assert_projected(before: Tensor, after: Tensor, limit: float, algorithm: str) -> None:
+    """The accuracy that the README states."""
+    excess = (FLOAT32.get(algorithm, 1e-5) if before.dtype == torch.float32 else FLOAT64[algorithm]) * limit
+    assert sigma_1(after) <= limit + excess
+    scale = max(float(torch.linalg.matrix_norm(before.double())), limit)
+    off = float(torch.linalg.matrix_norm(after.double() - exact_projection(before, limit)))
+    assert off <= (2e-6 if before.dtype == torch.float32 else FLOAT64[algorithm]) * scale
+
+
+def check(family: str, algorithm: str, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before = FAMILIES[family](generator).to(dtype)
+    limit = sigma_1(before) * float(torch.empty(()).uniform_(0.2, 1.2, generator=generator)) or 1.0
+    if family in ("clustered", "a thousand times above"):
+        limit = 1.0
+    after = before.clone()
+    result = clip_singular_values_(after, limit, algorithm=algorithm)
+    assert_projected(before, after, limit, algorithm)
+    assert float(result.spectral_norm) == pytest.approx(sigma_1(after), rel=1e-4)
+    again = after.clone()
+    clip_singular_values_(again, limit, algorithm=algorithm)
+    assert torch.equal(again, after), "clipping is not idempotent"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_algorithm_gives_the_nearest_matrix_inside_the_limit(family, algorithm, dtype):
+    for seed in range(30):
+        check(family, algorithm, dtype, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hundred_thousand_matrices(family):
+    for seed in range(12_500):
+        check(family, "auto", torch.float32, 1000 + seed)
+
+
+def near_limit(generator: torch.Generator, n: int, above: int, limit: float) -> Tensor:
+    values = torch.linspace(0.2 * limit, 0.9 * limit, n, dtype=torch.float64)
+    values[:above] = limit * (1 + torch.rand(above, generator=generator, dtype=torch.float64))
+    return with_values(generator, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("algorithm", ["auto", "truncated", "block"])
+@pytest.mark.parametrize(
+    "drift", ["small", "along the leading vectors", "a new direction far above", "another matrix altogether"]
+)
+def test_a_drifting_matrix_is_projected_at_every_step_whatever_the_drift(drift, algorithm, dtype):
+    generator = torch.Generator().manual_seed(1)
+    n, limit = 160, 1.8
+    weight, state = near_limit(generator, n, 3, limit).to(dtype), SpectralState()
+    for step in range(25):
+        if drift == "small":
+            change = 0.02 * random(generator, n, n) / math.sqrt(n)
+        elif drift == "along the leading vectors":
+            U, _, Vh = torch.linalg.svd(weight.double())
+            change = 0.05 * U[:, :6] @ Vh[:6]
+        elif drift == "a new direction far above":
+            change = random(generator, n, 1) @ random(generator, 1, n) * (10.0 ** (step % 5 - 2) / n)
+        else:
+            change = near_limit(generator, n, step % 7, limit) - weight
+        before = (weight.double() + change).to(dtype)
+        weight = before.clone()
+        result = clip_singular_values_(weight, limit, algorithm=algorithm, state=state)
+        assert_projected(before, weight, limit, algorithm)
+        assert float(result.spectral_norm) == pytest.approx(sigma_1(weight), rel=1e-4)
+
+
+def test_a_direction_hidden_from_the_tracked_subspace_is_found():
+    # Orthogonal to the whole block on both sides: no residual of it shows, only the bookkeeping does.
+    generator = torch.Generator().manual_seed(2)
+    U, V = orthogonal(generator, 200), orthogonal(generator, 200)
+    values = torch.linspace(1.9, 0.3, 200, dtype=torch.float64)
+    state = SpectralState()
+    for last in (0.3, 0.3, 2.5):
+        values[-1] = last
+        before = (U * values @ V.mT).float()
+        after = before.clone()
+        clip_singular_values_(after, 1.8, algorithm="block", state=state)
+        assert_projected(before, after, 1.8, "auto")
+
+
+def test_the_block_falls_back_to_no_decomposition_while_its_certificate_holds(monkeypatch):
+    from gruclip.spectral import exact
+
+    generator = torch.Generator().manual_seed(3)
+    weight, state, decompositions = near_limit(generator, 200, 3, 1.8).float(), SpectralState(), []
+    gram = exact.gram
+    monkeypatch.setattr(exact, "gram", lambda matrix: decompositions.append(1) or gram(matrix))
+    for _ in range(20):
+        weight += 0.002 * random(generator, 200, 200).float() / math.sqrt(200)
+        assert clip_singular_values_(weight, 1.8, state=state).certified
+    assert len(decompositions) == 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_batch_is_clipped_matrix_by_matrix_each_at_its_own_limit(algorithm):
+    generator = torch.Generator().manual_seed(4)
+    before = random(generator, 2, 3, 30, 20).float()
+    limits = torch.tensor([[1.0, 2.0, 3.0], [4.0, math.inf, 6.0]])
+    after = before.clone()
+    result = clip_singular_values_(after, limits, algorithm=algorithm)
+    assert result.values_clipped.shape == result.spectral_norm.shape == (2, 3)
+    assert torch.equal(after[1, 1], before[1, 1])
+    for row, column in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 2)):
+        limit = float(limits[row, column])
+        alone = before[row, column].clone()
+        clip_singular_values_(alone, limit, algorithm=algorithm)
+        assert torch.equal(alone, after[row, column])
+        assert_projected(before[row, column], after[row, column], limit, algorithm)
+        above = torch.linalg.svdvals(before[row, column].double()) > limit
+        assert int(result.values_clipped[row, column]) == int(above.sum())
+
+
+def test_a_view_into_a_larger_tensor_is_clipped_in_place_and_nothing_else():
+    generator = torch.Generator().manual_seed(5)
+    stacked = random(generator, 3 * 150, 150).float()
+    before, address = stacked.clone(), stacked.data_ptr()
+    state = SpectralState()
+    for _ in range(3):
+        clip_singular_values_(stacked[300:], 1.0, state=state)
+    assert stacked.data_ptr() == address
+    assert torch.equal(stacked[:300], before[:300])
+    assert sigma_1(stacked[300:]) <= 1 + 2e-6
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_matrix_that_is_not_finite_is_named_and_nothing_is_changed(bad):
+    weight = 5 * torch.ones(2, 3, 4, 4)
+    weight[1, 2, 0, 3] = bad
+    before = weight.clone()
+    with pytest.raises(NonFiniteError, match=r"matrix \[1, 2\]"):
+        clip_singular_values_(weight, 1.0)
+    assert torch.equal(weight.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_limit_that_is_not_positive_is_refused(limit):
+    with pytest.raises(UserError, match="limit="):
+        clip_singular_values_(torch.eye(3), limit)
+
+
+def test_an_algorithm_there_is_not_is_refused():
+    with pytest.raises(UserError, match="algorithm='qr': should be one of auto, full"):
+        clip_singular_values_(torch.eye(3), 1.0, algorithm="qr")
+
+
+def drifting(steps: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    start = near_limit(generator, 150, 4, 1.8)
+    steps_taken = [0.02 * random(generator, 150, 150) / math.sqrt(150) for _ in range(steps)]
+    return [(start + sum(steps_taken[:k])).float() for k in range(steps)]
+
+
+@pytest.mark.parametrize("algorithm", ["truncated", "block"])
+def test_a_state_saved_and_loaded_continues_to_the_same_bits(algorithm):
+    matrices = drifting(8)
+
+    def clipped(state: SpectralState, matrix: Tensor) -> Tensor:
+        weight = torch.stack((matrix, matrix + 0.001))
+        clip_singular_values_(weight, 1.8, algorithm=algorithm, state=state)
+        return weight
+
+    uninterrupted = SpectralState()
+    expected = [clipped(uninterrupted, matrix) for matrix in matrices]
+    state = SpectralState()
+    for matrix in matrices[:4]:
+        clipped(state, matrix)
+    resumed = SpectralState()
+    for index in (1, 0):
+        saved = state.index_select(index).state_dict()
+        resumed.load_state_dict(saved, index)
+    for matrix, right in zip(matrices[4:], expected[4:], strict=True):
+        assert torch.equal(clipped(resumed, matrix), right)
+
+
+def test_an_empty_saved_state_is_a_new_one():
+    state = SpectralState()
+    clip_singular_values_(drifting(1)[0], 1.8, state=state)
+    state.load_state_dict({}, 0)
+    assert state.state_dict() == {}
+
+
+def test_the_spectral_norm_is_right_along_a_drift_and_after_a_jump():
+    state = SpectralState()
+    matrices = drifting(10)
+    generator = torch.Generator().manual_seed(7)
+    spike = random(generator, 150, 1) @ random(generator, 1, 150)
+    for scale in (0.01, 1.0, 1e3, 1e8, 1e-3):
+        matrices.append((matrices[0].double() + scale * spike).float())
+    for matrix in matrices:
+        before = matrix.clone()
+        norm = spectral_norm(matrix, state)
+        assert norm.dtype == torch.float64
+        assert float(norm) == pytest.approx(sigma_1(matrix), rel=1e-4)
+        assert torch.equal(matrix, before)
