@@ -182,34 +182,29 @@ def test_five_runs_in_a_stack_leave_the_bits_that_each_leaves_alone(tmp_path: Pa
         assert content(result.folder) == content(alone.folder)
 
 
+def long_run(path: Path, seed: int) -> RunConfig:
+    """Long enough to be interrupted."""
+    return config(path, seed=seed, trainer=TrainerConfig(max_epochs=None, max_steps=100, bptt=10))
+
+
 def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None:
-    trainer = TrainerConfig(max_epochs=None, max_steps=150, bptt=10)
-
-    def three(path: Path) -> list[RunConfig]:
-        return [config(path, seed=seed, trainer=trainer) for seed in range(3)]
-
-    whole = train(three(tmp_path / "whole"), stack=True, quiet=True)
-    code = (
-        "from pathlib import Path\nfrom gruclip.train import train\n"
-        "from tests.test_train import TrainerConfig, config\n"
-        "if __name__ == '__main__':\n"
-        "    trainer = TrainerConfig(max_epochs=None, max_steps=150, bptt=10)\n"
-        f"    runs = [config(Path({str(tmp_path / 'broken')!r}), seed=s, trainer=trainer) for s in range(3)]\n"
-        "    train(runs, stack=True, quiet=True)\n"
-    )
     script, root = tmp_path / "broken.py", Path(__file__).parent.parent
-    script.write_text(code)
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip.train import train\nfrom tests.test_train import long_run\n"
+        "if __name__ == '__main__':\n"
+        f"    train([long_run(Path({str(tmp_path / 'broken')!r}), seed) for seed in (0, 1)], stack=True, quiet=True)\n"
+    )
     process = subprocess.Popen(
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
-        time.sleep(0.05)
-    time.sleep(0.5)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
     summaries = [path.read_text() for path in (tmp_path / "broken").glob("*/*/summary.json")]
     assert any("unfinished" in summary for summary in summaries)
-    continued = train(three(tmp_path / "broken"), stack=True, quiet=True)
+    continued = train([long_run(tmp_path / "broken", seed) for seed in (0, 1)], quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
     assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
 
 

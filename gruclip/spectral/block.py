@@ -42,7 +42,7 @@ EXTRA = 8
 #: The whole block, at most, as a share of min(m, n): above it a full decomposition is cheaper.
 LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
-EXPANSION, MOST_EXPANSIONS = 16, 8
+EXPANSION, MOST_EXPANSIONS = 16, 24
 #: beta / L, at most: kappa is then below 20.
 HIGHEST_BULK = 0.97
 #: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.

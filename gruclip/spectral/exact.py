@@ -48,8 +48,10 @@ def gram(weight: Tensor) -> Decomposition:
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
     """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it."""
     count = int((parts.values > limit * (1 + tolerance)).sum())
-    if count:
+    if count and float(parts.values[0]) > 4 * limit:
+        # Put together anew: from far above the limit, a difference would lose the digits.
+        weight.copy_((parts.left * parts.values.clamp(max=limit)) @ parts.right.mT)
+    elif count:
         excess = parts.values[:count] - limit
-        correction = (parts.left[:, :count] * excess) @ parts.right[:, :count].mT
-        weight.copy_(weight.double() - correction)
+        weight.copy_(weight.double() - (parts.left[:, :count] * excess) @ parts.right[:, :count].mT)
     return count, parts.values.clamp(max=limit) if count else parts.values
