@@ -47,7 +47,7 @@ class SpectralClipping:
             limit = stability_limit(layer).value
             if not 0 < delta < limit:
                 raise UserError(
-                    f"delta={delta}: should be inside (0, {limit:.4g}), the stability limit of {layer.name} ({layer.cell})"
+                    f"delta={delta}: should be inside (0, {limit:.4g}), the limit of {layer.name} ({layer.cell})"
                 )
             self.limits.append(limit - delta)
         self.states = [SpectralState() for _ in self.layers]
@@ -108,7 +108,9 @@ class SpectralClipping:
         names = {layer.name for layer in self.layers}
         strangers = {key.split("/")[0] for key in saved if "/" in key} - names
         if strangers or any(count is None or len(count) != len(self.layers) for count in counts):
-            raise UserError(f"state_dict is of other layers than {', '.join(sorted(names))}; load it into its own module")
+            raise UserError(
+                f"state_dict is of other layers than {', '.join(sorted(names))}; load it into its own module"
+            )
         self.last_clipped, self.total_clipped = (count.tolist() for count in counts if count is not None)
         for layer, state in zip(self.layers, self.states, strict=True):
             prefix = f"{layer.name}/"

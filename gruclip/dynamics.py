@@ -10,10 +10,10 @@ for zero input and state, r = sigmoid(b_r), z = sigmoid(b_z), and so on:
   sigma_1 max(r) < 1 then A = W diag(r) has norm below 1, and an eigenvector v of J to lambda gives
   (lambda - z) v = (1 - z) A v, elementwise; |lambda| >= 1 would need |lambda - z_j| >= 1 - z_j for every j,
   hence ||v|| <= ||A v|| < ||v||. So sigma_1 < 1 / max(r) suffices whatever the update gate: 2 without biases.
-- ``gru_reset_after``, `torch.nn.GRU`: h' = z h + (1 - z) tanh(r (W h + b_hn) + b_in), J = diag(z) + diag(1 - z) diag(r) W
-  when b_in = b_hn = 0. The same limit.
-- ``lstm``: c' = f c + i tanh(W h), h' = o tanh(c'), J = [[o i W, o f], [i W, f]] over (h, c). With v = (h, c) to lambda,
-  lambda h = o (lambda c), so h = o c, and (lambda - f) c = i W diag(o) c: |lambda| >= 1 would need
+- ``gru_reset_after``, `torch.nn.GRU`: h' = z h + (1 - z) tanh(r (W h + b_hn) + b_in), so J = diag(z) +
+  diag(1 - z) diag(r) W when b_in = b_hn = 0. The same limit.
+- ``lstm``: c' = f c + i tanh(W h), h' = o tanh(c'), so J = [[o i W, o f], [i W, f]] over (h, c). With v = (h, c) to
+  lambda, lambda h = o (lambda c), so h = o c, and (lambda - f) c = i W diag(o) c: |lambda| >= 1 would need
   ||c|| min_j((1 - f_j) / i_j) <= sigma_1 max(o) ||c||. So sigma_1 < min_j((1 - f_j) / i_j) / max(o) suffices: 2 without
   biases, 1.0758 at forget bias 1.
 - ``tanh_rnn``: h' = tanh(W h + b), |tanh'| <= 1: sigma_1 < 1 suffices with any bias, and makes the map a
@@ -116,6 +116,12 @@ class Linearization(NamedTuple):
     spectral_radius: float  #: NaN where no fixed point was found
     limit: StabilityLimit
 
+    @property
+    def output(self) -> Tensor:
+        """h at the fixed point, (n,): what the layer above is fed."""
+        assert self.state is not None
+        return self.state[: self.layer.hidden_size]
+
 
 def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
     """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's.
@@ -160,10 +166,8 @@ def stability_limit(layer: RecurrentLayer) -> StabilityLimit:
     bias = (layer.bias_ih + layer.bias_hh).detach().double()
     gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
     if cell == "lstm":
-        value = ((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()
-    else:
-        value = 1 / gate["r"].max()
-    return StabilityLimit(float(value), guaranteed=True)
+        return StabilityLimit(float(((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()), guaranteed=True)
+    return StabilityLimit(float(1 / gate["r"].max()), guaranteed=True)
 
 
 def _candidate_bias(layer: RecurrentLayer) -> bool:
@@ -211,14 +215,13 @@ def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
 def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> Tensor:
     """The state (..., n), for the LSTM (..., 2n) = [h, c], one step later under the constant input x (k,) or none."""
     cell, n = layer.cell, layer.hidden_size
-    like = dict(dtype=state.dtype, device=state.device)
-    weight_hh = layer.weight_hh.detach().to(**like)
+    weight_hh = layer.weight_hh.detach().to(state)
     given = state.new_zeros(weight_hh.shape[0])
     recurrent_bias = given
     if layer.bias_ih is not None and layer.bias_hh is not None:
-        given, recurrent_bias = layer.bias_ih.detach().to(**like), layer.bias_hh.detach().to(**like)
+        given, recurrent_bias = layer.bias_ih.detach().to(state), layer.bias_hh.detach().to(state)
     if x is not None:
-        given = given + layer.weight_ih.detach().to(**like) @ x.to(**like)
+        given = given + layer.weight_ih.detach().to(state) @ x.to(state)
     h = state[..., :n]
     if cell == "tanh_rnn":
         return torch.tanh(h @ weight_hh.mT + given + recurrent_bias)
@@ -230,10 +233,9 @@ def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> 
         return torch.cat((o * torch.tanh(c), c), dim=-1)
     r, z = (torch.sigmoid(a[..., rows[g]] + given[rows[g]]) for g in "rz")
     candidate = rows["n"]
+    fed_back = r * a[..., candidate]
     if cell == "gru":
         fed_back = (r * h) @ weight_hh[candidate].mT + recurrent_bias[candidate]
-    else:
-        fed_back = r * a[..., candidate]
     return z * h + (1 - z) * torch.tanh(fed_back + given[candidate])
 
 
@@ -246,12 +248,13 @@ def linearize(module: nn.Module) -> list[Linearization]:
     """
     done: list[Linearization] = []
     for layer in recurrent_layers(module):
-        lower = [done[index].state for index in layer.below]
         limit = stability_limit(layer)
-        if any(state is None for state in lower):
+        if any(done[index].state is None for index in layer.below):
             done.append(Linearization(layer, None, None, float("nan"), limit))
             continue
-        outputs = [state[: done[index].layer.hidden_size] for index, state in zip(layer.below, lower) if state is not None]
+        outputs = [
+            state[: done[index].layer.hidden_size] for index, state in zip(layer.below, lower) if state is not None
+        ]
         x = torch.cat(outputs) if outputs else None
         moved = _candidate_bias(layer) or (x is not None and bool((x != 0).any()))
         if moved:

@@ -49,6 +49,7 @@ BAD_COMMANDS = [
     ("train dataset=null", "Config group override must be a string or a list"),
     ("train experiment=mnist", "experiment=mnist: no such option; there are demo"),
     ("train -m +sweep=table3", "sweep=table3: no such option; there are cells, figure1"),
+    ("train +sweep=quickstart", "+sweep=quickstart: a sweep needs -m, as in gruclip train -m +sweep=quickstart"),
     ("train hydra/launcher=cloud", "hydra/launcher=cloud: no such option; there are basic"),
     (
         "train -m seed=0,1 hydra/sweeper=basic",

@@ -26,8 +26,8 @@ class Bf16GRU(nn.Module):
         self.gru = gru
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        weights = self.gru.weight_ih_l0.unsqueeze(0), self.gru.weight_hh_l0.unsqueeze(0)
-        states = gru_layer(x.unsqueeze(0), h, *weights, compute=torch.bfloat16)[0]
+        weight_ih, weight_hh = (weight.unsqueeze(0) for weight in self.gru.parameters())
+        states = gru_layer(x.unsqueeze(0), h, weight_ih, weight_hh, compute=torch.bfloat16)[0]
         return states, states[-1:]
 
 

@@ -48,3 +48,10 @@ def prepare(threads: int) -> None:
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
+    return value

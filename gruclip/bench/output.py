@@ -82,7 +82,8 @@ def number(value: float) -> str:
 def write(bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out: Path) -> None:
     """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`."""
     environment = describe_environment(torch.device("cpu"))
-    head = f"`gruclip bench {bench}`: {environment['processor']}, {environment['threads']} threads, torch {torch.__version__}"
+    versions = f"{environment['threads']} threads, torch {torch.__version__}"
+    head = f"`gruclip bench {bench}`: {environment['processor']}, {versions}"
     text = f"{head}\n\n{markdown(tables)}"
     content = {
         "bench": bench,

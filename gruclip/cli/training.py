@@ -29,11 +29,8 @@ NOT_SETTINGS = ("hydra", "protocol")
 
 def train(argv: Sequence[str]) -> int:
     """Train what the overrides in `argv` describe: one run, or with ``--multirun`` a sweep."""
-    _, unknown = get_args_parser().parse_known_args(argv)
-    if unknown:
-        raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
-    for other in (argument for argument in argv if argument.startswith("hydra/sweeper=") and argument != SWEEPER):
-        raise UserError(f"{other}: gruclip's runs are launched by {SWEEPER} alone")
+    argv = _with_plus(argv)
+    _refuse_what_hydra_would_take(argv)
 
     # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
     # The runs of a sweep are trained by `run_job`, which the sweeper puts in this one's place.
@@ -43,9 +40,11 @@ def train(argv: Sequence[str]) -> int:
         composed.append((settings, GlobalHydra.instance().config_loader()))
 
     register_plugins()
-    with _command_line(_with_plus(argv)):
+    with _command_line(argv):
         hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)(compose)()
     for settings, loader in composed:
+        for sweep in (argument for argument in argv if argument.startswith("+sweep=")):
+            raise UserError(f"{sweep}: a sweep needs -m, as in gruclip train -m {sweep}")
         _train_one(settings, loader)
     return 0
 
@@ -109,6 +108,15 @@ def register_plugins() -> None:
 def _with_plus(argv: Sequence[str]) -> list[str]:
     """``experiment=ptb`` as ``+experiment=ptb``: no experiment or sweep is chosen by default, so Hydra wants a plus."""
     return [f"+{argument}" if argument.startswith(("experiment=", "sweep=")) else argument for argument in argv]
+
+
+def _refuse_what_hydra_would_take(argv: Sequence[str]) -> None:
+    options, unknown = get_args_parser().parse_known_args(argv)
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
+    for override in options.overrides:
+        if override.startswith("hydra/sweeper=") and override != SWEEPER:
+            raise UserError(f"{override}: gruclip's runs are launched by {SWEEPER} alone")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ Cost of a step: 4 m n q + 2 m n c per expansion by c residuals, against some 20 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ EXTRA = 8
 LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
-#: beta / L, at most: kappa is then below 20.
+#: beta / L, at most: kappa is then below 18.
 HIGHEST_BULK = 0.97
 #: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.
 MU = 0.25
@@ -68,10 +69,16 @@ class Clipped(NamedTuple):
     tracked: Tracked
 
 
-class Ritz(NamedTuple):
-    values: Tensor  #: (q,) float64, descending
-    left: Tensor  #: (m, q)
-    right: Tensor  #: (n, q)
+class Block(NamedTuple):
+    """The Ritz triplets of W on a basis Q."""
+
+    values: Tensor  #: Theta (q,), float64, descending
+    left: Tensor  #: U (m, q)
+    right: Tensor  #: V (n, q)
+    residual: Tensor  #: E^T = W^T U - V Theta (n, q)
+    size: Tensor  #: the norms of its columns, float64
+    basis: Tensor  #: Q (n, q)
+    image: Tensor  #: W Q (m, q)
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
@@ -94,14 +101,16 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     return torch.linalg.qr(columns)[0]
 
 
-def rayleigh_ritz(basis: Tensor, image: Tensor) -> Ritz:
-    """Singular triplets of W restricted to a basis Q, from its image W Q."""
+def rayleigh_ritz(weight: Tensor, basis: Tensor, image: Tensor) -> Block:
+    """The singular triplets of W restricted to a basis Q, given W Q, and their residuals."""
     wide = image.double()
     squares, Y = torch.linalg.eigh(wide.mT @ wide)
-    values = squares.flip(0).clamp(min=0).sqrt()
-    Y = Y.flip(1)
+    values, Y = squares.flip(0).clamp(min=0).sqrt(), Y.flip(1)
     left = image @ (Y / values.clamp(min=torch.finfo(torch.float64).tiny)).to(image.dtype)
-    return Ritz(values, left, basis @ Y.to(basis.dtype))
+    right = basis @ Y.to(basis.dtype)
+    residual = thin_product(weight.mT, left) - right * values.to(weight.dtype)
+    size = torch.linalg.vector_norm(residual, dim=0).double()
+    return Block(values, left, right, residual, size, basis, image)
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracked | None:
@@ -136,89 +145,100 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     None where no certificate was found; the weight is then unchanged.
     """
     ceiling = limit * (1 + tolerance)
-    found = converge(weight, norm, limit, ceiling, torch.cat((tracked.first, tracked.extra), 1))
-    if found is None:
-        return None
-    ritz, residual, basis, image = found
-    if limit < torch.inf:
-        bulk = _bulk(weight, limit, tracked, basis, image)
+
+    def needed(block: Block) -> Tensor | None:
+        nonlocal tracked
+        imprecise = needed_for_precision(block, norm, limit, ceiling)
+        if limit == torch.inf or bool(imprecise.any()):
+            return imprecise
+        bulk = _bulk(weight, limit, tracked, block)
         if bulk > HIGHEST_BULK * limit:
-            renewed = _renew(weight, limit, ritz)
+            renewed = _renew(weight, limit, block)
             if renewed is None:
                 return None
             tracked, bulk = renewed, float(renewed.bulk)
-        wide = residual.double()
-        kappa = ceiling**2 / (ceiling**2 - bulk**2)
-        slack = (1 - ritz.values.clamp(max=limit) ** 2 / ceiling**2).diag() - wide.mT @ wide * (kappa / ceiling**2)
-        if int(torch.linalg.cholesky_ex(slack)[1]) != 0:
-            return None
+        return _needed_for_certificate(block, bulk, limit, ceiling)
 
-    count = int((ritz.values > ceiling).sum())
+    block = converge(weight, torch.cat((tracked.first, tracked.extra), 1), needed)
+    if block is None:
+        return None
+    count = clip_leading(weight, block, limit, ceiling)
+    extra = orthonormal(block.right[:, : EXTRA + count], tracked.first)
+    return Clipped(count, min(float(block.values[0]), limit), tracked._replace(extra=extra))
+
+
+def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
+    """W - U_C (Theta_C - L) V_C^T in place, for the values above `ceiling`; their number."""
+    count = int((block.values > ceiling).sum())
     if count:
-        excess = (ritz.values[:count] - limit).to(weight.dtype)
-        weight.addmm_(ritz.left[:, :count] * excess, ritz.right[:, :count].mT, alpha=-1)
-    extra = orthonormal(ritz.right[:, : EXTRA + count], tracked.first)
-    return Clipped(count, min(float(ritz.values[0]), limit), tracked._replace(extra=extra))
+        excess = (block.values[:count] - limit).to(weight.dtype)
+        weight.addmm_(block.left[:, :count] * excess, block.right[:, :count].mT, alpha=-1)
+    return count
 
 
-def _residual(weight: Tensor, ritz: Ritz) -> Tensor:
-    """E = W^T U - V Theta, (n, q)."""
-    return thin_product(weight.mT, ritz.left) - ritz.right * ritz.values.to(weight.dtype)
+def converge(weight: Tensor, columns: Tensor, needed: Callable[[Block], Tensor | None]) -> Block | None:
+    """Rayleigh-Ritz on a basis that grows by the residuals of the pairs that are `needed` (a mask), until none is.
 
-
-def converge(
-    weight: Tensor, norm: float, limit: float, ceiling: float, columns: Tensor
-) -> tuple[Ritz, Tensor, Tensor, Tensor] | None:
-    """Enlarge a basis by residuals until those that matter are small: the Ritz triplets, E, Q and W Q.
-
-    Those above `ceiling` matter for the result, those below as far as they could reach the limit. None if
-    the basis would have to grow too wide.
+    None if `needed` says so, and where the basis would grow too wide.
     """
-    bounded = limit < torch.inf
-    precise = (2.5e-7 if weight.dtype == torch.float32 else 1e-10) * max(norm, limit if bounded else 0.0)
-    widest = 2 * LARGEST_SHARE * min(weight.shape)
+    widest = max(2 * LARGEST_SHARE * min(weight.shape), columns.shape[1])
     basis = orthonormal(columns)
     image = thin_product(weight, basis)
     for _ in range(MOST_EXPANSIONS):
-        ritz = rayleigh_ritz(basis, image)
-        residual = _residual(weight, ritz)
-        values = ritz.values
-        size = torch.linalg.vector_norm(residual, dim=0).double()
-        above = values > ceiling
-        # kappa is below 20, so that a residual e inside the limit does no harm while 20 e^2 <= ceiling^2 - value^2.
-        room = (ceiling**2 - values**2).clamp(min=0).div(40).sqrt() if bounded else size
-        target = torch.where(above, precise / (1 + int(above.sum())) ** 0.5, room.clamp(min=precise))
-        if not bool(above[0]):
-            target[0] = torch.minimum(target[0], NORM_RESIDUAL * values[0])
-        unfinished = (size > target).nonzero().flatten()[:EXPANSION]
-        if unfinished.numel() == 0:
-            return ritz, residual, basis, image
-        if basis.shape[1] + unfinished.numel() > widest:
+        block = rayleigh_ritz(weight, basis, image)
+        mask = needed(block)
+        if mask is None:
             return None
-        new = orthonormal(residual[:, unfinished] / size[unfinished].to(weight.dtype), basis)
+        chosen = mask.nonzero().flatten()[:EXPANSION]
+        if chosen.numel() == 0:
+            return block
+        if basis.shape[1] + chosen.numel() > widest:
+            return None
+        new = orthonormal(block.residual[:, chosen] / block.size[chosen].to(weight.dtype), basis)
         basis, image = torch.cat((basis, new), 1), torch.cat((image, thin_product(weight, new)), 1)
     return None
 
 
-def _bulk(weight: Tensor, limit: float, tracked: Tracked, basis: Tensor, image: Tensor) -> float:
+def needed_for_precision(block: Block, norm: float, limit: float, ceiling: float) -> Tensor:
+    """The pairs above the limit whose residuals are too large for the result; if none is above, for sigma_1."""
+    above = block.values > ceiling
+    if bool(above[0]):
+        precise = (2.5e-7 if block.residual.dtype == torch.float32 else 1e-10) * max(norm, limit)
+        return above & (block.size > precise / float(above.sum()) ** 0.5)
+    above[0] = block.size[0] > NORM_RESIDUAL * block.values[0]
+    return above
+
+
+def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: float) -> Tensor:
+    """The pairs with the largest part in a certificate that fails; none if it holds."""
+    kappa = ceiling**2 / (ceiling**2 - bulk**2)
+    room = 1 - (block.values.clamp(max=limit) / ceiling) ** 2
+    coupling = block.residual.double() * (kappa**0.5 / ceiling)
+    if int(torch.linalg.cholesky_ex(room.diag() - coupling.mT @ coupling)[1]) == 0:
+        return torch.zeros_like(room, dtype=torch.bool)
+    share = coupling.square().sum(0) / room
+    return share >= 0.3 * share.max()
+
+
+def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> float:
     """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
     mu = float(tracked.bulk)
     whole = distance(weight, tracked.reference)
     if mu + whole <= HIGHEST_BULK * limit:
         return mu + whole
-    inside = distance(image, thin_product(tracked.reference, basis))
+    inside = distance(block.image, thin_product(tracked.reference, block.basis))
     # The difference of two squares: its rounding, some eps ||W - W_0||^2, counts as drift.
     eps = 16 * torch.finfo(weight.dtype).eps
     return mu + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
 
 
-def _renew(weight: Tensor, limit: float, ritz: Ritz) -> Tracked | None:
+def _renew(weight: Tensor, limit: float, block: Block) -> Tracked | None:
     """A reference at `weight` itself, if one can be proved."""
-    frozen = max(int((ritz.values > NEAR * limit).sum()), FEWEST)
-    if frozen >= ritz.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
+    frozen = max(int((block.values > NEAR * limit).sum()), FEWEST)
+    if frozen >= block.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
         return None
-    first = orthonormal(ritz.right[:, :frozen])
-    low = float(ritz.values[frozen])
+    first = orthonormal(block.right[:, :frozen])
+    low = float(block.values[frozen])
     mu = low + MU * (limit - low)
     if mu > HIGHEST_BULK * limit or not certify(weight, first, mu):
         return None

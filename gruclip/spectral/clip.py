@@ -130,8 +130,8 @@ def _clip_one(
     count, values = exact.clip(weight, limit, parts, near)
     held.clear()
     if tracks:
-        tracked = block.start(weight, limit, values, parts.right)
-        held.update({} if tracked is None else tracked._asdict())
+        started = block.start(weight, limit, values, parts.right)
+        held.update({} if started is None else started._asdict())
     return count, float(values[0]), True
 
 

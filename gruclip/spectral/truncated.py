@@ -11,6 +11,8 @@ from gruclip.spectral import block, exact
 LARGEST_SHARE = 0.25
 #: Columns beyond those wanted: they speed the iteration up.
 OVERSAMPLING = 8
+#: Residual of the s leading pairs, relative to their values.
+RESIDUAL = 1e-5
 
 
 def clip(
@@ -34,9 +36,7 @@ def clip(
             return 0, float(found.values[0]), False
         if found is not None:
             values = found.values[:s].clamp(max=limit)
-            count = int((found.values[:s] > limit * (1 + tolerance)).sum())
-            excess = (found.values[:count] - limit).to(weight.dtype)
-            weight.addmm_(found.left[:, :count] * excess, found.right[:, :count].mT, alpha=-1)
+            count = block.clip_leading(weight, found, limit, limit * (1 + tolerance))
             bounds[:s] = values
             bounds[s:].clamp_(max=float(found.values[s - 1]))
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
@@ -49,7 +49,7 @@ def clip(
 
 def _leading(
     weight: Tensor, norm: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
-) -> block.Ritz | None:
+) -> block.Block | None:
     """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
     n = weight.shape[1]
     width = min(s + OVERSAMPLING, n)
@@ -60,5 +60,12 @@ def _leading(
         start = torch.cat((subspace.to(weight), start), 1)[:, : max(width, subspace.shape[1] + 2)]
     if s == 0:
         limit = torch.inf
-    found = block.converge(weight, norm, limit, limit * (1 + tolerance), start)
-    return None if found is None else found[0]
+    ceiling = limit * (1 + tolerance)
+
+    def needed(found: block.Block) -> Tensor:
+        # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
+        unsure = found.size > RESIDUAL * found.values
+        unsure[s:] = False
+        return unsure | block.needed_for_precision(found, norm, limit, ceiling)
+
+    return block.converge(weight, start, needed)

@@ -1,0 +1,186 @@
+"""``gruclip bench projection``: every algorithm of the projection against a full SVD, on drifting sequences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean, median
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from gruclip.bench import options as command
+from gruclip.bench.output import number, write
+from gruclip.bench.peers import LanguageModel, language_step, torch_gru
+from gruclip.bench.projection_figure import projection_figure
+from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
+from gruclip.bench.step import SHAPES, random_words
+from gruclip.bench.timing import interleave
+from gruclip.report.render import Table
+from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_
+
+SIZES = (100, 200, 350, 650, 1024, 2048)
+LARGE = 4096
+FRACTIONS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
+FEW_ABOVE = 10  #: values above the limit, where the size varies
+FRACTIONS_AT = 650  #: the size where the fraction varies
+
+#: What people write: torch's float32 SVD of the whole matrix.
+NAIVE = "torch SVD"
+
+#: Every contestant takes part in so many rounds, before it leaves because its time is used up.
+FEWEST_ROUNDS = 3
+
+Projection = Callable[[Tensor], object]  #: clips a matrix in place
+
+
+@dataclass
+class Measured:
+    """What one algorithm took and missed on one sequence."""
+
+    seconds: list[float] = field(default_factory=list)
+    error: float = 0.0  #: Frobenius, against float64 SVD, over the larger of the input's norm and the limit
+
+    def row(self) -> dict[str, float | int]:
+        return {
+            "median": median(self.seconds),
+            "mean": fmean(self.seconds),
+            "rounds": len(self.seconds),
+            "error": self.error,
+        }
+
+
+def naive(weight: Tensor, limit: float) -> None:
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    weight.copy_((left * values.clamp(max=limit)) @ right)
+
+
+def projections(limit: float) -> dict[str, Projection]:
+    """Every contestant with a state of its own that knows nothing yet."""
+    ours = {
+        algorithm: partial(clip_singular_values_, limit=limit, algorithm=algorithm, state=SpectralState())
+        for algorithm in ALGORITHMS
+    }
+    return {NAIVE: partial(naive, limit=limit), **ours}
+
+
+def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
+    """The projection in float64, and the number of values above the limit."""
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    return (left * values.clamp(max=limit)) @ right, int((values > limit).sum())
+
+
+def measure(sequence: Sequence, seconds: float) -> tuple[dict[str, Measured], int]:
+    """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own.
+
+    A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its error is taken in the third
+    round and in the last. The first matrix is not timed: nothing is known of it yet. Returns what was measured
+    by algorithm, and the number of values above the limit in the third round.
+    """
+    contestants = projections(sequence.limit)
+    measured = {name: Measured() for name in contestants}
+    last, above = len(sequence.matrices) - 1, 0
+    for turn, matrix in enumerate(sequence.matrices):
+        results = {}
+        for name, project in contestants.items():
+            taken = measured[name].seconds
+            if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
+                continue
+            weight = matrix.clone()
+            started = time.perf_counter()
+            project(weight)
+            if turn > 0:
+                taken.append(time.perf_counter() - started)
+            results[name] = weight
+        if turn == FEWEST_ROUNDS or (turn == last and results):
+            target, count = exact(matrix, sequence.limit)
+            above = count if turn == FEWEST_ROUNDS else above
+            scale = max(float(torch.linalg.vector_norm(matrix)), sequence.limit)
+            for name, weight in results.items():
+                error = float(torch.linalg.vector_norm(weight.double() - target)) / scale
+                measured[name].error = max(measured[name].error, error)
+    return measured, above
+
+
+def example_step_seconds() -> float:
+    """Median seconds of the PyTorch example's training step at Penn Treebank's shapes."""
+    steps, batch, n = SHAPES["ptb"]
+    corpus = random_words(steps, batch, 10_000)
+    lanes = corpus.splits["train"].view(batch, -1).T.contiguous()
+    step = language_step(LanguageModel(corpus.num_outputs, n, torch_gru), lanes, steps)
+    return interleave({"step": step}, rounds=5)["step"].median
+
+
+def measure_all(sequences: Iterable[Sequence], seconds: float, step_seconds: float) -> pd.DataFrame:
+    """A row for each sequence and algorithm."""
+    rows = []
+    for sequence in sequences:
+        measured, above = measure(sequence, seconds)
+        base = measured[NAIVE]
+        for name, result in measured.items():
+            row = {"sequence": sequence.name, "n": sequence.matrices.shape[-1], "above": above, "algorithm": name}
+            shares = {
+                "speedup": median(base.seconds) / median(result.seconds),
+                "share_of_step": fmean(result.seconds) / step_seconds,
+            }
+            rows.append(row | result.row() | shares)
+    return pd.DataFrame(rows)
+
+
+def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
+    """Markdown cells of what `measure_all` gave."""
+    cells = pd.DataFrame(
+        {
+            "sequence": frame["sequence"],
+            "values above": frame["above"].astype(str),
+            "algorithm": frame["algorithm"],
+            "median, ms": [number(1e3 * seconds) for seconds in frame["median"]],
+            "mean, ms": [number(1e3 * seconds) for seconds in frame["mean"]],
+            f"times faster than {NAIVE}": [number(ratio) for ratio in frame["speedup"]],
+            "share of a step": [f"{share:.1%}" for share in frame["share_of_step"]],
+            "error": [f"{error:.1e}" for error in frame["error"]],
+        }
+    )
+    caption = (
+        f"Float32 matrices, the state carried along. Step: the PyTorch example's, {number(1e3 * step_seconds)} ms, "
+        "held against the mean, refreshes included. Error: Frobenius norm of the difference from the projection by "
+        "float64 SVD, over the larger of the matrix's norm and the limit."
+    )
+    return Table("Projection", caption, cells, frame, [])
+
+
+def main(argv: list[str]) -> int:
+    parser = command.parser("projection", "Every algorithm of the projection against a full SVD.", 30)
+    parser.add_argument("--sizes", nargs="+", type=command.positive, default=SIZES, metavar="N", help="n")
+    parser.add_argument("--fractions", nargs="*", type=command.fraction, default=FRACTIONS, help="above, at n = 650")
+    parser.add_argument("--large", action="store_true", help=f"n = {LARGE} as well")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each algorithm and sequence; default: 5")
+    parser.add_argument("--record", type=command.positive, metavar="ITERATIONS", help="record a run on Penn Treebank")
+    parser.add_argument("--keep", type=command.positive, default=100, help="of them, the last; default: 100")
+    parser.add_argument("--delta", nargs="+", type=float, default=[0.2], help="of the recorded runs; default: 0.2")
+    parser.add_argument(
+        "--data", metavar="DIR", help="the folder with Penn Treebank; default: $GRUCLIP_DATA, the cache"
+    )
+    arguments = parser.parse_args(argv)
+    command.prepare(arguments.threads)
+    if arguments.record is not None:
+        for delta in arguments.delta:
+            sequence = record(arguments.record, arguments.keep, delta, arguments.data)
+            print(f"bench projection: {save_recorded(sequence, arguments.out)}")
+    step_seconds = example_step_seconds()
+    sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
+    steps, n = arguments.repetitions + 1, FRACTIONS_AT
+    sequences: dict[str, Iterable[Sequence]] = {
+        "recorded": load_recorded(arguments.out),
+        "by size": (drifting(n, min(FEW_ABOVE, n), steps) for n in sizes),
+        "by share": (drifting(n, round(fraction * n), steps) for fraction in arguments.fractions),
+    }
+    frames = {kind: measure_all(some, arguments.seconds, step_seconds) for kind, some in sequences.items()}
+    table = projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)
+    write("projection", [table], vars(arguments), arguments.out)
+    for path in projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf")):
+        print(f"bench projection: {path}")
+    return 0
