@@ -151,8 +151,8 @@ def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[Rec
         for direction in directions:
             suffix = f"_l{layer}{direction}"
             weight_ih, weight_hh = getattr(part, f"weight_ih{suffix}"), getattr(part, f"weight_hh{suffix}")
-            biases = (getattr(part, f"bias_{kind}{suffix}") if part.bias else None for kind in ("ih", "hh"))
-            yield RecurrentLayer(f"{prefix}weight_hh{suffix}", cell, weight_ih, weight_hh, *biases, below)
+            bias_ih, bias_hh = (getattr(part, f"bias_{kind}{suffix}") if part.bias else None for kind in ("ih", "hh"))
+            yield RecurrentLayer(f"{prefix}weight_hh{suffix}", cell, weight_ih, weight_hh, bias_ih, bias_hh, below)
         below = tuple(range(offset + layer * len(directions), offset + (layer + 1) * len(directions)))
 
 
@@ -252,9 +252,7 @@ def linearize(module: nn.Module) -> list[Linearization]:
         if any(done[index].state is None for index in layer.below):
             done.append(Linearization(layer, None, None, float("nan"), limit))
             continue
-        outputs = [
-            state[: done[index].layer.hidden_size] for index, state in zip(layer.below, lower) if state is not None
-        ]
+        outputs = [done[index].output for index in layer.below]
         x = torch.cat(outputs) if outputs else None
         moved = _candidate_bias(layer) or (x is not None and bool((x != 0).any()))
         if moved:

@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]  #: (m, k) @ (k, n)
 BANDWIDTH_BYTES = 1 << 27
 
 LARGE = (2048, 2048, 2048)
-OPERATIONS_A_ROUND = 2e8
+OPERATIONS_A_ROUND, MOST_REPEATS = 2e8, 200
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -98,7 +98,7 @@ def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) 
     rates = {}
     for m, k, n in dict.fromkeys(shapes):
         a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-        repeats = max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n)))
+        repeats = min(MOST_REPEATS, max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n))))
         kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
         if dtype == torch.float32:
             kernels |= {"oneDNN": partial(matmul, a, b), "oneDNN, packed": partial(repeated_product(b, m), a, None)}

@@ -51,7 +51,11 @@ def prepare(threads: int) -> None:
 
 
 def fraction(text: str) -> float:
-    value = float(text)
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
     return value

@@ -19,6 +19,7 @@ from gruclip.bench.projection_figure import projection_figure
 from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
 from gruclip.bench.step import SHAPES, random_words
 from gruclip.bench.timing import interleave
+from gruclip.errors import UserError
 from gruclip.report.render import Table
 from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_
 
@@ -165,6 +166,8 @@ def main(argv: list[str]) -> int:
         "--data", metavar="DIR", help="the folder with Penn Treebank; default: $GRUCLIP_DATA, the cache"
     )
     arguments = parser.parse_args(argv)
+    if arguments.record is not None and arguments.keep > arguments.record:
+        raise UserError(f"--keep {arguments.keep}: more than the {arguments.record} iterations of --record")
     command.prepare(arguments.threads)
     if arguments.record is not None:
         for delta in arguments.delta:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from gruclip.spectral import SpectralState, clip_singular_values_
 
 #: What an update moves a matrix by, relative to its limit: some 1e-3 in spectral norm on Penn Treebank.
 DRIFT = 1e-3
+
+#: Of the recorded run.
+HIDDEN_SIZE = 650
 
 #: Share of the limit below which the values lie that are not meant to pass it.
 INSIDE = 0.9
@@ -66,10 +70,13 @@ class _Recorder(Engine):
 
 
 def record(iterations: int, keep: int, delta: float, root: str | None) -> Sequence:
-    """W_hh before clipping in the last `keep` of the first `iterations` of a run on Penn Treebank, seed 0."""
+    """W_hh before clipping in the last `keep` of the first `iterations` of a run on Penn Treebank, seed 0.
+
+    Raises `UserError` for more iterations than an epoch has.
+    """
     config = RunConfig(
         dataset=DatasetConfig("ptb", root),
-        model=ModelConfig(hidden_size=650),
+        model=ModelConfig(hidden_size=HIDDEN_SIZE),
         optimizer=OptimizerConfig("spectral_clipping", lr=1.0, delta=delta),
     ).check()
     engine = _Recorder([config], load("ptb", root), torch.device("cpu"))
@@ -86,16 +93,14 @@ def record(iterations: int, keep: int, delta: float, root: str | None) -> Sequen
 
 def save_recorded(sequence: Sequence, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{sequence.name.replace(', ', '_').replace(' ', '=')}.safetensors"
+    path = folder / f"recorded {sequence.name}.safetensors".replace(", ", "_").replace(" ", "_")
     save_file({"matrices": sequence.matrices}, path, metadata={"name": sequence.name, "limit": repr(sequence.limit)})
     return path
 
 
 def load_recorded(folder: Path) -> Iterator[Sequence]:
     """Every recorded sequence in `folder`, in the order of their names."""
-    from safetensors import safe_open
-
-    for path in sorted(folder.glob("ptb*.safetensors")):
+    for path in sorted(folder.glob("recorded_*.safetensors")):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         yield Sequence(metadata["name"], float(metadata["limit"]), load_file(path)["matrices"])

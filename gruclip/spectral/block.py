@@ -20,9 +20,11 @@ a q x q matrix. So a residual e costs the norm kappa e^2 / 2L only.
 *The bulk.* beta comes from a reference: a matrix W_0 and a subspace P_0 inside P for which a Cholesky
 factorisation of mu^2 I - (I - P_0) W_0^T W_0 (I - P_0) has proved ||W_0 (I - P_0)||_2 <= mu (or a full
 decomposition gave mu). Then, as Weyl's inequality has it, beta = mu + ||(W - W_0)(I - P)||_F. The factorisation
-is repeated when beta comes near L. Nothing is left to chance.
+is repeated, with the leading Ritz vectors of the day for P_0, when beta comes near L or the certificate fails for
+another reason. Nothing is left to chance.
 
-Cost of a step: 4 m n q + 2 m n c per expansion by c residuals, against some 20 n^3 for an SVD.
+Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; n^2 m + n^3 / 6
+for a factorisation, some twenty steps apart; a full decomposition takes some 10 n^3 at a lower speed.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ EXPANSION, MOST_EXPANSIONS = 16, 24
 HIGHEST_BULK = 0.97
 #: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.
 MU = 0.25
+#: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
+FARTHEST = 8.0
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
 
@@ -64,7 +68,7 @@ class Tracked(NamedTuple):
 class Clipped(NamedTuple):
     """What a step did."""
 
-    count: int  #: values clipped
+    clipped: int  #: values
     norm: float  #: sigma_1 after it
     tracked: Tracked
 
@@ -148,16 +152,25 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 
     def needed(block: Block) -> Tensor | None:
         nonlocal tracked
+        if float(block.values[0]) > FARTHEST * limit:
+            return None
         imprecise = needed_for_precision(block, norm, limit, ceiling)
         if limit == torch.inf or bool(imprecise.any()):
             return imprecise
         bulk = _bulk(weight, limit, tracked, block)
-        if bulk > HIGHEST_BULK * limit:
-            renewed = _renew(weight, limit, block)
-            if renewed is None:
-                return None
-            tracked, bulk = renewed, float(renewed.bulk)
-        return _needed_for_certificate(block, bulk, limit, ceiling)
+        mask = None
+        if bulk <= HIGHEST_BULK * limit:
+            mask = _needed_for_certificate(block, bulk, limit, ceiling)
+            if not bool(mask.any()):
+                return mask
+        renewed = _renew(weight, limit, block)
+        if renewed is None:
+            return mask
+        # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
+        tracked, count = renewed, renewed.first.shape[1]
+        mask = torch.zeros_like(imprecise)
+        mask[:count] = _needed_for_certificate(_narrowed(block, count), float(renewed.bulk), limit, ceiling)
+        return mask
 
     block = converge(weight, torch.cat((tracked.first, tracked.extra), 1), needed)
     if block is None:
@@ -218,6 +231,12 @@ def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: fl
         return torch.zeros_like(room, dtype=torch.bool)
     share = coupling.square().sum(0) / room
     return share >= 0.3 * share.max()
+
+
+def _narrowed(block: Block, count: int) -> Block:
+    """The leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
+    values, left, right, residual, size = (tensor[..., :count] for tensor in block[:5])
+    return Block(values, left, right, residual, size, right, left * values.to(left.dtype))
 
 
 def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> float:

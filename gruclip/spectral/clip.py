@@ -120,10 +120,10 @@ def _clip_one(
     tracks = algorithm == "block"
     if tracks and _fits(held, weight) and 1e-15 < norm < 1e15:
         tracked = block.Tracked(*(held[name] for name in block.Tracked._fields))
-        clipped = block.clip(weight, norm, limit, tracked, near)
-        if clipped is not None:
-            held.update(clipped.tracked._asdict())
-            return clipped.count, clipped.norm, limit < torch.inf
+        done = block.clip(weight, norm, limit, tracked, near)
+        if done is not None:
+            held.update(done.tracked._asdict())
+            return done.clipped, done.norm, limit < torch.inf
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)

@@ -34,7 +34,7 @@ def clip(
             # Nothing to clip: the triplets are for the reported norm alone.
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
             return 0, float(found.values[0]), False
-        if found is not None:
+        if found is not None and float(found.values[0]) <= block.FARTHEST * limit:
             values = found.values[:s].clamp(max=limit)
             count = block.clip_leading(weight, found, limit, limit * (1 + tolerance))
             bounds[:s] = values

@@ -1,0 +1,349 @@
+"""The benches: what they count, what their contestants compute, and what they leave. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import gruclip.cli
+from gruclip.bench import floor, gru, keras_peer, projection, step, sweep
+from gruclip.bench.floor import Machine, Work, gru_work, output_work, product_rates
+from gruclip.bench.output import number, timing_table
+from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, language_step, layer_step, music_epoch, torch_gru
+from gruclip.bench.projection_figure import projection_figure
+from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
+from gruclip.bench.timing import Timing, interleave
+from gruclip.data import MusicCorpus
+from gruclip.errors import UserError
+from gruclip.gru import GRU, plain_gru
+
+SMALL = ["--threads", "1", "--repetitions", "2"]
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch):
+    """The machine's rates from arrays that take no time."""
+    monkeypatch.setattr(floor, "LARGE", (64, 64, 64))
+    monkeypatch.setattr(floor, "BANDWIDTH_BYTES", 1 << 16)
+
+
+def read(folder: Path, bench: str) -> dict:
+    return json.loads((folder / f"{bench}.json").read_text())
+
+
+# -- timing and floors ---------------------------------------------------------------------------------
+
+
+def test_every_round_calls_every_contestant_once_and_starts_one_further_on():
+    calls: list[str] = []
+    timings = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, warmup=1)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
+    assert [len(timing.seconds) for timing in timings.values()] == [4, 4, 4]
+
+
+def test_a_timing_gives_its_median_mean_and_quartiles():
+    timing = Timing("a", (4.0, 1.0, 3.0, 2.0, 10.0))
+    assert (timing.median, timing.mean, timing.quartiles) == (3.0, 4.0, (2.0, 4.0))
+    assert Timing("once", (2.0,)).quartiles == (2.0, 2.0)
+
+
+def test_a_ratio_holds_round_against_round_so_that_a_disturbance_of_both_cancels():
+    base = Timing("base", (1.0, 100.0, 2.0))
+    assert Timing("a", (0.5, 50.0, 1.0)).ratio(base) == 0.5
+
+
+def test_the_layer_s_products_are_nine_T_B_n_times_n_plus_k_multiply_adds():
+    for steps, batch, inputs, n in ((35, 20, 650, 650), (3, 2, 5, 7), (4, 1, 4, 4)):
+        operations = gru_work(steps, batch, inputs, n).operations
+        assert operations == 2 * 9 * steps * batch * n * (n + inputs)
+
+
+def test_the_output_layer_s_products_are_three_of_rows_by_n_by_words():
+    assert output_work(700, 650, 10_000).operations == 2 * 3 * 700 * 650 * 10_000
+
+
+def test_works_add_and_multiply():
+    work = Work(Counter({(2, 3, 4): 1}), 10.0)
+    both = (work + Work(Counter({(2, 3, 4): 2, (1, 1, 1): 1}), 5.0)) * 3
+    assert both == Work(Counter({(2, 3, 4): 9, (1, 1, 1): 3}), 45.0)
+
+
+def test_the_floor_takes_the_best_product_of_its_precision_and_the_slower_of_products_and_memory():
+    rates = {"fp32": {(1, 1, 1): {"torch": 1e9, "oneDNN": 4e9}, (2, 2, 2): {"torch": 2e9}}, "bf16": {}}
+    lowest = Machine(rates, bandwidth=1e6).floor(Work(Counter({(100, 100, 100): 2000}), 3e6), "fp32")
+    assert (lowest.products, lowest.memory, lowest.seconds) == (1.0, 3.0, 3.0)
+
+
+def test_a_product_is_measured_by_every_kernel_that_computes_it():
+    rates = product_rates([(8, 16, 8)], torch.float32, rounds=1)
+    assert set(rates[8, 16, 8]) == {"torch", "oneDNN", "oneDNN, packed"}
+    assert set(product_rates([(8, 16, 8)], torch.bfloat16, rounds=1)[8, 16, 8]) == {"torch"}
+
+
+def test_a_timing_table_shows_the_ratio_to_the_base_and_keeps_every_round():
+    timings = {"base": Timing("base", (0.2, 0.2)), "ours": Timing("ours", (0.05, 0.1))}
+    table = timing_table("T", "c", timings, "base")
+    assert table.cells["ratio to base"].tolist() == ["1.00", "0.38"]
+    assert table.cells["median, ms"].tolist() == ["200", "75.0"]
+    assert table.values["rounds"].tolist() == [[0.2, 0.2], [0.05, 0.1]]
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    assert [number(x) for x in (0.012345, 1.0, 45.678, 1234.5)] == ["0.0123", "1.00", "45.7", "1234"]
+
+
+# -- contestants ---------------------------------------------------------------------------------------
+
+
+def test_the_contestants_of_the_layer_bench_that_are_the_paper_s_cell_compute_the_same_gradient():
+    torch.manual_seed(0)
+    ours, plain = GRU(6, 6, bias=False), PlainGRU(6, 6)
+    plain.load_state_dict(ours.state_dict())
+    gradients = []
+    for layer in (ours, plain):
+        torch.manual_seed(1)
+        gradients.append(layer_step(layer, steps=5, batch=3, inputs=6, n=6)())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_bf16_contestant_is_the_layer_up_to_bfloat16():
+    torch.manual_seed(0)
+    ours = GRU(64, 64, bias=False)
+    x, h = torch.randn(5, 3, 64), torch.zeros(1, 3, 64)
+    exact, rounded = ours(x, h)[0], gru.Bf16GRU(ours)(x, h)[0]
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0, atol=0.02)
+
+
+def test_keras_gru_with_reset_before_is_the_paper_s_cell():
+    assert keras_peer.is_installed(), "needs keras and jax: pip install 'gruclip[bench]'"
+    keras, _ = keras_peer._keras()
+    layer = keras_peer.gru(keras, 4)
+    x = np.random.default_rng(0).standard_normal((2, 5, 3), dtype=np.float32)
+    out = np.asarray(layer(x)[0])
+    # Keras' gates stand in the order z, r, n, and its matrices are transposed.
+    z, r, n = (slice(4 * i, 4 * i + 4) for i in range(3))
+    weights = [
+        torch.cat([torch.from_numpy(np.array(w))[:, gate].T for gate in (r, z, n)]).unsqueeze(0)
+        for w in layer.get_weights()
+    ]
+    states = plain_gru(torch.from_numpy(x).transpose(0, 1).unsqueeze(0), torch.zeros(1, 2, 4), *weights)[0]
+    np.testing.assert_allclose(out, states.transpose(0, 1).numpy(), atol=1e-5)
+
+
+def test_every_language_model_learns_words_that_repeat():
+    torch.manual_seed(0)
+    lanes = (torch.arange(41) % 4).unsqueeze(1).expand(41, 2).contiguous()
+    loops = {
+        "torch": language_step(LanguageModel(5, 8, torch_gru, dropout=0.0), lanes, steps=10),
+        "plain": language_step(LanguageModel(5, 8, PlainGRU, dropout=0.0), lanes, steps=10),
+    }
+    for name, loop in loops.items():
+        losses = [loop() for _ in range(150)]
+        assert losses[0] == pytest.approx(np.log(5), abs=0.5), name
+        assert losses[-1] < 0.2, name
+
+
+def test_the_keras_step_learns_words_that_repeat():
+    assert keras_peer.is_installed(), "needs keras and jax: pip install 'gruclip[bench]'"
+    lanes = np.tile((np.arange(41) % 4)[:, None], (1, 2))
+    loop = keras_peer.language_step(lanes, vocabulary=5, steps=10, n=16)
+    losses = [loop() for _ in range(150)]
+    assert losses[0] == pytest.approx(np.log(5), abs=0.5)
+    # With dropout 0.5 it does not come as low as without.
+    assert np.mean(losses[-10:]) < 0.6
+
+
+def test_the_step_s_contestants_are_all_there_and_train():
+    corpus = step.random_words(5, 2, 50)
+    ours = step.engines(lambda p: step.run_config("ptb", step.ModelConfig(hidden_size=16), 1.0, 5, 2, p), corpus)
+    contestants = step.language_contestants(corpus, ours, steps=5, batch=2, n=16)
+    assert {step.EXAMPLE, "Keras on JAX", "gruclip, fp32", "gruclip, bf16"} <= set(contestants)
+    for name, contestant in contestants.items():
+        assert contestant() == pytest.approx(np.log(50), abs=1.0), name
+
+
+def made_tunes(lengths: tuple[int, ...]) -> MusicCorpus:
+    generator = torch.Generator().manual_seed(0)
+    tunes = [(torch.rand(length, 88, generator=generator) < 0.05).to(torch.uint8) for length in lengths]
+    return MusicCorpus("nottingham", "made", {"train": tunes, "valid": tunes, "test": tunes})
+
+
+def test_the_padded_music_loop_counts_every_time_step_once_and_no_padding():
+    # Without a gradient step the loss of the even model is 88 log 2 a time step, however tunes are padded.
+    corpus = made_tunes((3, 11, 7, 5))
+    model = MusicModel(88, 6, dropout=0.0)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    loss = music_epoch(model, corpus, batch_size=3, steps=4, lr=0.0)()
+    assert loss == pytest.approx(88 * np.log(2), rel=1e-6)
+
+
+def test_an_epoch_of_music_brings_both_contestants_down():
+    corpus = made_tunes((40, 30, 50, 40))
+    (table, *_) = step.music_tables(corpus, (10, 2, 16), rounds=1)
+    assert table.cells[""].tolist() == [step.TORCH_MUSIC, "gruclip, fp32", "gruclip, bf16"]
+    epoch = music_epoch(MusicModel(88, 16), corpus, batch_size=2, steps=10, lr=0.01)
+    first, *_, last = [epoch() for _ in range(4)]
+    assert last < first
+
+
+# -- sequences and the projection ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("above", [0, 3, 24])
+def test_of_a_drifting_sequence_as_many_values_pass_the_limit_as_was_asked(above):
+    sequence = drifting(24, above, steps=6)
+    values = torch.linalg.svdvals(sequence.matrices.double())
+    assert (values > sequence.limit).sum(1).tolist() == [above] * 6
+
+
+def test_a_drifting_sequence_moves_little_from_step_to_step_and_turns_its_vectors():
+    sequence = drifting(24, 3, steps=40)
+    moves = torch.linalg.matrix_norm(sequence.matrices.diff(dim=0), ord=2) / sequence.limit
+    assert 0 < float(moves.max()) < 0.005
+    first, last = (torch.linalg.svd(m).U[:, :3] for m in sequence.matrices[[0, -1]])
+    assert float(torch.linalg.svdvals(first.T @ last).min()) < 0.99999
+
+
+def test_every_algorithm_is_measured_against_the_exact_projection():
+    measured, above = projection.measure(drifting(32, 2, steps=6), seconds=10.0)
+    assert above == 2
+    assert set(measured) == {projection.NAIVE, *projection.ALGORITHMS}
+    for name, result in measured.items():
+        assert len(result.seconds) == 5, name
+        assert 0 < result.error < 1e-5, name
+
+
+def test_a_contestant_leaves_once_its_time_is_used_up_but_not_before_three_rounds():
+    measured, _ = projection.measure(drifting(16, 1, steps=8), seconds=0.0)
+    assert {len(result.seconds) for result in measured.values()} == {projection.FEWEST_ROUNDS}
+
+
+def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
+    monkeypatch.setattr(projection, "projections", lambda limit: {"idle": lambda weight: None})
+    sequence = Sequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
+    measured, above = projection.measure(sequence, seconds=10.0)
+    assert above == 1
+    # The exact projection has diag(1, 0.5): 1 away, over the matrix's norm.
+    assert measured["idle"].error == pytest.approx(1 / (4 + 0.25) ** 0.5)
+
+
+def test_a_recorded_sequence_is_w_hh_before_each_projection(data_root, tmp_path, monkeypatch):
+    monkeypatch.setattr("gruclip.bench.sequences.HIDDEN_SIZE", 24)
+    sequence = record(iterations=4, keep=3, delta=1.4, root=str(data_root))
+    assert sequence.limit == pytest.approx(0.6)
+    assert sequence.matrices.shape == (3, 24, 24)
+    # An orthogonal start at limit 0.6: clipped in the first step, so from the second on just above the limit.
+    norms = torch.linalg.matrix_norm(sequence.matrices, ord=2)
+    assert bool(((norms > 0.6) & (norms < 0.9)).all())
+    save_recorded(sequence, tmp_path)
+    (loaded,) = load_recorded(tmp_path)
+    assert (loaded.name, loaded.limit) == (sequence.name, sequence.limit)
+    assert torch.equal(loaded.matrices, sequence.matrices)
+
+
+def test_more_iterations_than_an_epoch_has_are_refused(data_root):
+    with pytest.raises(UserError, match="--record 5000: an epoch has 1328 iterations"):
+        record(iterations=5000, keep=1, delta=0.2, root=str(data_root))
+
+
+def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
+    rows = [{"algorithm": a, "n": n, "above": 10, "mean": 0.01 * n} for a in ("x", "y") for n in (100, 200)]
+    files = projection_figure(pd.DataFrame(rows), pd.DataFrame(), tmp_path / "projection", ("png", "pdf"))
+    assert [file.name for file in files] == ["projection.png", "projection.pdf"]
+    assert all(file.stat().st_size > 0 for file in files)
+
+
+# -- the commands --------------------------------------------------------------------------------------
+
+
+def test_bench_gru_prints_a_table_and_writes_it_with_the_machine(tmp_path, capsys):
+    assert gru.main([*SMALL, "--shapes", "3,2,8", "4,2,8", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "**Layer, T=3, B=2, n=8.**" in printed
+    content = read(tmp_path, "gru")
+    assert content["environment"]["threads"] == 1
+    assert set(content["tables"]) == {"Layer, T=3, B=2, n=8", "Layer, T=4, B=2, n=8", "Products"}
+    rows = {row["contestant"]: row for row in content["tables"]["Layer, T=3, B=2, n=8"]}
+    assert set(rows) == {gru.BASE, "gruclip.GRU, fp32", "gruclip.GRU, bf16", "plain cell, autograd", "Keras on JAX"}
+    assert all(len(row["rounds"]) == 2 and row["floor_products"] > 0 for row in rows.values())
+    assert (tmp_path / "gru.md").read_text() in printed
+
+
+def test_bench_step_shows_where_the_time_goes(tmp_path, capsys):
+    shape = ["--shape", "5,2,16", "--vocabulary", "50"]
+    assert step.main([*SMALL, *shape, "--out", str(tmp_path)]) == 0
+    tables = read(tmp_path, "step_ptb")["tables"]
+    assert set(tables) == {"Training step, T=5, B=2, n=16, 50 words", "Parts", "Products"}
+    assert {"forward", "backward", "update", "clipping"} <= set(tables["Parts"][0])
+
+
+def test_bench_projection_writes_table_and_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(projection, "example_step_seconds", lambda: 0.25)
+    monkeypatch.setattr(projection, "FRACTIONS_AT", 16)
+    save_recorded(drifting(12, 2, steps=5), tmp_path)
+    arguments = ["--sizes", "12", "--fractions", "0", "0.5", "--out", str(tmp_path)]
+    assert projection.main(["--threads", "1", "--repetitions", "4", *arguments]) == 0
+    rows = read(tmp_path, "projection")["tables"]["Projection"]
+    assert {(row["n"], row["above"]) for row in rows} == {(12, 2), (12, 10), (16, 0), (16, 8)}
+    assert (tmp_path / "projection.png").exists()
+    assert (tmp_path / "projection.pdf").exists()
+
+
+def test_bench_sweep_trains_the_runs_by_each_launcher(tmp_path, data_root, monkeypatch, capsys):
+    monkeypatch.setenv("GRUCLIP_DATA", str(data_root))
+    small = ["--runs", "2", "--steps", "1", "--experiment", "jsb_chorales", "--launchers", "basic", "stacked"]
+    assert sweep.main(["--threads", "1", "--repetitions", "1", *small, "--out", str(tmp_path)]) == 0
+    (table,) = read(tmp_path, "sweep")["tables"].values()
+    assert [row["contestant"] for row in table] == ["basic", "stacked"]
+
+
+def test_a_sweep_that_fails_says_how(monkeypatch):
+    arguments = sweep.arguments_of("basic", runs=1, steps=1, experiment="demo", threads=1)
+    with pytest.raises(UserError, match=r"exit code 2: gruclip: optimizer.lr=-1"):
+        sweep.sweep([*arguments, "optimizer.lr=-1"], sweep.environment_of("basic", 1), runs=1)
+
+
+def test_joblib_has_as_many_processes_as_the_others_have_threads():
+    assert "hydra.launcher.n_jobs=3" in sweep.arguments_of("joblib", 4, 1, "demo", threads=3)
+    assert sweep.environment_of("joblib", 3)["OMP_NUM_THREADS"] == "1"
+    assert sweep.environment_of("stacked", 3)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gru", "--threads", "0"], "argument --threads: 0: should be a whole number of at least 1"),
+        (["gru", "--shapes", "3,2"], "argument --shapes: 3,2: should be three whole numbers T,B,n"),
+        (["projection", "--fractions", "2"], "argument --fractions: 2: should be a number from 0 to 1"),
+        (["projection", "--record", "5", "--keep", "9"], "--keep 9: more than the 5 iterations of --record"),
+        (["projection", "--sizes"], "argument --sizes: expected at least one argument"),
+        (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
+    ],
+)
+def test_a_wrong_option_is_told_in_one_line(arguments, message, capsys):
+    assert gruclip.cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_extra_that_is_not_installed_is_left_out_and_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(keras_peer, "is_installed", lambda: False)
+    assert gru.main([*SMALL, "--shapes", "3,2,8", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert keras_peer.MISSING in printed
+    assert "| Keras on JAX" not in printed
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file/x: cannot be written"):
+        gru.main([*SMALL, "--shapes", "3,2,8", "--out", str(tmp_path / "file" / "x")])

@@ -1,0 +1,171 @@
+"""`SpectralClipping` on any module and optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gruclip.clipping import SpectralClipping
+from gruclip.errors import UserError
+from gruclip.gru import GRU
+
+
+def model() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "torch_gru": nn.GRU(4, 12, num_layers=2, bidirectional=True),
+            "lstm": nn.LSTM(4, 10),
+            "rnn": nn.RNN(4, 9),
+            "paper": GRU(4, 150, bias=False),
+            "other": nn.Linear(4, 4),
+        }
+    )
+
+
+def grow(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A step that enlarges every weight."""
+    optimizer.zero_grad()
+    loss = -sum((parameter**2).sum() for parameter in module.parameters())
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    optimizer.step()
+
+
+OPTIMIZERS = [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad]
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+def test_every_recurrent_matrix_stays_inside_its_limit_after_each_step_of_any_optimizer(optimizer_class):
+    module = model()
+    optimizer = optimizer_class(module.parameters(), lr=0.1)
+    clipping = SpectralClipping(module, delta=0.2).attach(optimizer)
+    for _ in range(5):
+        grow(module, optimizer)
+        for line in clipping.report():
+            weight = module.get_parameter(line.name).detach().double()
+            hidden = weight.shape[-1]
+            rows = {"lstm": slice(2 * hidden, 3 * hidden), "tanh_rnn": slice(None)}.get(
+                line.cell, slice(2 * hidden, None)
+            )
+            assert line.limit == pytest.approx(0.8 if line.cell == "tanh_rnn" else 1.8)
+            norm = float(torch.linalg.matrix_norm(weight[rows], 2))
+            assert norm <= line.limit * (1 + 2e-6)
+            assert line.spectral_norm == pytest.approx(norm, rel=1e-4)
+    assert all(line.total_clipped > 0 for line in clipping.report())
+
+
+def test_gates_and_other_parameters_are_what_the_optimizer_made_them():
+    module, alone = model(), model()
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.3) for m in (module, alone))
+    # Only the LSTM's, and above its limit after the step, not before.
+    SpectralClipping(module["lstm"], delta=0.5).attach(optimizer)
+    grow(module, optimizer)
+    grow(alone, reference)
+    for name, parameter in module.named_parameters():
+        expected = alone.get_parameter(name).detach().clone()
+        if name == "lstm.weight_hh_l0":
+            assert not torch.equal(parameter[20:30], expected[20:30])
+            expected[20:30] = parameter[20:30].detach()
+        assert torch.equal(parameter, expected)
+
+
+def test_weights_are_changed_in_place_so_that_flattened_weights_stay_valid():
+    module = model()
+    addresses = [parameter.data_ptr() for parameter in module.parameters()]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+    SpectralClipping(module, delta=0.2).attach(optimizer)
+    grow(module, optimizer)
+    assert [parameter.data_ptr() for parameter in module.parameters()] == addresses
+
+
+def test_a_detached_projection_clips_no_more():
+    module = model()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+    clipping = SpectralClipping(module, delta=0.2).attach(optimizer)
+    clipping.detach()
+    for _ in range(5):
+        grow(module, optimizer)
+    assert any(line.spectral_norm > line.limit for line in clipping.report())
+    clipping.attach(optimizer)
+    assert all(line.spectral_norm <= line.limit * (1 + 2e-6) for line in clipping.report())
+
+
+def test_training_continued_from_a_saved_state_gives_the_same_bits():
+    def training(steps: int, saved: tuple[dict, dict, dict] | None = None) -> tuple[dict, dict, dict]:
+        module = model()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.03)
+        clipping = SpectralClipping(module, delta=0.2)
+        if saved is not None:
+            module.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+            clipping.load_state_dict(saved[2])
+        clipping.attach(optimizer)
+        for _ in range(steps):
+            grow(module, optimizer)
+        copied = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        return copied, optimizer.state_dict(), clipping.state_dict()
+
+    whole = training(6)
+    parts = training(3, training(3))
+    for name, tensor in whole[0].items():
+        assert torch.equal(parts[0][name], tensor), name
+    assert torch.equal(parts[2]["total_clipped"], whole[2]["total_clipped"])
+
+
+def test_a_state_of_other_layers_is_refused():
+    saved = SpectralClipping(nn.GRU(3, 4)).state_dict()
+    with pytest.raises(UserError, match="state_dict is of other layers than weight_hh_l0, weight_hh_l1"):
+        SpectralClipping(nn.GRU(3, 4, num_layers=2)).load_state_dict(saved)
+
+
+def test_a_step_that_gradient_scaling_skips_clips_nothing():
+    module = nn.GRU(4, 8)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    clipping = SpectralClipping(module, delta=0.2).attach(optimizer)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(100)
+    before = module.weight_hh_l0.detach().clone()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(module.weight_hh_l0.sum()).backward()
+    module.weight_hh_l0.grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(module.weight_hh_l0, before)
+    assert clipping.last_clipped == [0]
+
+
+def test_a_compiled_model_is_clipped_under_its_own_names():
+    module = nn.Sequential(nn.GRU(4, 8))
+    compiled = torch.compile(module, backend="eager")
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.3)
+    clipping = SpectralClipping(compiled, delta=1.9).attach(optimizer)
+    (line,) = clipping.report()
+    assert line.name == "0.weight_hh_l0"
+    assert line.spectral_norm == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_report_says_whether_the_limit_is_a_guarantee():
+    with_bias, without = (SpectralClipping(nn.GRU(4, 8, bias=bias)).report()[0] for bias in (True, False))
+    assert (with_bias.stability.guaranteed, without.stability.guaranteed) == (False, True)
+
+
+@pytest.mark.parametrize("delta", [0.0, -0.1, 1.0, 2.0, float("nan")])
+def test_a_delta_outside_the_limit_of_a_layer_is_refused(delta):
+    with pytest.raises(UserError, match=r"delta=.*: should be inside \(0, 1\), the limit of weight_hh_l0 \(tanh_rnn\)"):
+        SpectralClipping(nn.RNN(3, 4), delta=delta)
+
+
+def test_an_optimizer_of_another_module_is_refused():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
+    with pytest.raises(UserError, match="the optimizer trains none of weight_hh_l0"):
+        SpectralClipping(nn.GRU(3, 4)).attach(optimizer)
+
+
+def test_attaching_twice_is_refused():
+    module = nn.GRU(3, 4)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    clipping = SpectralClipping(module).attach(optimizer)
+    with pytest.raises(UserError, match="attached to an optimizer already"):
+        clipping.attach(optimizer)
