@@ -159,9 +159,10 @@ class _GRULayer(torch.autograd.Function):
 
         d_gates, d_candidate = torch.empty_like(gates), torch.empty_like(c)
         times_gates, times_candidate = (repeated_product(w, batch, compute) for w in _split(weight_hh))
-        dh = torch.zeros_like(c[..., 0, :, :])
+        dh = grad[..., -1, :, :]
+        before = (torch.zeros_like(dh), *grad.unbind(-3)[:-1])
         per_step = zip(
-            grad.unbind(-3),
+            before,
             r.unbind(-3),
             z.unbind(-3),
             by_candidate.unbind(-3),
@@ -174,14 +175,15 @@ class _GRULayer(torch.autograd.Function):
             _reset_steps(keep, steps),
             strict=True,
         )
+        # dh is the whole gradient of h_t: what comes from the output and what comes from the next step.
         for g, r_t, z_t, f_c, f_z, f_r, d_rz, d_r, d_z, d_c, kept in reversed(list(per_step)):
-            dh = dh + g
             torch.mul(dh, f_z, out=d_z)
             d_rh = times_candidate(torch.mul(dh, f_c, out=d_c), None)
             torch.mul(d_rh, f_r, out=d_r)
-            dh = times_gates(d_rz, dh.mul_(z_t).addcmul_(d_rh, r_t))
-            if kept is not None:
-                dh = dh * kept
+            if kept is None:
+                dh = times_gates(d_rz, torch.addcmul(g, dh, z_t).addcmul_(d_rh, r_t))
+            else:
+                dh = torch.addcmul(g, times_gates(d_rz, (dh * z_t).addcmul_(d_rh, r_t)), kept)
 
         d_parts = _rows(d_gates), _rows(d_candidate)
         d_x = None

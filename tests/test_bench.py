@@ -207,9 +207,9 @@ def test_of_a_drifting_sequence_as_many_values_pass_the_limit_as_was_asked(above
 def test_a_drifting_sequence_moves_little_from_step_to_step_and_turns_its_vectors():
     sequence = drifting(24, 3, steps=40)
     moves = torch.linalg.matrix_norm(sequence.matrices.diff(dim=0), ord=2) / sequence.limit
-    assert 0 < float(moves.max()) < 0.005
-    first, last = (torch.linalg.svd(m).U[:, :3] for m in sequence.matrices[[0, -1]])
-    assert float(torch.linalg.svdvals(first.T @ last).min()) < 0.99999
+    assert 1e-4 < float(moves.min()) <= float(moves.max()) < 2e-3
+    first, last = (torch.linalg.svd(m.double()).U[:, :3] for m in sequence.matrices[[0, -1]])
+    assert float(torch.linalg.svdvals(first.T @ last).min()) < 1 - 1e-6
 
 
 def test_every_algorithm_is_measured_against_the_exact_projection():
