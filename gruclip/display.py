@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 REFRESH_SECONDS = 0.25
 
@@ -109,5 +110,5 @@ class Display:
         for row in self.rows.values():
             iteration = f"{row.step}" + (f"/{row.total_steps}" if row.total_steps is not None else "")
             numbers = f"{row.loss:.4f}", f"{row.grad_norm:.3g}", f"{row.spectral_norm:.4f}"
-            table.add_row(row.label, str(row.epoch), iteration, *numbers, row.remaining())
+            table.add_row(Text(row.label), str(row.epoch), iteration, *numbers, row.remaining())
         return table
