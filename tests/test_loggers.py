@@ -176,7 +176,7 @@ def test_mlflow_writes_where_the_environment_says(folder, tmp_path, monkeypatch)
 
 
 def wandb_records(folder: Path):
-    """The records of the offline run's file, in order: LevelDB's log format, for which wandb has no reader in Python."""
+    """The records of the offline run's file, in order; LevelDB's log format, of which wandb has no reader in Python."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")

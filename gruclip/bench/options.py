@@ -19,11 +19,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parser(bench: str, description: str, repetitions: int) -> Parser:
-    """The options that all benches have."""
+def parser(bench: str, description: str, repetitions: int | None, default: str | None = None) -> Parser:
+    """The options that all benches have; `default` says in words what `repetitions` is where it is None."""
     options = Parser(prog=f"gruclip bench {bench}", description=description)
     options.add_argument("--threads", type=positive, default=2, help="of each contestant; default: 2")
-    options.add_argument("--repetitions", type=positive, default=repetitions, help=f"default: {repetitions}")
+    options.add_argument("--repetitions", type=positive, default=repetitions, help=f"default: {default or repetitions}")
     options.add_argument("--out", type=Path, default=Path("outputs/bench"), metavar="DIR", help="default: %(default)s")
     return options
 

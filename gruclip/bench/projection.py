@@ -18,7 +18,7 @@ from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.projection_figure import projection_figure
 from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
 from gruclip.bench.step import SHAPES, random_words
-from gruclip.bench.timing import interleave
+from gruclip.bench.timing import interleave, rotated
 from gruclip.errors import UserError
 from gruclip.report.render import Table
 from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_
@@ -86,13 +86,13 @@ def measure(sequence: Sequence, seconds: float) -> tuple[dict[str, Measured], in
     last, above = len(sequence.matrices) - 1, 0
     for turn, matrix in enumerate(sequence.matrices):
         results = {}
-        for name, project in contestants.items():
+        for name in rotated(contestants, turn):
             taken = measured[name].seconds
             if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
                 continue
             weight = matrix.clone()
             started = time.perf_counter()
-            project(weight)
+            contestants[name](weight)
             if turn > 0:
                 taken.append(time.perf_counter() - started)
             results[name] = weight
@@ -124,7 +124,7 @@ def measure_all(sequences: Iterable[Sequence], seconds: float, step_seconds: flo
         for name, result in measured.items():
             row = {"sequence": sequence.name, "n": sequence.matrices.shape[-1], "above": above, "algorithm": name}
             shares = {
-                "speedup": median(base.seconds) / median(result.seconds),
+                "speedup": fmean(base.seconds) / fmean(result.seconds),
                 "share_of_step": fmean(result.seconds) / step_seconds,
             }
             rows.append(row | result.row() | shares)
@@ -146,9 +146,9 @@ def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
         }
     )
     caption = (
-        f"Float32 matrices, the state carried along. Step: the PyTorch example's, {number(1e3 * step_seconds)} ms, "
-        "held against the mean, refreshes included. Error: Frobenius norm of the difference from the projection by "
-        "float64 SVD, over the larger of the matrix's norm and the limit."
+        f"Float32 matrices, the state carried along. Step: the PyTorch example's, {number(1e3 * step_seconds)} ms. "
+        "Shares and ratios are of means, so that refreshes count. Error: Frobenius norm of the difference from the "
+        "projection by float64 SVD, over the larger of the matrix's norm and the limit."
     )
     return Table("Projection", caption, cells, frame, [])
 

@@ -50,4 +50,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
         sizes = sorted(rows["n"].unique())
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
+    else:
+        axes.locator_params(axis="x", nbins=6)
     axes.set_ylabel("ms")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 
@@ -44,15 +44,20 @@ def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int =
 
     Each round starts one contestant further on, so that none always runs in the wake of the same other.
     """
-    names = list(contestants)
-    for name in names:
+    for contestant in contestants.values():
         for _ in range(warmup):
-            contestants[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+            contestant()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in rotated(contestants, turn):
             started = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
+
+
+def rotated(names: Iterable[str], turn: int) -> list[str]:
+    """The names in their order, from the one whose turn it is to be first."""
+    order = list(names)
+    first = turn % len(order)
+    return order[first:] + order[:first]

@@ -76,8 +76,8 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     """The settings shown, and one finished run of gradient clipping and one of spectral clipping with them.
 
     Settings: of those with both methods, the ones whose radius was computed most often, then at the protocol's rate,
-    then of most runs. Runs: of gradient clipping one that exploded, where one did, of spectral clipping any; then the
-    lowest threshold or delta, then the lowest seed. The figure says how many of each method's runs exploded.
+    then of most runs. Runs: of gradient clipping one that exploded and did not succeed, or else exploded, where one
+    did, of spectral clipping any; then the lowest threshold or delta, then the lowest seed. The figure says how many of each method's runs exploded.
     """
     both = [part for part in sections(finished(runs), METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
     if not both:
@@ -90,9 +90,12 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     chosen = []
     for method in METHODS:
         candidates = section.runs[section.runs["optimizer.name"] == method]
-        exploded = candidates[candidates["exploded"].astype(bool)]
-        if method == "gradient_clipping" and len(exploded):
-            candidates = exploded
+        if method == "gradient_clipping":
+            exploded = candidates["exploded"].astype(bool)
+            for wanted in (exploded & (candidates["status"] != "success"), exploded):
+                if wanted.any():
+                    candidates = candidates[wanted]
+                    break
         chosen.append(candidates.sort_values(["optimizer.threshold", "optimizer.delta", "seed"]).iloc[0])
     return section, chosen
 
