@@ -16,6 +16,9 @@ from rich.text import Text
 
 REFRESH_SECONDS = 0.25
 
+#: Widths of the live table's columns beside the run's name, in characters.
+COLUMNS = {"epoch": 5, "iteration": 13, "nats": 8, "gradient norm": 13, "spectral norm": 13, "left": 8}
+
 
 @dataclass
 class _Row:
@@ -73,8 +76,8 @@ class Display:
         """A run begins or goes on; called again at each epoch."""
         if name not in self.rows:
             self.rows[name] = _Row(Path(name).name, steps_per_epoch, total_steps)
-            end = "until its schedule ends" if total_steps is None else f"of {total_steps}"
-            self.note(f"[{self.done + len(self.rows)}/{self.total}] {name}: iterations {end}")
+            length = "until its schedule ends" if total_steps is None else f"{total_steps} iterations"
+            self.note(f"[{self.done + len(self.rows)}/{self.total}] {name}: {length}")
 
     def step(self, name: str, *, epoch: int, step: int, loss: float, grad_norm: float, spectral_norm: float) -> None:
         """Called every iteration; draws at most four times a second."""
@@ -103,10 +106,11 @@ class Display:
         self.note(f"  {label}: {status}" + (f" ({message})" if message else ""))
 
     def _table(self) -> Table:
-        table = Table(title=f"run {self.done + 1} of {self.total}", title_justify="left", box=None, pad_edge=False)
-        table.add_column("run", overflow="ellipsis", no_wrap=True)
-        for heading in ("epoch", "iteration", "nats", "gradient norm", "spectral norm", "left"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = Table(title=f"run {self.done + 1} of {self.total}", title_justify="left", box=None, pad_edge=False, expand=True)
+        # The run's name gives way, the numbers do not.
+        table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
+        for heading, width in COLUMNS.items():
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width, max_width=width)
         for row in self.rows.values():
             iteration = f"{row.step}" + (f"/{row.total_steps}" if row.total_steps is not None else "")
             numbers = f"{row.loss:.4f}", f"{row.grad_norm:.3g}", f"{row.spectral_norm:.4f}"

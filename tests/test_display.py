@@ -68,7 +68,7 @@ def test_without_a_terminal_a_run_is_a_line_at_its_start_at_each_epoch_and_at_it
         display.start(RUN, steps_per_epoch=100, total_steps=200)
         display.finish(RUN, "success", "")
     assert text(out).splitlines() == [
-        f"[1/2] {RUN}: iterations of 200",
+        f"[1/2] {RUN}: 200 iterations",
         "  spectral_clipping,delta=0.2,seed=3: epoch 1, train 5.2500, valid 5.5000 nats, gradient norm 1.23 "
         "(largest 98.7), values clipped 12, 0:01:41 left",
         "  spectral_clipping,delta=0.2,seed=3: success",
@@ -94,7 +94,7 @@ def test_a_run_without_a_known_end_shows_no_time_left(clock):
     clock.now += 10
     step(display, 2)
     display.epoch(RUN, EPOCH)
-    assert "iterations until its schedule ends" in text(out)
+    assert ": until its schedule ends" in text(out)
     assert "left" not in text(out)
 
 
@@ -178,7 +178,7 @@ def test_names_are_printed_as_they_are(clock):
         step(display, 1, run="outputs/[bold]a:smile:b")
         shown = text(out)
     line, *table = shown.splitlines()
-    assert line == "[1/1] outputs/[bold]a:smile:b: iterations of 10"
+    assert line == "[1/1] outputs/[bold]a:smile:b: 10 iterations"
     assert any(row.startswith("[bold]a:smile:b ") for row in table)
 
 

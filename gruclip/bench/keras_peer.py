@@ -1,7 +1,6 @@
 """What gruclip is measured against on JAX: Keras' ``GRU(reset_after=False)``, the paper's cell, compiled by XLA.
 
-An optional extra: ``pip install 'gruclip[bench]'``. XLA takes as many threads as the process may use cores;
-the benches restrict the process before anything here is imported.
+An optional extra: ``pip install 'gruclip[bench]'``.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 MISSING = "Keras on JAX is not installed and was left out: pip install 'gruclip[bench]'"
 
@@ -21,9 +21,20 @@ def is_installed() -> bool:
 
 
 def _keras() -> tuple[Any, Any]:
+    """Both modules, with as many threads of XLA's as torch has: it makes one for each core the process may use."""
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
+
+    if not hasattr(os, "sched_setaffinity"):
+        jax.devices()
+    else:
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(cores)[: torch.get_num_threads()])
+        try:
+            jax.devices()
+        finally:
+            os.sched_setaffinity(0, cores)
     import keras
 
     return keras, jax
