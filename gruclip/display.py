@@ -106,7 +106,9 @@ class Display:
         self.note(f"  {label}: {status}" + (f" ({message})" if message else ""))
 
     def _table(self) -> Table:
-        table = Table(title=f"run {self.done + 1} of {self.total}", title_justify="left", box=None, pad_edge=False, expand=True)
+        table = Table(
+            title=f"run {self.done + 1} of {self.total}", title_justify="left", box=None, pad_edge=False, expand=True
+        )
         # The run's name gives way, the numbers do not.
         table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
         for heading, width in COLUMNS.items():

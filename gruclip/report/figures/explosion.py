@@ -76,8 +76,9 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     """The settings shown, and one finished run of gradient clipping and one of spectral clipping with them.
 
     Settings: of those with both methods, the ones whose radius was computed most often, then at the protocol's rate,
-    then of most runs. Runs: of gradient clipping one that exploded and did not succeed, or else exploded, where one
-    did, of spectral clipping any; then the lowest threshold or delta, then the lowest seed. The figure says how many of each method's runs exploded.
+    then of most runs. Runs: of gradient clipping one that exploded and did not succeed, or else one that exploded,
+    where there is one, of spectral clipping any; then the lowest threshold or delta, then the lowest seed. The figure
+    says how many of each method's runs exploded.
     """
     both = [part for part in sections(finished(runs), METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
     if not both:
