@@ -7,7 +7,9 @@ import math
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,20 +177,38 @@ def test_mlflow_writes_where_the_environment_says(folder, tmp_path, monkeypatch)
 # -- Weights & Biases ----------------------------------------------------------------------------------
 
 
-def wandb_records(folder: Path):
-    """The records of the offline run's file, in order; LevelDB's log format, of which wandb has no reader in Python."""
+def wandb_records(folder: Path) -> list:
+    """The records of the offline run's file, in order, once the last one, the run's exit, is there.
+
+    wandb's service, a process of its own, may write them a moment after `finish` has returned.
+    """
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    for _ in range(100):
+        records = list(read_log(path.read_bytes()))
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    pytest.fail(f"{path} holds no exit record after ten seconds: {records}")
+
+
+def read_log(content: bytes):
+    """The records in LevelDB's log format, of which wandb has no reader in Python."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    content, position, pieces = path.read_bytes(), 7, b""
+    position, pieces = 7, b""
     while position < len(content):
-        if 32768 - position % 32768 < 7:  # the rest of a block that holds no header is padding
-            position += 32768 - position % 32768
+        left = 32768 - position % 32768
+        if left < 7:  # the rest of a block that holds no header is padding
+            position += left
             continue
         length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
         pieces += content[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(content):  # not written to its end yet
+            return
         if kind in (1, 4):  # whole, or the last of several
+            if position > len(content):
+                return  # under way
             yield Record.FromString(pieces)
             pieces = b""
 
