@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -196,7 +195,7 @@ def read_log(content: bytes):
     from wandb.proto.wandb_internal_pb2 import Record
 
     position, pieces = 7, b""
-    while position < len(content):
+    while position + 7 <= len(content):
         left = 32768 - position % 32768
         if left < 7:  # the rest of a block that holds no header is padding
             position += left
