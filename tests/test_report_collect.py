@@ -115,3 +115,11 @@ def test_files_that_lack_their_columns_are_named(tmp_path: Path) -> None:
         collect.read_machine(tmp_path)
     with pytest.raises(UserError, match=r"timing\.csv: cannot be read"):
         collect.read_timing(tmp_path)
+
+
+def test_the_files_that_wandb_keeps_inside_a_run_are_no_runs(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, config(PTB, "sgd"), summary())
+    inside = folder / "wandb" / "run-1" / "files"
+    inside.mkdir(parents=True)
+    (inside / "config.yaml").write_text("wandb_version: 1\n")
+    assert len(collect.read_runs(tmp_path, "ptb")) == 1

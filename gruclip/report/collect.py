@@ -44,7 +44,8 @@ def read_runs(output_dir: Path, experiment: str) -> pd.DataFrame:
     and for two folders that hold the same run, which would be counted twice.
     """
     root = Path(output_dir) / experiment
-    folders = sorted(path.parent for path in root.rglob("config.yaml"))
+    # W&B keeps files of that name in a folder of its own, inside the run's.
+    folders = sorted(path.parent for path in root.rglob("config.yaml") if "wandb" not in path.relative_to(root).parts)
     if not folders:
         command = COMMANDS.get(experiment, f"gruclip reproduce table2 +experiment={experiment}")
         raise UserError(f"{root}: no runs there; make them with: {command}")
