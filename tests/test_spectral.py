@@ -162,16 +162,59 @@ def test_a_direction_hidden_from_the_tracked_subspace_is_found():
 
 
 def test_the_block_falls_back_to_no_decomposition_while_its_certificate_holds(monkeypatch):
-    from gruclip.spectral import exact
-
     generator = torch.Generator().manual_seed(3)
     weight, state, decompositions = near_limit(generator, 200, 3, 1.8).float(), SpectralState(), []
-    gram = exact.gram
-    monkeypatch.setattr(exact, "gram", lambda matrix: decompositions.append(1) or gram(matrix))
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: decompositions.append(a.shape[0] == 200) or eigh(a))
     for _ in range(20):
         weight += 0.002 * random(generator, 200, 200).float() / math.sqrt(200)
         assert clip_singular_values_(weight, 1.8, state=state).certified
-    assert len(decompositions) == 1
+    assert sum(decompositions) == 1
+
+
+def values_near_the_limit(generator: torch.Generator, n: int) -> dict[str, Tensor]:
+    """Relative to the limit: spectra of which float32 has to clip many values, and where its precision ends."""
+    one = torch.ones(n, dtype=torch.float64)
+    return {
+        "all above": 1.09 * one,
+        "half above by rounding": one + 1e-7 * random(generator, n),
+        "half above by the tolerance": one + 2e-6 * random(generator, n),
+        "half above by a percent": one + 0.01 * random(generator, n),
+        "from zero": torch.linspace(0, 1.09, n, dtype=torch.float64),
+        "too far above": torch.linspace(0, 1.2, n, dtype=torch.float64),
+        **{f"inside by {x:g}": one - x for x in (0, 1e-7, 1e-6, 1e-3)},
+        **{f"above by {x:g}": one + x for x in (1e-7, 1.4e-6, 1.9e-6, 2.4e-6, 1e-5, 1e-3)},
+    }
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (300, 300), (400, 200), (200, 400)])
+@pytest.mark.parametrize("limit", [0.6, 1.8, 1e-12, 1e12])
+def test_many_values_near_the_limit_are_clipped_to_it_in_float32(shape, limit):
+    generator = torch.Generator().manual_seed(8)
+    m, n = shape
+    r = min(shape)
+    for values in values_near_the_limit(generator, r).values():
+        U, V = orthogonal(generator, m)[:, :r], orthogonal(generator, n)[:, :r]
+        before = (U * (limit * values) @ V.mT).float()
+        after, inside = before.clone(), sigma_1(before) <= limit * (1 + 1.8e-6)
+        result = clip_singular_values_(after, limit)
+        assert_projected(before, after, limit, "auto")
+        assert float(result.spectral_norm) == pytest.approx(sigma_1(after), rel=1e-4)
+        assert torch.equal(before, after) or not inside
+        again = after.clone()
+        clip_singular_values_(again, limit)
+        assert torch.equal(again, after), "clipping is not idempotent"
+
+
+def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
+    generator = torch.Generator().manual_seed(9)
+    dtypes, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: dtypes.append(a.dtype) or eigh(a))
+    for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.9, torch.float64)):
+        before = above * orthogonal(generator, 150).float()
+        clip_singular_values_(before, 1.0)
+        assert dtypes.pop() == dtype
+        assert not dtypes
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

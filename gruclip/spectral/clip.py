@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
-from gruclip.spectral import block, exact, truncated
+from gruclip.spectral import block, exact, single, truncated
 from gruclip.spectral.state import SpectralState
 
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block")
@@ -49,7 +49,8 @@ def clip_singular_values_(
     - ``full``: SVD in float64; the reference.
     - ``gram``: eigenvectors of the Gram matrix in float64.
     - ``truncated``: the paper's; as many leading values as can be above the limit by Weyl's inequality.
-    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.block`), ``gram`` without one.
+    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.block`); without one, the Gram matrix's
+      eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``auto``: ``gram`` below 128 rows or columns or without a state, ``block`` else.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
@@ -118,21 +119,33 @@ def _clip_one(
     if algorithm == "truncated" and limit < torch.inf:
         return truncated.clip(weight, norm, limit, near, held)
     tracks = algorithm == "block"
-    if tracks and _fits(held, weight) and 1e-15 < norm < 1e15:
+    in_range = 1e-15 < norm < 1e15  # its square is a float32 number
+    if tracks and in_range and _fits(held, weight):
         tracked = block.Tracked(*(held[name] for name in block.Tracked._fields))
         done = block.clip(weight, norm, limit, tracked, near)
         if done is not None:
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf
+    quick = single.clip(weight, limit, near) if tracks and in_range and limit < torch.inf else None
+    if quick is not None:
+        count, values = quick.count, quick.values.clamp(max=limit) if quick.count else quick.values
+        _track(held, weight, limit, values, quick.right)
+        return count, float(values[0]), True
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
     count, values = exact.clip(weight, limit, parts, near)
     held.clear()
     if tracks:
-        started = block.start(weight, limit, values, parts.right)
-        held.update({} if started is None else started._asdict())
+        _track(held, weight, limit, values, parts.right)
     return count, float(values[0]), True
+
+
+def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
+    """Start tracking a matrix that was decomposed, or stop where that would not pay."""
+    started = block.start(weight, limit, values, right)
+    held.clear()
+    held.update({} if started is None else started._asdict())
 
 
 def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:

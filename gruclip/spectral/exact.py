@@ -46,8 +46,14 @@ def gram(weight: Tensor) -> Decomposition:
 
 
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
-    """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it."""
-    count = int((parts.values > limit * (1 + tolerance)).sum())
+    """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it.
+
+    A matrix up to limit (1 + tolerance) is left alone. Of any other, what is above half the tolerance is clipped,
+    so that rounding carries no value over the whole of it: clipping is idempotent.
+    """
+    count = 0
+    if float(parts.values[0]) > limit * (1 + tolerance):
+        count = int((parts.values > limit * (1 + tolerance / 2)).sum())
     if count and float(parts.values[0]) > 4 * limit:
         # Put together anew: from far above the limit, a difference would lose the digits.
         weight.copy_((parts.left * parts.values.clamp(max=limit)) @ parts.right.mT)
