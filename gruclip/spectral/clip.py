@@ -128,7 +128,7 @@ def _clip_one(
             return done.clipped, done.norm, limit < torch.inf
     quick = single.clip(weight, limit, near) if tracks and in_range and limit < torch.inf else None
     if quick is not None:
-        count, values = quick.count, quick.values.clamp(max=limit) if quick.count else quick.values
+        count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         _track(held, weight, limit, values, quick.right)
         return count, float(values[0]), True
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)

@@ -31,7 +31,7 @@ POWER_STEPS = 8
 class Clipped(NamedTuple):
     """What was done, and the decomposition it was done by."""
 
-    count: int  #: values clipped
+    clipped: int  #: values
     values: Tensor  #: upper bounds, `NOISE` apart, of all values before clipping (n,), float64, descending
     right: Tensor  #: the right singular vectors (n, n), float32
 
