@@ -144,17 +144,21 @@ class Engine:
         clipped = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
         norms = []
         for weight, state in zip(self.recurrent_blocks(), self.projections, strict=True):
-            if not bool(torch.isfinite(weight).all()):
-                # The update overflowed; the next loss is not finite and ends the run.
-                norms.append(torch.full_like(self.limits, torch.nan))
-            elif self.projects:
+            finite = torch.isfinite(weight).flatten(1).all(1)
+            overflowed = not bool(finite.all())
+            # A run whose update overflowed keeps its matrix: the next loss is not finite and ends it.
+            matrices = torch.where(finite[:, None, None], weight, 0.0) if overflowed else weight
+            if self.projects:
                 algorithm = self.configs[0].optimizer.algorithm
-                result = clip_singular_values_(weight, self.limits, algorithm=algorithm, state=state)
+                result = clip_singular_values_(matrices, self.limits, algorithm=algorithm, state=state)
                 clipped += result.values_clipped
-                norms.append(result.spectral_norm.to(torch.float64))
+                norm = result.spectral_norm
+                if overflowed:
+                    weight.copy_(torch.where(finite[:, None, None], matrices, weight))
                 self.clock.book("clipping")
             else:
-                norms.append(spectral_norm(weight, state).to(torch.float64))
+                norm = spectral_norm(matrices, state)
+            norms.append(torch.where(finite, norm.to(torch.float64), torch.nan))
         return clipped, torch.stack(norms)
 
     def spectral_radii(self) -> Tensor:

@@ -274,6 +274,18 @@ def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged_and_its_neighbou
     assert neighbour.status == "success"
 
 
+def test_a_run_that_overflows_in_a_batched_stack_leaves_its_neighbour_clipped(tmp_path: Path) -> None:
+    runs = [config(tmp_path, optimizer=OptimizerConfig("sgd", lr=1e38)), config(tmp_path)]
+    engine = Engine(runs, load("pydoc"), torch.device("cpu"))
+    engine.begin_epoch([1, 1])
+    for iteration in range(6):
+        metrics = engine.step(iteration, with_radius=iteration == 5)
+        assert metrics.spectral_norm[0, 1].item() <= 0.95 * (1 + 1e-5)
+    assert not math.isfinite(metrics.loss[0].item())
+    assert math.isfinite(metrics.loss[1].item())
+    assert torch.linalg.matrix_norm(engine.recurrent_blocks()[0][1], 2).item() <= 0.95 * (1 + 1e-5)
+
+
 def test_a_run_whose_validation_loss_rises_above_its_start_is_failed(tmp_path: Path) -> None:
     (result,) = train([config(tmp_path, optimizer=OptimizerConfig("sgd", lr=300.0))], quiet=True)
     assert result.status in ("failed", "diverged")
