@@ -58,7 +58,7 @@ def train(
     """Train every run that is not finished yet; the results in the order of `runs`.
 
     defaults: for each experiment's name the configuration that its folder names are told apart from.
-    stack: train runs of one shape side by side (on a GPU).
+    stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core.
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong, and
     KeyboardInterrupt after a checkpoint when interrupted.
     """
@@ -68,7 +68,7 @@ def train(
     with Display(total=len(pending), quiet=quiet) as display, _deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")
-        side_by_side = [job for job in pending if stack and job.threads == 1]
+        side_by_side = [job for job in pending if stack and job.device.type == "cpu" and job.threads == 1]
         if len(side_by_side) > 1:
             train_in_processes([(job.config, job.default) for job in side_by_side], display, interrupted)
             pending = [job for job in pending if job not in side_by_side]
