@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gruclip.native import kernels
 from gruclip.products import PACKED_ELEMENTS, onednn_is_faster
 
 PACKAGES = ("gruclip", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "pandas", "matplotlib", "safetensors")
@@ -30,6 +31,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "kernels": {
             "float32_products": "oneDNN" if onednn_is_faster() else "torch default",
             "packed_from_elements": PACKED_ELEMENTS,
+            "native": kernels.description(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         },
         "command": sys.argv,

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from gruclip.errors import UserError
+from gruclip.native import kernels
+from gruclip.native.layer import NativeGRULayer
 from gruclip.products import matmul, repeated_product
 
 
@@ -75,7 +77,9 @@ def gru_layer(
     # A single run goes through two-dimensional products: the same bits alone and in any stack.
     keep = None if keep is None else keep[0]
     bias = None if bias is None else bias[0]
-    return _GRULayer.apply(x[0], h0[0], weight_ih[0], weight_hh[0], bias, keep, compute).unsqueeze(0)
+    native = compute in (None, torch.float32, torch.bfloat16) and kernels.takes(x, h0, weight_ih, weight_hh, bias, keep)
+    layer = NativeGRULayer if native else _GRULayer
+    return layer.apply(x[0], h0[0], weight_ih[0], weight_hh[0], bias, keep, compute).unsqueeze(0)
 
 
 def _rows(sequence: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gruclip.native import kernels
 from gruclip.products import matmul
 
 
@@ -27,6 +28,8 @@ def softmax_nll(
     if h.shape[0] > 1:
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
     weights = None if weights is None else weights[0]
+    if compute in (None, torch.float32) and kernels.takes(h, weight, bias):
+        return _NativeSoftmaxNLL.apply(h[0], weight[0], bias[0], targets[0], weights).unsqueeze(0)
     return _SoftmaxNLL.apply(h[0], weight[0], bias[0], targets[0], weights, compute).unsqueeze(0)
 
 
@@ -72,6 +75,36 @@ class _SoftmaxNLL(torch.autograd.Function):
         d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.dtype)
         d_bias = d_logits.sum(-2).to(ctx.dtype) * grad.unsqueeze(-1)
         return d_h, d_weight, d_bias, None, None, None
+
+
+class _NativeSoftmaxNLL(torch.autograd.Function):
+    """`_SoftmaxNLL` for one run in float32, by the compiled kernel."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        logits = matmul(h, weight)
+        nll, d_bias = bias.new_empty(h.shape[0]), torch.empty_like(bias) if any(ctx.needs_input_grad) else None
+        kernels.call(
+            "gruclip_softmax_nll",
+            [logits, bias.contiguous(), targets.contiguous(), nll, d_bias],
+            list(logits.shape),
+            torch.get_num_threads(),
+        )
+        if weights is not None:
+            nll *= weights
+        ctx.save_for_backward(h, weight)
+        ctx.d_logits, ctx.d_bias = logits, d_bias
+        return nll.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        h, weight = ctx.saved_tensors
+        d_logits, ctx.d_logits = ctx.d_logits, None
+        d_h = matmul(d_logits, weight.mT) * grad
+        return d_h, matmul((h * grad).mT, d_logits), ctx.d_bias * grad, None, None
 
 
 def logistic_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

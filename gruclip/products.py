@@ -5,8 +5,11 @@ Intel's; oneDNN, inside the same torch, does not. Measured on two cores of an AM
 2.13, GFLOP/s; `gruclip bench gru` measures it again): 124 against 200 for (700, 650) @ (650, 10000),
 93 against 160 for (20, 650) @ (650, 1300) with packed weights. In bf16 torch calls oneDNN itself.
 
-The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is
-started: oneDNN for float32 on x86 processors other than Intel's, torch's default everywhere else.
+On another EPYC (Zen 3), which has AVX2 and no AVX-512, MKL is the faster one by a tenth: 119 against 106 on average.
+
+The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: oneDNN for
+float32 on x86 processors with AVX-512 other than Intel's, torch's default everywhere else. Where a processor has no
+bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to bf16 and multiplied as float32: the same sums.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ PACKED_ELEMENTS = 100_000
 @functools.cache
 def onednn_is_faster() -> bool:
     """Whether float32 products on this CPU go to oneDNN (see above)."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -35,26 +38,41 @@ def onednn_is_faster() -> bool:
     return "GenuineIntel" not in processor
 
 
+@functools.cache
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether products of bf16 operands are faster than those of float32 on a device."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _takes_onednn(a: Tensor) -> bool:
     return a.dim() == 2 and a.dtype == torch.float32 and a.device.type == "cpu" and onednn_is_faster()
 
 
-def _is_dense(a: Tensor) -> bool:
+def _dense(a: Tensor) -> Tensor:
     """Contiguous, or the transpose of that: of other operands oneDNN makes a thousandfold slower product."""
-    return a.is_contiguous() or a.t().is_contiguous()
+    return a.t().contiguous().t() if a.stride(0) == 1 else a.contiguous()
 
 
-def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None) -> Tensor:
+def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """``a @ b`` for (m, k) and (k, n), or for batches of both with one leading axis.
 
     The operands are rounded to `compute` first (None: left as they are), products are summed in float32
-    or better, and the result has the dtype of `a`.
+    or better, and the result, which goes to `out` if that is given, has the dtype of `a`.
     """
     if compute is not None and compute != a.dtype:
-        return (a.to(compute) @ b.to(compute)).to(a.dtype)
-    if _takes_onednn(a) and _is_dense(a) and _is_dense(b):
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-    return a @ b
+        if has_bf16_products(a.device):
+            product = (a.to(compute) @ b.to(compute)).to(a.dtype)
+            return product if out is None else out.copy_(product)
+        a, b = a.to(compute).to(a.dtype), b.to(compute).to(b.dtype)
+    if _takes_onednn(a):
+        product = onednn_product(a, b)
+        return product if out is None else out.copy_(product)
+    return torch.matmul(a, b, out=out)
+
+
+def onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` for two float32 matrices by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), None, "none", [], "")
 
 
 def repeated_product(
@@ -67,6 +85,11 @@ def repeated_product(
     """
     if compute is not None and compute != weight.dtype:
         dtype, weight = weight.dtype, weight.to(compute)
+        if not has_bf16_products(weight.device):
+            single = weight.to(dtype)
+            return lambda x, c: (
+                x.to(compute).to(dtype) @ single if c is None else c.add_(x.to(compute).to(dtype) @ single)
+            )
         return lambda x, c: (x.to(compute) @ weight).to(dtype) if c is None else c.add_(x.to(compute) @ weight)
     if weight.dim() == 3:
         return lambda x, c: torch.bmm(x, weight) if c is None else c.baddbmm_(x, weight)

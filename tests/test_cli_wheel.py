@@ -32,8 +32,10 @@ def test_the_wheel_is_complete_and_works_outside_the_checkout(tmp_path: Path) ->
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip").rglob("*.py")}
     plugins = {name for name in modules if name.startswith("gruclip/hydra_plugin/")}
     conf = {path.relative_to(REPOSITORY / "conf").as_posix() for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    kernels = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip/native").glob("*.[ch]*")}
     assert names == (
         (modules - plugins)
+        | kernels
         | {name.replace("gruclip/hydra_plugin/", "hydra_plugins/gruclip/") for name in plugins}
         | {f"gruclip/conf/{name}" for name in conf | {"__init__.py"}}
     )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, measure_machine
+from gruclip.bench.floor import gru_work, measure_machine, notes, precisions
 from gruclip.bench.output import machine_table, timing_table, write
 from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
 from gruclip.bench.timing import Contestant, interleave
@@ -37,9 +37,10 @@ def contestants(steps: int, batch: int, n: int) -> dict[str, Contestant]:
     layers = {
         BASE: torch_gru(n, n),
         "gruclip.GRU, fp32": ours,
-        "gruclip.GRU, bf16": Bf16GRU(ours),
         "plain cell, autograd": PlainGRU(n, n),
     }
+    if "bf16" in precisions():
+        layers["gruclip.GRU, bf16"] = Bf16GRU(ours)
     callables: dict[str, Contestant] = {name: layer_step(layer, steps, batch, n, n) for name, layer in layers.items()}
     if keras_peer.is_installed():
         callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shapes", nargs="+", type=command.shape, default=SHAPES, metavar="T,B,n")
     arguments = parser.parse_args(argv)
     command.prepare(arguments.threads)
-    notes = [] if keras_peer.is_installed() else [keras_peer.MISSING]
+    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
     works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
     machine = measure_machine(works.values())
     tables = []
@@ -60,6 +61,6 @@ def main(argv: list[str]) -> int:
         floors = {name: machine.floor(work, "bf16" if "bf16" in name else "fp32") for name in timings}
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
-        tables.append(timing_table(title, caption, timings, BASE, floors, notes))
+        tables.append(timing_table(title, caption, timings, BASE, floors, missing))
     write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out)
     return 0

@@ -9,7 +9,7 @@ import torch
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, measure_machine, output_work
+from gruclip.bench.floor import gru_work, measure_machine, notes, output_work, precisions
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
 from gruclip.bench.timing import WARMUP, Contestant, interleave
@@ -22,7 +22,6 @@ from gruclip.report.render import Table
 
 EXAMPLE = "PyTorch example"
 TORCH_MUSIC = "torch loop, padded"
-PRECISIONS = ("fp32", "bf16")
 DELTA = 0.2
 
 #: T, B, n
@@ -80,7 +79,7 @@ def engine_epoch(engine: Engine) -> Callable[[], float]:
 
 def engines(config: Callable[[str], RunConfig], corpus: WordCorpus | MusicCorpus) -> dict[str, Engine]:
     device = torch.device("cpu")
-    return {f"gruclip, {precision}": Engine([config(precision)], corpus, device) for precision in PRECISIONS}
+    return {f"gruclip, {precision}": Engine([config(precision)], corpus, device) for precision in precisions()}
 
 
 def language_contestants(
@@ -130,8 +129,8 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
         f"gruclip with spectral clipping at {DELTA}, the others with the gradient clipped. Random words: the "
         "projection of a real run is measured by `gruclip bench projection`."
     )
-    notes = [] if keras_peer.is_installed() else [keras_peer.MISSING]
-    table = timing_table(title, caption, timings, EXAMPLE, floors, notes)
+    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
+    table = timing_table(title, caption, timings, EXAMPLE, floors, missing)
     return [table, parts_table(ours, rounds + WARMUP), machine_table(machine)]
 
 
@@ -154,7 +153,7 @@ def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) 
         f"{work.operations / 1e9:.0f} GFLOP without padding; gruclip with spectral clipping at {DELTA} on lanes of "
         f"tunes, the torch loop with the gradient clipped on whole tunes, {batch} at a time, padded to the longest."
     )
-    table = timing_table(title, caption, timings, TORCH_MUSIC, floors)
+    table = timing_table(title, caption, timings, TORCH_MUSIC, floors, notes())
     return [table, parts_table(ours, rounds), machine_table(machine)]
 
 

@@ -1,0 +1,1 @@
+"""Compiled kernels for the CPU, and the layers built on them; optional (see `gruclip.native.kernels`)."""

@@ -1,0 +1,222 @@
+// The recurrent part of the paper's GRU for a whole window, forward and backward: every step's two products and
+// what lies between them, without leaving the processor's caches. See gruclip/gru.py for the equations.
+//
+// A row of the batch never meets another one, so each thread takes some rows through all the steps, and no thread
+// waits for another. A row's numbers do not depend on how the rows are shared out. Weights are packed into panels
+// of PANEL columns that a product reads from front to back, a thread's rows into blocks of up to BLOCK rows, so that
+// the sums of a block and a panel stay in registers.
+
+#include "panels.h"
+
+namespace {
+
+long padded(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+// The packed weights of a call. Kept for the calling thread's next one: fresh memory costs a page fault every 4 KiB.
+float* workspace(long count) {
+    thread_local Array kept;
+    thread_local long size = 0;
+    if (size < count) {
+        kept = allocate(count);
+        size = count;
+    }
+    return kept.get();
+}
+
+vec rounded(vec x, bool to_bf16) { return to_bf16 ? round_to_bf16(x) : x; }
+
+// The panel of a matrix (depth, width) that begins at column `left`.
+void pack_panel(float* panel, const Matrix& matrix, long depth, long width, long left, bool to_bf16) {
+    pack(panel, PANEL, matrix, 0, depth, left, std::min<long>(PANEL, width - left));
+    if (to_bf16)
+        for (long i = 0; i < depth * PANEL; i += LANES) store(panel + i, round_to_bf16(load(panel + i)));
+}
+
+using Multiply = void (*)(float*, long, const float*, const float*, long);
+template <int... ROWS>
+constexpr Multiply pick(int rows, std::integer_sequence<int, ROWS...>) {
+    constexpr Multiply table[] = {multiply<ROWS + 1, false>...};
+    return table[rows - 1];
+}
+
+// Some rows of a batch as blocks: element (m, k) of the left factor of a product of a given depth.
+struct Rows {
+    int rows, in_block, blocks;
+    Multiply times;
+
+    explicit Rows(int rows)
+        : rows(rows),
+          in_block((rows + (rows + BLOCK - 1) / BLOCK - 1) / ((rows + BLOCK - 1) / BLOCK)),
+          blocks((rows + in_block - 1) / in_block),
+          times(pick(in_block, std::make_integer_sequence<int, BLOCK>{})) {}
+
+    int padded_rows() const { return in_block * blocks; }
+    Array factor(long depth) const { return zeros(padded_rows() * depth); }
+
+    // Lanes k ... k + count - 1 of row m.
+    void put(float* factor, long depth, int m, long k, vec v, int count) const {
+        float* to = factor + (m / in_block) * in_block * depth + k * in_block + m % in_block;
+        for (int lane = 0; lane < count; lane++) to[lane * in_block] = v[lane];
+    }
+
+    // sums (padded_rows, width) = factor times packed (depth, width), of which the panels begin `apart` floats apart.
+    void product(float* sums, const float* factor, const float* packed, long depth, long width) const {
+        for (long j = 0; j < width; j += PANEL)
+            for (int b = 0; b < blocks; b++)
+                times(sums + b * in_block * width + j, width, factor + b * in_block * depth, packed + j * depth, depth);
+    }
+};
+
+int share(int total, int parts, int part) { return static_cast<long>(total) * part / parts; }
+
+}  // namespace
+
+extern "C" {
+
+// sums (T, B, 3n): W_ih x_t, in place the gates r, z, c. states (T + 1, B, n): states[0] = h_0 is given.
+// keep (T, B) or null: zero where the state is reset before the step. weight (3n, n): weight_hh.
+void gruclip_gru_forward(float* sums, float* states, const float* keep, const float* weight, long steps, long batch,
+                         long n, int threads, int to_bf16) {
+    const long width = padded(n);
+    float* const gates = workspace(n * 3 * width);
+    float* const candidate = gates + n * 2 * width;
+    threads = std::min<long>(threads, batch);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long j = 0; j < 3 * width; j += PANEL) {
+            const long part = j / width, first = j % width;
+            float* packed = part < 2 ? gates + j * n : candidate + first * n;
+            pack_panel(packed, {weight + part * n * n, 1, n}, n, n, first, to_bf16);
+        }
+#pragma omp for schedule(static, 1)
+        for (int thread = 0; thread < threads; thread++) {
+            const long begin = share(batch, threads, thread);
+            const Rows mine(share(batch, threads, thread + 1) - begin);
+            const Array h_factor = mine.factor(n), rh_factor = mine.factor(n);
+            const Array product = zeros(mine.padded_rows() * 2 * width);
+            const Array h_kept = zeros(mine.rows * n);
+            for (int m = 0; m < mine.rows; m++)
+                for (long j = 0; j < n; j += LANES) {
+                    const int count = std::min<long>(LANES, n - j);
+                    const vec h = load(states + (begin + m) * n + j, count) * (keep ? keep[begin + m] : 1.0f);
+                    store(h_kept.get() + m * n + j, h, count);
+                    mine.put(h_factor.get(), n, m, j, rounded(h, to_bf16), count);
+                }
+            for (long t = 0; t < steps; t++) {
+                mine.product(product.get(), h_factor.get(), gates, n, 2 * width);
+                for (int m = 0; m < mine.rows; m++) {
+                    float* sum = sums + (t * batch + begin + m) * 3 * n;
+                    const float* recurrent = product.get() + m * 2 * width;
+                    for (long j = 0; j < n; j += LANES) {
+                        const int count = std::min<long>(LANES, n - j);
+                        const vec r = sigmoid(load(sum + j, count) + load(recurrent + j));
+                        const vec z = sigmoid(load(sum + n + j, count) + load(recurrent + width + j));
+                        store(sum + j, r, count);
+                        store(sum + n + j, z, count);
+                        const vec rh = r * load(h_kept.get() + m * n + j, count);
+                        mine.put(rh_factor.get(), n, m, j, rounded(rh, to_bf16), count);
+                    }
+                }
+                mine.product(product.get(), rh_factor.get(), candidate, n, width);
+                for (int m = 0; m < mine.rows; m++) {
+                    float* sum = sums + (t * batch + begin + m) * 3 * n;
+                    float* next = states + ((t + 1) * batch + begin + m) * n;
+                    const float kept = keep && t + 1 < steps ? keep[(t + 1) * batch + begin + m] : 1.0f;
+                    const float* recurrent = product.get() + m * width;
+                    for (long j = 0; j < n; j += LANES) {
+                        const int count = std::min<long>(LANES, n - j);
+                        const vec c = tanh(load(sum + 2 * n + j, count) + load(recurrent + j));
+                        const vec z = load(sum + n + j, count);
+                        vec h = c + z * (load(h_kept.get() + m * n + j, count) - c);
+                        store(sum + 2 * n + j, c, count);
+                        store(next + j, h, count);
+                        h *= kept;
+                        store(h_kept.get() + m * n + j, h, count);
+                        mine.put(h_factor.get(), n, m, j, rounded(h, to_bf16), count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// grad (T, B, n): of the states h_1 ... h_T. gates (T, B, 3n), states, keep, weight: as the forward pass left them.
+// Written: d_sums (T, B, 3n), the gradients of the sums; h_before (T, B, n), the states before each step, and rh_before,
+// r * h: the factors of weight_hh's gradient; d_h0 (B, n).
+void gruclip_gru_backward(const float* grad, const float* gates, const float* states, const float* keep,
+                          const float* weight, float* d_sums, float* h_before, float* rh_before, float* d_h0,
+                          long steps, long batch, long n, int threads, int to_bf16) {
+    const long width = padded(n);
+    float* const by_gates = workspace(n * 3 * width);
+    float* const by_candidate = by_gates + n * 2 * width;
+    threads = std::min<long>(threads, batch);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long j = 0; j < 2 * width; j += PANEL) {
+            const long first = j % width;
+            if (j < width) pack_panel(by_gates + first * 2 * n, {weight, n, 1}, 2 * n, n, first, to_bf16);
+            else pack_panel(by_candidate + first * n, {weight + 2 * n * n, n, 1}, n, n, first, to_bf16);
+        }
+#pragma omp for schedule(static, 1)
+        for (int thread = 0; thread < threads; thread++) {
+            const long begin = share(batch, threads, thread);
+            const Rows mine(share(batch, threads, thread + 1) - begin);
+            const Array c_factor = mine.factor(n), rz_factor = mine.factor(2 * n);
+            const Array product = zeros(mine.padded_rows() * width);
+            // What reaches h_{t-1} past the gates; from the step after it, and then the rest of it.
+            const Array carry = zeros(mine.rows * n);
+            for (long t = steps - 1; t >= 0; t--) {
+                for (int m = 0; m < mine.rows; m++) {
+                    const long row = t * batch + begin + m;
+                    const float kept = keep ? keep[row] : 1.0f;
+                    for (long j = 0; j < n; j += LANES) {
+                        const int count = std::min<long>(LANES, n - j);
+                        const vec h = load(states + row * n + j, count) * kept;
+                        const vec z = load(gates + row * 3 * n + n + j, count);
+                        const vec c = load(gates + row * 3 * n + 2 * n + j, count);
+                        float* carried = carry.get() + m * n + j;
+                        const vec dh = load(grad + row * n + j, count) + load(carried, count);
+                        const vec d_c = dh * (1.0f - z) * (1.0f - c * c);
+                        const vec d_z = dh * (h - c) * z * (1.0f - z);
+                        store(d_sums + row * 3 * n + 2 * n + j, d_c, count);
+                        store(d_sums + row * 3 * n + n + j, d_z, count);
+                        store(h_before + row * n + j, h, count);
+                        store(carried, dh * z, count);
+                        mine.put(c_factor.get(), n, m, j, rounded(d_c, to_bf16), count);
+                        mine.put(rz_factor.get(), 2 * n, m, n + j, rounded(d_z, to_bf16), count);
+                    }
+                }
+                mine.product(product.get(), c_factor.get(), by_candidate, n, width);
+                for (int m = 0; m < mine.rows; m++) {
+                    const long row = t * batch + begin + m;
+                    for (long j = 0; j < n; j += LANES) {
+                        const int count = std::min<long>(LANES, n - j);
+                        const vec h = load(h_before + row * n + j, count);
+                        const vec r = load(gates + row * 3 * n + j, count);
+                        const vec d_rh = load(product.get() + m * width + j);
+                        const vec d_r = d_rh * h * r * (1.0f - r);
+                        float* carried = carry.get() + m * n + j;
+                        store(carried, load(carried, count) + d_rh * r, count);
+                        store(d_sums + row * 3 * n + j, d_r, count);
+                        store(rh_before + row * n + j, r * h, count);
+                        mine.put(rz_factor.get(), 2 * n, m, j, rounded(d_r, to_bf16), count);
+                    }
+                }
+                mine.product(product.get(), rz_factor.get(), by_gates, 2 * n, width);
+                for (int m = 0; m < mine.rows; m++) {
+                    const float kept = keep ? keep[t * batch + begin + m] : 1.0f;
+                    for (long j = 0; j < n; j += LANES) {
+                        const int count = std::min<long>(LANES, n - j);
+                        float* carried = carry.get() + m * n + j;
+                        store(carried, (load(carried, count) + load(product.get() + m * width + j)) * kept, count);
+                    }
+                }
+            }
+            std::memcpy(d_h0 + begin * n, carry.get(), mine.rows * n * sizeof(float));
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,81 @@
+// Products in registers: a block of rows times a panel of columns. Used by gru.cpp and product.cpp.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int PANEL = 2 * LANES;
+// The sums take 2 BLOCK registers; two more hold the panel's row and one the broadcast element.
+constexpr int BLOCK = (REGISTERS - 4) / 2;
+
+struct Free {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using Array = std::unique_ptr<float[], Free>;
+
+inline Array allocate(long count) {
+    return Array(static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64})));
+}
+
+inline Array zeros(long count) {
+    Array array = allocate(count);
+    std::memset(array.get(), 0, count * sizeof(float));
+    return array;
+}
+
+// A matrix of any layout: element (i, j) is at i down + j across.
+struct Matrix {
+    const float* data;
+    long down, across;
+
+    const float* at(long i, long j) const { return data + i * down + j * across; }
+};
+
+// packed (depth, width) = rows first ... first + depth - 1 and `used` columns from column `left`; the rest of it zero.
+inline void pack(float* packed, int width, const Matrix& matrix, long first, long depth, long left, int used) {
+    if (used < width) std::memset(packed, 0, depth * width * sizeof(float));
+    if (matrix.across == 1) {
+        for (long k = 0; k < depth; k++)
+            std::memcpy(packed + k * width, matrix.at(first + k, left), used * sizeof(float));
+        return;
+    }
+    constexpr long STRIP = 16;  // floats in a cache line
+    for (long k0 = 0; k0 < depth; k0 += STRIP)
+        for (int j = 0; j < used; j++) {
+            const float* source = matrix.at(first, left + j);
+            for (long k = k0; k < std::min(k0 + STRIP, depth); k++) packed[k * width + j] = source[k * matrix.down];
+        }
+}
+
+// sums (ROWS, PANEL), rows `stride` apart, = block (depth, ROWS)^T panel (depth, PANEL), or += that.
+template <int ROWS, bool ADD>
+void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {
+    vec low[ROWS], high[ROWS];
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++) low[m] = high[m] = vec{};
+    for (long k = 0; k < depth; k++) {
+        const vec first = load(panel), second = load(panel + LANES);
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; m++) {
+            const vec element = splat(block[m]);
+            low[m] += element * first;
+            high[m] += element * second;
+        }
+        panel += PANEL;
+        block += ROWS;
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++) {
+        float* row = sums + m * stride;
+        store(row, ADD ? load(row) + low[m] : low[m]);
+        store(row + LANES, ADD ? load(row + LANES) + high[m] : high[m]);
+    }
+}
+
+}  // namespace

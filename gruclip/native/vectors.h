@@ -1,0 +1,88 @@
+// Vectors of float as the compiler's own type, as wide as the processor's registers, and what is computed on them.
+#pragma once
+
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, REGISTERS = 32;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef int ivec __attribute__((vector_size(LANES * sizeof(int))));
+// The same at any address.
+typedef float loose_vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const loose_vec*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<loose_vec*>(p) = v; }
+inline vec splat(float x) { return x - vec{}; }
+
+// The first `count` lanes; the others are zero and are not touched.
+inline vec load(const float* p, int count) {
+    if (count >= LANES) return load(p);
+    vec v = {};
+    std::memcpy(&v, p, count * sizeof(float));
+    return v;
+}
+inline void store(float* p, vec v, int count) {
+    if (count >= LANES) store(p, v);
+    else std::memcpy(p, &v, count * sizeof(float));
+}
+
+inline vec select(ivec mask, vec yes, vec no) { return mask ? yes : no; }
+
+// exp(x) within 2 units in the last place; 0 below -87.3, and the largest power that is finite above 88.
+// NaN stays NaN.
+inline vec exp(vec x) {
+    const vec low = splat(-87.33f), high = splat(88.0f);
+    const ivec underflow = x < low;
+    x = select(x > high, high, select(underflow, low, x));
+    // x = k log 2 + f with |f| <= log(2) / 2; adding and taking away 1.5 2^23 rounds to a whole number.
+    const vec shift = splat(12582912.0f);
+    const vec k = (x * 1.44269504f + shift) - shift;
+    vec f = x - k * 0.693359375f;
+    f = f + k * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    const vec e = p * f * f + f + 1.0f;
+    const ivec power = (__builtin_convertvector(k, ivec) + 127) << 23;
+    vec scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return select(underflow, vec{}, e * scale);
+}
+
+inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// tanh(x), near zero by a polynomial, so that small values keep their relative precision.
+inline vec tanh(vec x) {
+    const vec size = select(x < vec{}, -x, x);
+    const vec far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+    const vec s = x * x;
+    vec p = splat(-5.70498872745e-3f);
+    p = p * s + 2.06390887954e-2f;
+    p = p * s - 5.37397155531e-2f;
+    p = p * s + 1.33314422036e-1f;
+    p = p * s - 3.33332819422e-1f;
+    const vec near = p * s * x + x;
+    return select(size < splat(0.625f), near, select(x < vec{}, -far, far));
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline vec round_to_bf16(vec x) {
+    typedef unsigned uvec __attribute__((vector_size(LANES * sizeof(unsigned))));
+    uvec bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    vec rounded;
+    std::memcpy(&rounded, &bits, sizeof rounded);
+    return select(x == x, rounded, x);
+}
