@@ -110,9 +110,11 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
 def logistic_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum over rows and notes of the logistic negative log-likelihood, in nats, for each run: (R,).
 
-    h (R, M, n), weight (R, n, 88), bias (R, 88), targets (R, M, 88) of zeros and ones, weights (R, M).
+    h (R, M, n), weight (R, n, 88), bias (R, 88), targets (R, M, 88) or (1, M, 88) of zeros and ones, weights (R, M) or
+    (1, M).
     """
     logits = torch.baddbmm(bias.unsqueeze(-2), h, weight)
+    targets = targets.expand_as(logits)
     nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
     if weights is not None:
         nll = nll * weights

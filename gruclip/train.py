@@ -10,6 +10,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from gruclip.capacity import run_bytes
+from gruclip.capacity import stack_size as stack_size_of
 from gruclip.config import RunConfig
 from gruclip.data import MusicCorpus, WordCorpus, check_window, load
 from gruclip.display import Display
@@ -53,27 +56,29 @@ def train(
     *,
     defaults: Mapping[str, RunConfig] | None = None,
     stack: bool = False,
+    stack_size: int | None = None,
     quiet: bool = False,
 ) -> list[RunResult]:
     """Train every run that is not finished yet; the results in the order of `runs`.
 
     defaults: for each experiment's name the configuration that its folder names are told apart from.
-    stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core.
-    Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong, and
-    KeyboardInterrupt after a checkpoint when interrupted.
+    stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
+    `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
+    Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
+    fit into the memory, and KeyboardInterrupt after a checkpoint when interrupted.
     """
     jobs = check_runs(runs, defaults)
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
+    groups = list(_groups(pending, stack, stack_size))
     with Display(total=len(pending), quiet=quiet) as display, _deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")
-        side_by_side = [job for job in pending if stack and job.device.type == "cpu" and job.threads == 1]
-        if len(side_by_side) > 1:
-            train_in_processes([(job.config, job.default) for job in side_by_side], display, interrupted)
-            pending = [job for job in pending if job not in side_by_side]
-        for group in _stacks(pending, stack):
-            _train_stack(group, display, interrupted)
+        for group, size in groups:
+            if size > 1 and group[0].device.type == "cpu":
+                train_in_processes([(job.config, job.default) for job in group], size, display, interrupted)
+            else:
+                _train_stack(group, size, display, interrupted)
     results = []
     for job in jobs:
         summary = job.folder.summary()
@@ -86,7 +91,7 @@ def train_alone(task: Task, console: Console, neighbours: int) -> None:
     """What a process of a stack does for one run; `neighbours` is the number of processes, itself included."""
     job = Job(*task)
     with Display(total=1, console=console) as display, _deferred_interrupts() as interrupted:
-        _train_stack([job], display, interrupted, neighbours)
+        _train_stack([job], 1, display, interrupted, neighbours)
 
 
 def check_runs(runs: Sequence[RunConfig], defaults: Mapping[str, RunConfig] | None = None) -> list[Job]:
@@ -139,13 +144,27 @@ def choose_threads(config: RunConfig, device: torch.device) -> int:
     return torch.get_num_threads()
 
 
-def _stacks(jobs: Sequence[Job], stack: bool) -> Iterator[list[Job]]:
-    """Runs to be trained together: on a GPU those of one shape if `stack`, otherwise each alone."""
+def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tuple[list[Job], int]]:
+    """Runs that are trained together, and how many of them at a time; without `stack` each alone.
+
+    On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
+    """
+    if asked is not None and asked < 1:
+        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be at least 1, or null")
     groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
-        together = stack and job.device.type == "cuda"
-        groups.setdefault(job.shape() if together else index, []).append(job)
-    yield from groups.values()
+        key: Any = index
+        if stack and job.device.type == "cuda":
+            key = job.shape()
+        elif stack and job.threads == 1:
+            key = "cpu"
+        groups.setdefault(key, []).append(job)
+    for group in groups.values():
+        size = 1
+        if len(group) > 1:
+            needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
+            size = stack_size_of(needs, group[0].device, asked)
+        yield group, size
 
 
 @contextmanager
@@ -170,34 +189,43 @@ def _deferred_interrupts() -> Iterator[threading.Event]:
 
 
 def _train_stack(
-    jobs: Sequence[Job], display: Display, interrupted: threading.Event, neighbours: int | None = None
+    jobs: Sequence[Job], size: int, display: Display, interrupted: threading.Event, neighbours: int | None = None
 ) -> None:
-    """Train runs side by side until each has ended; those that end make room at the end of the epoch."""
+    """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others."""
     torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
+    waiting = deque(jobs)
+    active: list[_ActiveRun] = []
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(jobs[0].threads)
-        active = [_ActiveRun(job, display, neighbours or len(jobs)) for job in jobs]
-        for run in active:
-            stack.callback(run.close)
-        engine = _engine(active, {})
-        for index, run in enumerate(active):
-            run.resume(engine, index)
-        _validate_start(engine, active)
-        while active:
-            _train_epoch(engine, active, interrupted)
+        engine: Engine | None = None
+        while active or waiting:
             survivors = [run for run in active if not run.ended]
-            if survivors and len(survivors) < len(active):
-                states = {run.name: engine.run_state(active.index(run)) for run in survivors}
-                engine = _engine(survivors, states)
-            active = survivors
+            joining = [_ActiveRun(waiting.popleft(), display) for _ in range(min(size - len(survivors), len(waiting)))]
+            for run in joining:
+                stack.callback(run.close)
+            if joining or len(survivors) < len(active):
+                states = {} if engine is None else {run: engine.run_state(active.index(run)) for run in survivors}
+                states |= {run: run.tensors for run in joining if run.tensors is not None}
+                active = [*survivors, *joining]
+                engine = None  # before the next one takes its memory
+                if not active:
+                    return
+                engine = _engine(active, states)
+                _validate_start(engine, active)
+            assert engine is not None
+            for run in active:
+                run.stack_size = neighbours or len(active)
+            _train_epoch(engine, active, interrupted)
 
 
-def _engine(active: Sequence[_ActiveRun], states: Mapping[str, dict[str, Tensor]]) -> Engine:
+def _engine(active: Sequence[_ActiveRun], states: Mapping[_ActiveRun, dict[str, Tensor]]) -> Engine:
+    """An engine for these runs, each from its state, or from its start where it has none."""
     engine = Engine([run.config for run in active], active[0].job.corpus, active[0].job.device)
     for index, run in enumerate(active):
-        if run.name in states:
-            engine.load_run_state(index, states[run.name])
+        run.tensors = None
+        if run in states:
+            engine.load_run_state(index, states[run])
     return engine
 
 
@@ -222,16 +250,16 @@ def _train_epoch(engine: Engine, active: Sequence[_ActiveRun], interrupted: thre
         run.announce(iterations)
     radius_every = active[0].config.trainer.radius_every
     for iteration in range(start, iterations):
-        # Counted over the run, and alike for all: runs of one shape have epochs of one length.
-        due = ((active[0].progress.epoch - 1) * iterations + iteration + 1) % radius_every == 0
-        metrics = engine.step(iteration, due)
+        # Counted over each run: they may have begun at different times.
+        due = [(run.progress.step + 1) % radius_every == 0 for run in active]
+        metrics = engine.step(iteration, any(due))
         columns = torch.stack([metrics.loss.double(), metrics.grad_norm, metrics.values_clipped.double()])
         layers = metrics.spectral_norm if metrics.spectral_radius is None else metrics.spectral_radius
         numbers = torch.cat((columns, metrics.spectral_norm, layers)).T.tolist()
         num_layers = metrics.spectral_norm.shape[0]
-        for run, (loss, grad_norm, clipped, *rest) in zip(active, numbers, strict=True):
+        for run, with_radius, (loss, grad_norm, clipped, *rest) in zip(active, due, numbers, strict=True):
             if not run.ended:
-                radii = [None] * num_layers if metrics.spectral_radius is None else rest[num_layers:]
+                radii = rest[num_layers:] if with_radius else [None] * num_layers
                 run.record(metrics.time_steps, loss, grad_norm, int(clipped), rest[:num_layers], radii)
         diverged = [run for run in active if run.progress.diverged and not run.ended]
         if diverged:
@@ -276,9 +304,9 @@ def _book_time(engine: Engine, active: Sequence[_ActiveRun]) -> None:
 class _ActiveRun:
     """One run while it is trained: its progress and its folder."""
 
-    def __init__(self, job: Job, display: Display, stack_size: int) -> None:
+    def __init__(self, job: Job, display: Display) -> None:
         self.job, self.config, self.folder, self.display = job, job.config, job.folder, display
-        self.stack_size = stack_size
+        self.stack_size = 1
         self.name = str(job.folder.path)
         self.ended = False
         self.loggers: list[Logger] = []
@@ -294,11 +322,6 @@ class _ActiveRun:
         self.loggers = open_loggers(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
         )
-
-    def resume(self, engine: Engine, index: int) -> None:
-        if self.tensors is not None:
-            engine.load_run_state(index, self.tensors)
-            self.tensors = None
 
     def begin(self, initial_valid_loss: float) -> None:
         self.progress.initial_valid_loss = initial_valid_loss

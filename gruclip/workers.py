@@ -7,7 +7,6 @@ core busy, and a run's numbers stay the bits it has alone.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import threading
 import traceback
@@ -31,12 +30,14 @@ class WorkerError(RuntimeError):
     """A worker process failed; the message carries its traceback."""
 
 
-def train_in_processes(tasks: Sequence[Task], display: Display, interrupted: threading.Event) -> None:
-    """Train every task, each in one thread; raises KeyboardInterrupt after checkpoints when `interrupted` is set."""
+def train_in_processes(tasks: Sequence[Task], count: int, display: Display, interrupted: threading.Event) -> None:
+    """Train every task, each in one thread, in `count` processes.
+
+    Raises KeyboardInterrupt after checkpoints when `interrupted` is set, `WorkerError` where a process failed.
+    """
     context = multiprocessing.get_context("spawn")
     todo: Any = context.Queue()
     done: Any = context.Queue()
-    count = min(len(tasks), os.cpu_count() or 1)
     for task in tasks:
         todo.put(task)
     for _ in range(count):

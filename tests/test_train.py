@@ -19,12 +19,13 @@ import torch
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
 from gruclip.data import load
+from gruclip.display import Display
 from gruclip.engine import Engine
 from gruclip.errors import ConfigError, UserError
 from gruclip.inference import evaluate_run
 from gruclip.inference import load as load_model
 from gruclip.runs import CSV_FILES
-from gruclip.train import Job, RunResult, train
+from gruclip.train import Job, RunResult, _train_stack, train
 from gruclip.workers import WorkerError, train_in_processes
 
 COMPARED = ("epochs.csv", "steps.csv", "summary.json")
@@ -218,7 +219,7 @@ def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback(
         train(runs, stack=True, quiet=True)
 
 
-def _without_data(tasks: Any, display: Any, interrupted: Any) -> None:
+def _without_data(tasks: Any, count: int, display: Any, interrupted: Any) -> None:
     ptb = [
         (dataclasses.replace(run, dataset=DatasetConfig("ptb", "/nowhere"), output_dir=run.output_dir), default)
         for run, default in tasks
@@ -226,7 +227,7 @@ def _without_data(tasks: Any, display: Any, interrupted: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRUCLIP_DATA", "/nowhere")
         patch.setenv("XDG_CACHE_HOME", run_cache(tasks))
-        train_in_processes(ptb, display, interrupted)
+        train_in_processes(ptb, count, display, interrupted)
 
 
 def run_cache(tasks: Any) -> str:
@@ -262,6 +263,35 @@ def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iteration
         for name, tensor in engine.run_state(0).items():
             if name.startswith(("parameters/", "hidden/")):
                 torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_the_slots_of_runs_that_ended_are_filled_by_runs_that_wait(tmp_path: Path, data_root: Path) -> None:
+    # What a GPU does, here in float64 on the CPU: two slots; runs of 1, 3, 2, 1 epochs and one that diverges.
+    def five(path: Path) -> list[RunConfig]:
+        trainers = [TrainerConfig(max_epochs=epochs, radius_every=7) for epochs in (1, 3, 2, 1, 3)]
+        made = [
+            dataclasses.replace(music(path, data_root), precision="fp64", seed=seed, trainer=trainer)
+            for seed, trainer in enumerate(trainers)
+        ]
+        return [*made[:4], dataclasses.replace(made[4], optimizer=OptimizerConfig("sgd", lr=1e300))]
+
+    jobs = [Job(run, RunConfig()) for run in five(tmp_path / "together")]
+    with Display(total=5, quiet=True) as display:
+        _train_stack(jobs, 2, display, threading.Event())
+    alone = train(five(tmp_path / "alone"), quiet=True)
+    assert [result.status for result in alone] == ["success"] * 4 + ["diverged"]
+    for job, expected in zip(jobs, alone, strict=True):
+        found = RunResult(job.folder.path, expected.status, False, job.folder.summary() or {})
+        assert found.summary["status"] == expected.status
+        for name in ("steps.csv", "epochs.csv"):
+            pairs = list(zip(rows(found, name), rows(expected, name), strict=True))
+            for one, other in pairs:
+                assert one.keys() == other.keys()
+                for key, value in other.items():
+                    assert (one[key] == "") == (value == "")
+                    if value:
+                        assert float(one[key]) == pytest.approx(float(value), rel=1e-6, nan_ok=True)
+        assert {row["stack_size"] for row in rows(found, "timing.csv")} <= {"1", "2"}
 
 
 def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged_and_its_neighbours_go_on(tmp_path: Path) -> None:
