@@ -1,6 +1,6 @@
 """Compiled kernels for the CPU: optional, compiled once for this processor by the C++ compiler that is there.
 
-What they compute is in `gru.cpp` and `softmax.cpp`; `gruclip.gru` and `gruclip.losses` call them where they can and
+What they compute is in `gru.cpp`, `softmax.cpp` and `thin.cpp`; the modules that call them where they can
 compute the same with torch's own operations elsewhere. They are plain C++ without torch's headers, bound by ctypes,
 and not an extension of torch's: compiling takes two seconds and not forty, and needs neither ninja nor setuptools.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("gru.cpp", "softmax.cpp")
+SOURCES = ("gru.cpp", "softmax.cpp", "thin.cpp")
 HEADERS = ("panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
@@ -34,6 +34,8 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
+    "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
+    "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
 }
 
 
@@ -49,10 +51,9 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
-    """Call a kernel on contiguous float32 (or, for indices, int64) tensors; None is a null pointer."""
+    """Call a kernel on tensors laid out as it expects; None is a null pointer."""
     kernels = library()
     assert kernels is not None
-    assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     getattr(kernels, name)(*addresses, *counts, *flags)
 

@@ -36,6 +36,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gruclip.native import kernels
 from gruclip.products import matmul
 
 #: Columns of the reference subspace P_0: at least this many, and every value above NEAR * limit.
@@ -46,6 +47,10 @@ EXTRA = 8
 LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
+#: Columns that join for each pair and Rayleigh-Ritz step.
+KRYLOV = 2
+#: Smallest value, relative to the largest, whose residual comes from W^T W Q.
+SMALLEST_VALUE = 0.02
 #: beta / L, at most: kappa is then below 18.
 HIGHEST_BULK = 0.97
 #: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.
@@ -73,6 +78,22 @@ class Clipped(NamedTuple):
     tracked: Tracked
 
 
+class Basis(NamedTuple):
+    """A subspace and what the matrix does to it."""
+
+    columns: Tensor  #: Q (n, q), orthonormal
+    image: Tensor  #: W Q (m, q)
+    back: Tensor  #: W^T W Q (n, q)
+
+    @classmethod
+    def of(cls, weight: Tensor, columns: Tensor) -> Basis:
+        image = thin_product(weight, columns)
+        return cls(columns, image, thin_product(weight.mT, image))
+
+    def joined(self, other: Basis) -> Basis:
+        return Basis(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
+
+
 class Block(NamedTuple):
     """The Ritz triplets of W on a basis Q."""
 
@@ -81,17 +102,28 @@ class Block(NamedTuple):
     right: Tensor  #: V (n, q)
     residual: Tensor  #: E^T = W^T U - V Theta (n, q)
     size: Tensor  #: the norms of its columns, float64
-    basis: Tensor  #: Q (n, q)
-    image: Tensor  #: W Q (m, q)
+    basis: Basis
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
-    """W X for a few columns X: transposed, since MKL is up to eight times slower the other way round."""
+    """W X for a few columns X."""
+    if kernels.takes(weight, columns):
+        (m, n), width = weight.shape, columns.shape[1]
+        product = columns.new_empty(m, width)
+        counts = [m, n, width, *weight.stride()]
+        kernels.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
+        return product
+    # Transposed, since MKL is up to eight times slower the other way round.
     return (columns.mT.contiguous() @ weight.mT).mT
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """||a - b||_F, a few rows at a time: the difference of two whole matrices would be paid in page faults."""
+    """||a - b||_F, without the difference of two whole matrices in memory."""
+    if kernels.takes(a, b) and a.stride(1) == 1 and b.stride(1) == 1:
+        squared = torch.empty((), dtype=torch.float64)
+        counts = [*a.shape, a.stride(0), b.stride(0)]
+        kernels.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
+        return math.sqrt(float(squared))
     squares = (torch.dist(rows, others).double() ** 2 for rows, others in zip(a.split(128), b.split(128), strict=True))
     return math.sqrt(sum(map(float, squares)))
 
@@ -105,16 +137,17 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     return torch.linalg.qr(columns)[0]
 
 
-def rayleigh_ritz(weight: Tensor, basis: Tensor, image: Tensor) -> Block:
-    """The singular triplets of W restricted to a basis Q, given W Q, and their residuals."""
-    wide = image.double()
+def rayleigh_ritz(weight: Tensor, basis: Basis) -> Block:
+    """The singular triplets of W restricted to a basis, and their residuals."""
+    wide = basis.image.double()
     squares, Y = torch.linalg.eigh(wide.mT @ wide)
     values, Y = squares.flip(0).clamp(min=0).sqrt(), Y.flip(1)
-    left = image @ (Y / values.clamp(min=torch.finfo(torch.float64).tiny)).to(image.dtype)
-    right = basis @ Y.to(basis.dtype)
-    residual = thin_product(weight.mT, left) - right * values.to(weight.dtype)
-    size = torch.linalg.vector_norm(residual, dim=0).double()
-    return Block(values, left, right, residual, size, basis, image)
+    scaled = (Y / values.clamp(min=torch.finfo(torch.float64).tiny)).to(weight.dtype)
+    left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
+    # W^T U: from what is at hand, but for values so small that their division would lose digits.
+    pulled = basis.back @ scaled if values[-1] > SMALLEST_VALUE * values[0] else thin_product(weight.mT, left)
+    residual = pulled - right * values.to(weight.dtype)
+    return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).double(), basis)
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracked | None:
@@ -195,20 +228,22 @@ def converge(weight: Tensor, columns: Tensor, needed: Callable[[Block], Tensor |
     None if `needed` says so, and where the basis would grow too wide.
     """
     widest = max(2 * LARGEST_SHARE * min(weight.shape), columns.shape[1])
-    basis = orthonormal(columns)
-    image = thin_product(weight, basis)
+    basis = Basis.of(weight, orthonormal(columns))
     for _ in range(MOST_EXPANSIONS):
-        block = rayleigh_ritz(weight, basis, image)
+        block = rayleigh_ritz(weight, basis)
         mask = needed(block)
         if mask is None:
             return None
         chosen = mask.nonzero().flatten()[:EXPANSION]
         if chosen.numel() == 0:
             return block
-        if basis.shape[1] + chosen.numel() > widest:
-            return None
-        new = orthonormal(block.residual[:, chosen] / block.size[chosen].to(weight.dtype), basis)
-        basis, image = torch.cat((basis, new), 1), torch.cat((image, thin_product(weight, new)), 1)
+        # A Krylov space of the residuals: its next columns are there as soon as the last ones have been pulled back.
+        new = block.residual[:, chosen] / block.size[chosen].to(weight.dtype)
+        for _ in range(KRYLOV):
+            if basis.columns.shape[1] + new.shape[1] > widest:
+                return None
+            joined = Basis.of(weight, orthonormal(new, basis.columns))
+            basis, new = basis.joined(joined), joined.back
     return None
 
 
@@ -236,7 +271,7 @@ def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: fl
 def _narrowed(block: Block, count: int) -> Block:
     """The leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
     values, left, right, residual, size = (tensor[..., :count] for tensor in block[:5])
-    return Block(values, left, right, residual, size, right, left * values.to(left.dtype))
+    return Block(values, left, right, residual, size, Basis(right, left * values.to(left.dtype), left))
 
 
 def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> float:
@@ -245,7 +280,7 @@ def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> float
     whole = distance(weight, tracked.reference)
     if mu + whole <= HIGHEST_BULK * limit:
         return mu + whole
-    inside = distance(block.image, thin_product(tracked.reference, block.basis))
+    inside = distance(block.basis.image, thin_product(tracked.reference, block.basis.columns))
     # The difference of two squares: its rounding, some eps ||W - W_0||^2, counts as drift.
     eps = 16 * torch.finfo(weight.dtype).eps
     return mu + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
