@@ -23,10 +23,18 @@ TINY = ("model.hidden_size=4", "trainer.max_steps=1", "trainer.batch_size=2", "t
 class Calls(list[tuple[list[RunConfig], Mapping[str, RunConfig], bool]]):
     """What `gruclip.train.train` was called with, in the place of training."""
 
+    stack_sizes: list[int | None]
+
     def __call__(
-        self, runs: Sequence[RunConfig], *, defaults: Mapping[str, RunConfig], stack: bool = False
+        self,
+        runs: Sequence[RunConfig],
+        *,
+        defaults: Mapping[str, RunConfig],
+        stack: bool = False,
+        stack_size: int | None = None,
     ) -> list[RunResult]:
         self.append((list(runs), defaults, stack))
+        self.stack_sizes.append(stack_size)
         return [RunResult(Path("folder"), "success", False, {}) for _ in runs]
 
 
@@ -34,6 +42,7 @@ class Calls(list[tuple[list[RunConfig], Mapping[str, RunConfig], bool]]):
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     recorded = Calls()
+    recorded.stack_sizes = []
     monkeypatch.setattr(importlib.import_module("gruclip.train"), "train", recorded)
     return recorded
 
@@ -68,8 +77,14 @@ def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path
         (0.2, 0), (0.2, 1), (0.8, 0), (0.8, 1), (1.4, 0), (1.4, 1),
     ]  # fmt: skip
     assert stack
+    assert calls.stack_sizes == [None]
     assert defaults == {"demo": RunConfig()}
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_stacked_launcher_hands_over_its_size(calls: Calls) -> None:
+    assert main(["train", "-m", "hydra/launcher=stacked", "hydra.launcher.stack_size=2", "+sweep=quickstart"]) == 0
+    assert calls.stack_sizes == [2]
 
 
 def test_help_of_train_lists_the_groups_and_every_setting(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
