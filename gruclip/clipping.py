@@ -123,5 +123,5 @@ def _norm(layer: RecurrentLayer) -> float:
 
 
 def _home(name: str, layer: RecurrentLayer) -> torch.device:
-    """Where an entry of the projection's state lives: mu on the CPU, the rest beside the weight."""
-    return torch.device("cpu") if name.endswith(".bulk") else layer.weight_hh.device
+    """Where an entry of the projection's state lives: numbers on the CPU, the rest beside the weight."""
+    return torch.device("cpu") if name.endswith((".bulk", ".draws")) else layer.weight_hh.device

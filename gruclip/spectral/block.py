@@ -17,44 +17,49 @@ L^2 I - W' W'^T shows that sigma_1(W') <= L if and, for worst M, only if
 
 a q x q matrix. So a residual e costs the norm kappa e^2 / 2L only.
 
-*The bulk.* beta comes from a reference: a matrix W_0 and a subspace P_0 inside P for which a Cholesky
-factorisation of mu^2 I - (I - P_0) W_0^T W_0 (I - P_0) has proved ||W_0 (I - P_0)||_2 <= mu (or a full
-decomposition gave mu). Then, as Weyl's inequality has it, beta = mu + ||(W - W_0)(I - P)||_F. The factorisation
-is repeated, with the leading Ritz vectors of the day for P_0, when beta comes near L or the certificate fails for
-another reason. Nothing is left to chance.
+*The bulk.* beta comes from a reference: a matrix W_0 and a subspace P_0 inside P for which random vectors have shown
+that ||W_0 (I - P_0)||_2 <= mu (see `gruclip.spectral.bound`: wrong with a probability of at most 1e-13), or a full
+decomposition has. Then, as Weyl's inequality has it, beta = mu + ||(W - W_0)(I - P)||_F. The reference is taken
+anew, with the leading Ritz vectors of the day for P_0, when beta comes near L or the certificate fails for
+another reason.
 
-Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; n^2 m + n^3 / 6
-for a factorisation, some twenty steps apart; a full decomposition takes some 10 n^3 at a lower speed.
+*The update.* The basis starts from the last step's and, where W is far from W_0, the leading right singular vectors of
+W - W_0, found from random vectors: an update by a gradient has a few large singular values and a long tail of small
+ones. That finds what the update has pushed out, and keeps beta low.
+
+Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; some 10 m n b for
+a reference, with b = 16; a full decomposition takes some 10 n^3 at a lower speed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
-from gruclip.products import matmul
+from gruclip.spectral.bound import bound, probes
+from gruclip.spectral.thin import distance, thin_product
 
 #: Columns of the reference subspace P_0: at least this many, and every value above NEAR * limit.
 FEWEST, NEAR = 8, 0.92
-#: Columns carried beside it, for what has moved since the reference was taken.
-EXTRA = 8
+#: Columns carried beside the ones that were clipped.
+EXTRA = 6
 #: The whole block, at most, as a share of min(m, n): above it a full decomposition is cheaper.
 LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
 #: Columns that join for each pair and Rayleigh-Ritz step.
-KRYLOV = 2
+KRYLOV = 3
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: beta / L, at most: kappa is then below 18.
 HIGHEST_BULK = 0.97
-#: Where in the gap between the smallest tracked value and the limit a factorisation puts mu.
-MU = 0.25
+#: Where in the gap between the smallest tracked value and the limit the polynomial's interval ends, and mu may be.
+GUESS, MU = 0.1, 0.3
+#: ||W - W_0||_F, relative to the room for it, from which its leading vectors join the basis.
+FAR = 0.1
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 FARTHEST = 8.0
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
@@ -65,9 +70,10 @@ class Tracked(NamedTuple):
     """What is carried for one matrix."""
 
     first: Tensor  #: (n, p): orthonormal basis of P_0
-    extra: Tensor  #: (n, x): what has moved since, orthonormal to it
+    leading: Tensor  #: (n, count + EXTRA): the leading right singular vectors of the last step
     reference: Tensor  #: W_0 (m, n)
     bulk: Tensor  #: mu, a float64 number on the CPU
+    draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
 
 
 class Clipped(NamedTuple):
@@ -105,29 +111,6 @@ class Block(NamedTuple):
     basis: Basis
 
 
-def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
-    """W X for a few columns X."""
-    if kernels.takes(weight, columns):
-        (m, n), width = weight.shape, columns.shape[1]
-        product = columns.new_empty(m, width)
-        counts = [m, n, width, *weight.stride()]
-        kernels.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
-        return product
-    # Transposed, since MKL is up to eight times slower the other way round.
-    return (columns.mT.contiguous() @ weight.mT).mT
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """||a - b||_F, without the difference of two whole matrices in memory."""
-    if kernels.takes(a, b) and a.stride(1) == 1 and b.stride(1) == 1:
-        squared = torch.empty((), dtype=torch.float64)
-        counts = [*a.shape, a.stride(0), b.stride(0)]
-        kernels.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
-        return math.sqrt(float(squared))
-    squares = (torch.dist(rows, others).double() ** 2 for rows, others in zip(a.split(128), b.split(128), strict=True))
-    return math.sqrt(sum(map(float, squares)))
-
-
 def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     """An orthonormal basis of the columns' part orthogonal to `against`; twice, for rounding."""
     if against is not None:
@@ -155,25 +138,18 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracke
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    near = int((values > NEAR * limit).sum()) if limit < torch.inf else 0
+    near, count = (int((values > share * limit).sum()) if limit < torch.inf else 0 for share in (NEAR, 1 - 1e-5))
     frozen = max(near, FEWEST)
-    if frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
+    if frozen + count + EXTRA > LARGEST_SHARE * min(weight.shape):
         return None
-    first, extra = right[:, : frozen + EXTRA].to(weight.dtype).tensor_split([frozen], dim=1)
-    return Tracked(first, extra, weight.clone(), values[frozen].cpu())
+    first, leading = (right[:, :width].to(weight.dtype).contiguous() for width in (frozen, count + EXTRA))
+    return Tracked(first, leading, weight.clone(), values[frozen].cpu(), torch.tensor(0))
 
 
-def certify(weight: Tensor, right: Tensor, bulk: float) -> bool:
-    """Whether ||W (I - P)||_2 <= bulk for the projector P on orthonormal columns: proved by factorisation.
-
-    Rounding moves the answer by some n eps ||W (I - P)||^2, for which `HIGHEST_BULK` leaves room.
-    """
-    Y = weight.mT @ (weight @ right)
-    Y -= right @ (right.mT @ Y) / 2
-    shifted = matmul(weight.mT, weight).neg_()
-    shifted.addmm_(torch.cat((right, Y), 1), torch.cat((Y, right), 1).mT)
-    shifted.diagonal().add_(bulk * bulk)
-    return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
+def _next_probes(rows: int, tracked: Tracked) -> tuple[Tensor, Tracked]:
+    """Random vectors (rows, b) that were not drawn before, and the new count."""
+    draws = tracked.draws + 1
+    return probes(rows, tracked.reference, int(draws)), tracked._replace(draws=draws)
 
 
 def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance: float) -> Clipped | None:
@@ -190,13 +166,13 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         imprecise = needed_for_precision(block, norm, limit, ceiling)
         if limit == torch.inf or bool(imprecise.any()):
             return imprecise
-        bulk = _bulk(weight, limit, tracked, block)
+        bulk = _bulk(weight, limit, tracked, block, drift)
         mask = None
         if bulk <= HIGHEST_BULK * limit:
             mask = _needed_for_certificate(block, bulk, limit, ceiling)
             if not bool(mask.any()):
                 return mask
-        renewed = _renew(weight, limit, block)
+        renewed = _renew(weight, limit, tracked, block)
         if renewed is None:
             return mask
         # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
@@ -205,12 +181,16 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         mask[:count] = _needed_for_certificate(_narrowed(block, count), float(renewed.bulk), limit, ceiling)
         return mask
 
-    block = converge(weight, torch.cat((tracked.first, tracked.extra), 1), needed)
+    columns, drift = [tracked.leading, tracked.first], distance(weight, tracked.reference)
+    if drift > FAR * (limit - float(tracked.bulk)):
+        vectors, tracked = _next_probes(weight.shape[1], tracked)
+        columns.append(_leading_of(weight - tracked.reference, vectors))
+    block = converge(weight, torch.cat(columns, 1), needed)
     if block is None:
         return None
     count = clip_leading(weight, block, limit, ceiling)
-    extra = orthonormal(block.right[:, : EXTRA + count], tracked.first)
-    return Clipped(count, min(float(block.values[0]), limit), tracked._replace(extra=extra))
+    leading = block.right[:, : count + EXTRA].contiguous()
+    return Clipped(count, min(float(block.values[0]), limit), tracked._replace(leading=leading))
 
 
 def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
@@ -251,7 +231,7 @@ def needed_for_precision(block: Block, norm: float, limit: float, ceiling: float
     """The pairs above the limit whose residuals are too large for the result; if none is above, for sigma_1."""
     above = block.values > ceiling
     if bool(above[0]):
-        precise = (2.5e-7 if block.residual.dtype == torch.float32 else 1e-10) * max(norm, limit)
+        precise = (6e-7 if block.residual.dtype == torch.float32 else 1e-10) * max(norm, limit)
         return above & (block.size > precise / float(above.sum()) ** 0.5)
     above[0] = block.size[0] > NORM_RESIDUAL * block.values[0]
     return above
@@ -274,26 +254,32 @@ def _narrowed(block: Block, count: int) -> Block:
     return Block(values, left, right, residual, size, Basis(right, left * values.to(left.dtype), left))
 
 
-def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> float:
+def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
+    """Columns (n, b) near the leading right singular vectors of a change of few large values."""
+    return orthonormal(thin_product(change.mT, thin_product(change, vectors)))
+
+
+def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float) -> float:
     """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
     mu = float(tracked.bulk)
-    whole = distance(weight, tracked.reference)
-    if mu + whole <= HIGHEST_BULK * limit:
-        return mu + whole
+    if mu + drift <= HIGHEST_BULK * limit:
+        return mu + drift
     inside = distance(block.basis.image, thin_product(tracked.reference, block.basis.columns))
     # The difference of two squares: its rounding, some eps ||W - W_0||^2, counts as drift.
     eps = 16 * torch.finfo(weight.dtype).eps
-    return mu + max(whole**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
+    return mu + max(drift**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
 
 
-def _renew(weight: Tensor, limit: float, block: Block) -> Tracked | None:
-    """A reference at `weight` itself, if one can be proved."""
+def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> Tracked | None:
+    """A reference at `weight` itself, if a bound can be had."""
     frozen = max(int((block.values > NEAR * limit).sum()), FEWEST)
     if frozen >= block.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
         return None
     first = orthonormal(block.right[:, :frozen])
     low = float(block.values[frozen])
-    mu = low + MU * (limit - low)
-    if mu > HIGHEST_BULK * limit or not certify(weight, first, mu):
+    guess, target = (low + share * (limit - low) for share in (GUESS, MU))
+    vectors, tracked = _next_probes(weight.shape[1], tracked)
+    mu = bound(weight, first, guess, min(target, HIGHEST_BULK * limit), vectors)
+    if mu > HIGHEST_BULK * limit:
         return None
-    return Tracked(first, first[:, :0], weight.clone(), torch.tensor(mu, dtype=torch.float64))
+    return Tracked(first, tracked.leading, weight.clone(), torch.tensor(mu, dtype=torch.float64), tracked.draws)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import block, exact
+from gruclip.spectral.thin import distance
 
 #: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's recollected 1/4).
 LARGEST_SHARE = 0.25
@@ -27,7 +28,7 @@ def clip(
     """
     bounds, previous = held.get("bounds"), held.get("previous")
     if bounds is not None and previous is not None and previous.shape == weight.shape:
-        bounds = bounds + block.distance(weight, previous)
+        bounds = bounds + distance(weight, previous)
         s = int((bounds > limit).sum())
         found = _leading(weight, norm, limit, tolerance, s, held) if s <= LARGEST_SHARE * bounds.shape[0] else None
         if found is not None and s == 0:
