@@ -51,7 +51,7 @@ LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
 #: Columns that join for each pair and Rayleigh-Ritz step.
-KRYLOV = 3
+KRYLOV = 2
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: beta / L, at most: kappa is then below 18.
@@ -59,7 +59,9 @@ HIGHEST_BULK = 0.97
 #: Where in the gap between the smallest tracked value and the limit the polynomial's interval ends, and mu may be.
 GUESS, MU = 0.1, 0.3
 #: ||W - W_0||_F, relative to the room for it, from which its leading vectors join the basis.
-FAR = 0.1
+FAR = 0.4
+#: So many of them.
+SKETCH = 12
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 FARTHEST = 8.0
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
@@ -184,7 +186,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     columns, drift = [tracked.leading, tracked.first], distance(weight, tracked.reference)
     if drift > FAR * (limit - float(tracked.bulk)):
         vectors, tracked = _next_probes(weight.shape[1], tracked)
-        columns.append(_leading_of(weight - tracked.reference, vectors))
+        columns.append(_leading_of(weight - tracked.reference, vectors[:, :SKETCH]))
     block = converge(weight, torch.cat(columns, 1), needed)
     if block is None:
         return None

@@ -12,7 +12,8 @@ from gruclip.native import kernels
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
     """W X for a few columns X."""
-    if kernels.takes(weight, columns):
+    # A single column is torch's to multiply: that takes the time it takes to read the matrix.
+    if columns.shape[1] > 1 and kernels.takes(weight, columns):
         (m, n), width = weight.shape, columns.shape[1]
         product = columns.new_empty(m, width)
         counts = [m, n, width, *weight.stride()]
