@@ -25,17 +25,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("gru.cpp", "softmax.cpp", "thin.cpp")
+SOURCES = ("eigen.cpp", "gru.cpp", "softmax.cpp", "thin.cpp")
 HEADERS = ("panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[type]] = {
+    "gruclip_count_above": [TENSOR] * 4 + [COUNT],
+    "gruclip_eigenpairs": [TENSOR] * 6 + [COUNT] * 2 + [FLAG],
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
     "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
     "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
+    "gruclip_tridiagonal": [TENSOR] * 4 + [COUNT, FLAG],
 }
 
 

@@ -136,16 +136,21 @@ def rayleigh_ritz(weight: Tensor, basis: Basis) -> Block:
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracked | None:
-    """Track `weight`, clipped at `limit`, given all its singular values and right vectors (n, r), descending.
+    """Track `weight`, clipped at `limit`, given its leading singular values and right vectors (n, k), descending.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
     near, count = (int((values > share * limit).sum()) if limit < torch.inf else 0 for share in (NEAR, 1 - 1e-5))
     frozen = max(near, FEWEST)
-    if frozen + count + EXTRA > LARGEST_SHARE * min(weight.shape):
+    if not pairs_wanted(near, min(weight.shape)) or frozen >= values.shape[0]:
         return None
     first, leading = (right[:, :width].to(weight.dtype).contiguous() for width in (frozen, count + EXTRA))
     return Tracked(first, leading, weight.clone(), values[frozen].cpu(), torch.tensor(0))
+
+
+def pairs_wanted(near: int, size: int) -> int:
+    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not."""
+    return 0 if max(near, FEWEST) + EXTRA > LARGEST_SHARE * size else max(near, FEWEST) + EXTRA
 
 
 def _next_probes(rows: int, tracked: Tracked) -> tuple[Tensor, Tracked]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -126,7 +127,10 @@ def _clip_one(
         if done is not None:
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf
-    quick = single.clip(weight, limit, near) if tracks and in_range and limit < torch.inf else None
+    quick = None
+    if tracks and in_range and limit < torch.inf:
+        wanted = partial(block.pairs_wanted, size=min(weight.shape))
+        quick = single.clip(weight, limit, near, block.NEAR, wanted)
     if quick is not None:
         count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         _track(held, weight, limit, values, quick.right)

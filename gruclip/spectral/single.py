@@ -2,21 +2,25 @@
 
 X = W^T W / L^2 - I is small where the values lie near the limit L, and a small matrix has small rounding errors in its
 eigenvectors and values x = sigma^2 / L^2 - 1: at n = 650 they, and those of X itself, move sigma by less than 2e-7 L.
-What is above L is then taken off as a difference, which is as exact: W - W V_C (I - L Sigma_C^-1) V_C^T. All of it
-takes some 0.4 of the time in float64. No tracked subspace can help here: from an orthogonal start the whole
-spectrum lies within a percent of the limit, as far as a step moves it.
+What is above L is then taken off as a difference, which is as exact: W - W V_C (I - L Sigma_C^-1) V_C^T. Only the
+eigenvectors V_C are computed, where they are few: it then takes a quarter of the time of all of them in float64. No
+tracked subspace can help here: from an orthogonal start the whole spectrum lies within a percent of the limit, as far
+as a step moves it.
 
 Where this precision does not tell whether sigma_1 is inside the tolerance, the answer is None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gruclip.products import matmul
+from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.thin import thin_product
 
 #: sigma_1 / limit, at most: eigenvectors are orthonormal to 4e-6 and the excess is multiplied by that.
 FARTHEST = 1.1
@@ -32,14 +36,15 @@ class Clipped(NamedTuple):
     """What was done, and the decomposition it was done by."""
 
     clipped: int  #: values
-    values: Tensor  #: upper bounds, `NOISE` apart, of all values before clipping (n,), float64, descending
-    right: Tensor  #: the right singular vectors (n, n), float32
+    values: Tensor  #: upper bounds, `NOISE` apart, of the leading values before clipping (k,), float64, descending
+    right: Tensor  #: their right singular vectors (n, k), float32
 
 
-def clip(weight: Tensor, limit: float, tolerance: float) -> Clipped | None:
+def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]) -> Clipped | None:
     """Clip `weight` (m, n), float32, m >= n, in place; None, and `weight` unchanged, where it is not precise enough.
 
-    A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside.
+    A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
+    leading triplets are returned at least, given the number of values above near * limit.
     """
     m, n = weight.shape
     if weight.dtype != torch.float32 or m < n or n > LARGEST:
@@ -47,21 +52,21 @@ def clip(weight: Tensor, limit: float, tolerance: float) -> Clipped | None:
     scaled = weight / limit
     squares = matmul(scaled.mT, scaled)
     # The diagonal holds half of the error of X.
-    squares.diagonal().copy_(scaled.double().square().sum(0) - 1)
+    squares.diagonal().copy_(torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64).square() - 1)
     if _is_surely_above(squares, FARTHEST**2 - 1):
         return None
-    x, right = torch.linalg.eigh(squares)
-    x, right = x.flip(0).double(), right.flip(1)
+    spectrum = Spectrum(squares)
+    above = spectrum.count_above((1 + NOISE) ** 2 - 1)
+    x, right = spectrum.leading(max(1, above, wanted(spectrum.count_above(near**2 - 1))))
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
     if leading > FARTHEST - 1 or abs(leading - tolerance) <= NOISE:
         return None
-    count = 0
-    if leading > tolerance:
-        count = int((relative > 1 + NOISE).sum())
-        above = right[:, :count]
+    count = above if leading > tolerance else 0
+    if count:
+        columns = right[:, :count]
         excess = (1 - 1 / relative[:count]).float()
-        weight.addmm_(matmul(weight, (above * excess).contiguous()), above.mT, alpha=-1)
+        weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
 
 

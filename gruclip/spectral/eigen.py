@@ -1,0 +1,68 @@
+"""The leading eigenpairs of a symmetric matrix in single precision, as many as are wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.native import kernels
+
+#: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
+LARGEST_SHARE = 0.25
+#: Deviation from orthonormality, and residual relative to the largest entry of X, beyond which it is not trusted.
+PRECISION = 4e-6
+
+
+class Spectrum:
+    """The eigenvalues and eigenvectors of X (n, n), float32 and symmetric.
+
+    With compiled kernels X is made tridiagonal, and pairs are computed as they are asked for; without them, all at
+    once.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self._all: tuple[Tensor, Tensor] | None = None
+        if not kernels.takes(matrix):
+            self._all = _eigh(matrix)
+            return
+        n = matrix.shape[0]
+        #: Squares are taken: what they are taken of is near 1.
+        self._size = float(matrix.abs().max()) or 1.0
+        self._reflections, self._scales = (matrix / self._size).contiguous(), matrix.new_empty(n)
+        self._diagonal, self._beside = (matrix.new_empty(size, dtype=torch.float64) for size in (n, n - 1))
+        reduced: list[Tensor | None] = [self._reflections, self._diagonal, self._beside, self._scales]
+        kernels.call("gruclip_tridiagonal", reduced, [n], torch.get_num_threads())
+
+    def count_above(self, threshold: float) -> int:
+        """The number of eigenvalues above `threshold`."""
+        if self._all is not None:
+            return int((self._all[0] > threshold).sum())
+        count, bound = torch.empty((), dtype=torch.int64), torch.tensor(threshold / self._size, dtype=torch.float64)
+        kernels.call("gruclip_count_above", [count, self._diagonal, self._beside, bound], [len(self._diagonal)])
+        return int(count)
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32."""
+        n = self.matrix.shape[0]
+        if self._all is None and count <= LARGEST_SHARE * n:
+            values, vectors = torch.empty(count, dtype=torch.float64), self.matrix.new_empty(n, count)
+            made: list[Tensor | None] = [values, vectors, self._reflections, self._diagonal, self._beside, self._scales]
+            kernels.call("gruclip_eigenpairs", made, [n, count], torch.get_num_threads())
+            values *= self._size
+            if self._is_precise(values, vectors):
+                return values, vectors
+        if self._all is None:
+            self._all = _eigh(self.matrix)
+        return self._all[0][:count], self._all[1][:, :count]
+
+    def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
+        """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
+        apart = (vectors.mT @ vectors).fill_diagonal_(0).abs().max()
+        residual = (self.matrix @ vectors - vectors * values.float()).abs().max()
+        return float(apart) <= PRECISION and float(residual) <= PRECISION * self._size
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(0).double(), vectors.flip(1)
