@@ -115,13 +115,8 @@ class SpectralClipping:
         for layer, state in zip(self.layers, self.states, strict=True):
             prefix = f"{layer.name}/"
             own = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
-            state.load_state_dict({name: tensor.to(_home(name, layer)) for name, tensor in own.items()})
+            state.load_state_dict(own, device=layer.weight_hh.device)
 
 
 def _norm(layer: RecurrentLayer) -> float:
     return float(spectral_norm(layer.clipped))
-
-
-def _home(name: str, layer: RecurrentLayer) -> torch.device:
-    """Where an entry of the projection's state lives: numbers on the CPU, the rest beside the weight."""
-    return torch.device("cpu") if name.endswith((".bulk", ".draws")) else layer.weight_hh.device

@@ -27,7 +27,7 @@ SCHEDULES = ("exponential", "plateau", "constant")
 BUDGETS = ("full", "short", "smoke")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block")
+ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 #: sigma_1(W_hh) below which the cell without biases is stable at the origin (derived in `dynamics`).

@@ -20,7 +20,15 @@ from gruclip.dynamics import cell_jacobian, clipped_block, spectral_radius
 from gruclip.memory import keep_freed_memory
 from gruclip.models import Parameters, dropout_masks, initial_parameters, nll, zero_states
 from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
-from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
+from gruclip.spectral import (
+    ClipResult,
+    SpectralState,
+    clip_singular_values_,
+    clip_singular_values_deferred_,
+    has_fast_float64,
+    redo_uncertified_,
+    spectral_norm,
+)
 
 #: Steps of a window in evaluation: longer than in training, since there is nothing to remember for a gradient.
 EVALUATION_STEPS = 70
@@ -68,12 +76,18 @@ class Engine:
             self.parameters[name] = stacked.requires_grad_()
         self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
         self.projections = [SpectralState() for _ in range(self.model.num_layers)]
+        #: Of each layer in the last step, where the flags have not been read.
+        self._deferred: list[ClipResult] = []
+        self._redone = [0] * runs
 
         optimizers = [config.optimizer for config in configs]
         self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
         limits = [config.spectral_limit for config in configs]
         self.projects = any(limit is not None for limit in limits)
         self.limits = self._vector([limit if limit is not None else torch.inf for limit in limits])
+        self.algorithm = configs[0].optimizer.algorithm
+        if self.algorithm == "auto" and has_fast_float64(device):
+            self.algorithm = "products"
         self.rates = self._vector([o.lr for o in optimizers])
 
     def _vector(self, values: Sequence[float]) -> Tensor:
@@ -101,6 +115,7 @@ class Engine:
     def step(self, iteration: int, with_radius: bool) -> StepMetrics:
         """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
         assert self._lanes is not None
+        self._read_flags()
         clock, runs = self.clock, len(self.configs)
         clock.start()
         window = slice_lanes(self._lanes, iteration * self.trainer.bptt, self.trainer.bptt)
@@ -144,22 +159,51 @@ class Engine:
         clipped = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
         norms = []
         for weight, state in zip(self.recurrent_blocks(), self.projections, strict=True):
-            finite = torch.isfinite(weight).flatten(1).all(1)
-            overflowed = not bool(finite.all())
-            # A run whose update overflowed keeps its matrix: the next loss is not finite and ends it.
-            matrices = torch.where(finite[:, None, None], weight, 0.0) if overflowed else weight
-            if self.projects:
-                algorithm = self.configs[0].optimizer.algorithm
-                result = clip_singular_values_(matrices, self.limits, algorithm=algorithm, state=state)
-                clipped += result.values_clipped
-                norm = result.spectral_norm
-                if overflowed:
-                    weight.copy_(torch.where(finite[:, None, None], matrices, weight))
-                self.clock.book("clipping")
+            if self.projects and self.algorithm == "products":
+                result = clip_singular_values_deferred_(weight, self.limits)
+                self._deferred.append(result)
             else:
-                norm = spectral_norm(matrices, state)
-            norms.append(torch.where(finite, norm.to(torch.float64), torch.nan))
+                result = self._project_now(weight, state)
+            clipped += result.values_clipped
+            if self.projects:
+                self.clock.book("clipping")
+            norms.append(torch.where(result.finite, result.spectral_norm.to(torch.float64), torch.nan))
         return clipped, torch.stack(norms)
+
+    def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
+        """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
+        next loss is not finite and ends it."""
+        finite = torch.isfinite(weight).flatten(1).all(1)
+        overflowed = not bool(finite.all())
+        matrices = torch.where(finite[:, None, None], weight, 0.0) if overflowed else weight
+        if not self.projects:
+            norm = spectral_norm(matrices, state)
+            none = torch.zeros_like(finite)
+            return ClipResult(none.long(), norm, none, finite, none)
+        result = clip_singular_values_(matrices, self.limits, algorithm=self.algorithm, state=state)
+        if overflowed:
+            weight.copy_(torch.where(finite[:, None, None], matrices, weight))
+        self._count(result)
+        return result._replace(finite=finite)
+
+    def _read_flags(self) -> None:
+        """Redo in full what the last step's deferred projections could not certify; the host waits for the device."""
+        for weight, result in zip(self.recurrent_blocks(), self._deferred, strict=False):
+            if not bool((result.certified | ~result.finite).all()):
+                self._count(redo_uncertified_(weight, self.limits, result))
+        self._deferred.clear()
+
+    def _count(self, result: ClipResult) -> None:
+        self._redone = [count + int(one) for count, one in zip(self._redone, result.redone.tolist(), strict=True)]
+
+    def redone(self) -> list[int]:
+        """How many matrices of each run had no certificate and were decomposed in full, since the last call.
+
+        To be called when the step's numbers have been read, so that the host need not wait again.
+        """
+        self._read_flags()
+        redone, self._redone = self._redone, [0] * len(self.configs)
+        return redone
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
@@ -179,6 +223,7 @@ class Engine:
 
     def run_state(self, index: int) -> dict[str, Tensor]:
         """Everything of one run that its continuation depends on, as tensors without the leading axis."""
+        self._read_flags()
         state = {"generator": self.generators[index].get_state()}
         for name, parameter in self.parameters.items():
             state[f"parameters/{name}"] = self._slice(name, parameter.detach(), index).clone()
@@ -199,7 +244,7 @@ class Engine:
         for layer in range(self.model.num_layers):
             prefix = f"projection/{layer}/"
             saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-            self.projections[layer].load_state_dict(saved, index)
+            self.projections[layer].load_state_dict(saved, index, self.device)
 
     def _slice(self, name: str, stacked: Tensor, index: int) -> Tensor:
         """Run `index`'s part of a stacked parameter."""
@@ -209,6 +254,7 @@ class Engine:
 
     def evaluate(self, split: str) -> list[float]:
         """Loss of each run on all of a split: nats per token or per time step."""
+        self._read_flags()
         self.clock.start()
         detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
         losses = evaluate(detached, self.configs[0], self.corpus, split)

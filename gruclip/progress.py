@@ -64,6 +64,7 @@ class Progress:
     best_epoch: int | None = None
     rose_above_start: bool = False
     diverged: bool = False
+    projections_redone: int = 0  #: in full, since the algorithm had no certificate
     test_loss: float | None = None
     offsets: dict[str, int] = field(default_factory=dict)
 
@@ -106,6 +107,7 @@ class Progress:
             "valid_loss": self.best_valid_loss,
             "test_loss": self.test_loss,
             "unit": unit,
+            "projections_redone": self.projections_redone,
             "exploded": self.explosions.first_step is not None,
             "first_exploded_step": self.explosions.first_step,
             "max_grad_norm": self.explosions.max_norm,

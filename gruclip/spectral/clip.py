@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import block, exact, single, truncated
+from gruclip.spectral.products import clip_by_products_
 from gruclip.spectral.state import SpectralState
 
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block")
+ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
@@ -25,8 +26,9 @@ class ClipResult(NamedTuple):
 
     values_clipped: Tensor  #: int64
     spectral_norm: Tensor  #: after clipping, float64, to 1e-4
-    certified: Tensor  #: bool: proved to be within the tolerance
+    certified: Tensor  #: bool: shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
+    redone: Tensor  #: bool: a tracked matrix whose certificate failed, so that it was decomposed in full
 
 
 def tolerance(dtype: torch.dtype, algorithm: str) -> float:
@@ -52,7 +54,9 @@ def clip_singular_values_(
     - ``truncated``: the paper's; as many leading values as can be above the limit by Weyl's inequality.
     - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.block`); without one, the Gram matrix's
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
-    - ``auto``: ``gram`` below 128 rows or columns or without a state, ``block`` else.
+    - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
+      it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
+    - ``auto``: ``products`` on a GPU with fast float64; elsewhere ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
     norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A
@@ -69,22 +73,55 @@ def clip_singular_values_(
     limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch).reshape(-1).tolist()
     if not all(value > 0 for value in limits):
         raise UserError(f"limit={min(limits)}: should be a positive number")
+    if algorithm == "auto" and has_fast_float64(weight.device):
+        algorithm = "products"
     with torch.no_grad():
         norms = _frobenius_norms(weight).reshape(-1).tolist()
+        if algorithm == "products":
+            on_device = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(batch)
+            return redo_uncertified_(weight, on_device, clip_singular_values_deferred_(weight, on_device))
         matrices = [weight[index] for index in _indices(batch)]
         entries = (state or SpectralState()).resize(len(matrices))
         done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
-    counts, leading, certified = zip(*done, strict=True) if done else ((), (), ())
+    counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
 
     def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=weight.device).reshape(batch)
 
-    return ClipResult(
-        gather(counts, torch.int64),
-        gather(leading, torch.float64),
-        gather(certified, torch.bool),
-        torch.ones(batch, dtype=torch.bool, device=weight.device),
-    )
+    finite = torch.ones(batch, dtype=torch.bool, device=weight.device)
+    flags = gather(certified, torch.bool), finite, gather(redone, torch.bool)
+    return ClipResult(gather(counts, torch.int64), gather(leading, torch.float64), *flags)
+
+
+def clip_singular_values_deferred_(weight: Tensor, limit: Tensor) -> ClipResult:
+    """``clip_singular_values_(..., algorithm="products")`` that waits for nothing, and can be captured in a CUDA graph.
+
+    weight (..., m, n), float32 or float64; limit (...), on the same device, positive. Nothing is checked and nothing
+    raised: a matrix that is not `finite`, or whose result is not `certified`, is left as it was. Read these flags
+    when the host next waits for the device anyway, and hand the result to `redo_uncertified_`.
+    """
+    with torch.no_grad():
+        done = clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
+    return ClipResult(*done, torch.zeros_like(done.finite))
+
+
+def redo_uncertified_(weight: Tensor, limit: Tensor, result: ClipResult) -> ClipResult:
+    """Project the finite matrices of a deferred call that were not certified in full, in place; the result then."""
+    redone = result.finite & ~result.certified
+    values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
+    with torch.no_grad():
+        for where in redone.nonzero().tolist():
+            index = tuple(where)
+            full = clip_singular_values_(weight[index], float(limit[index]), algorithm="full")
+            values_clipped[index], norm[index] = full.values_clipped, full.spectral_norm
+    return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
+
+
+def has_fast_float64(device: torch.device) -> bool:
+    """Whether a GPU computes in float64 at a half of float32's rate or better, as those of data centres do."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
@@ -112,21 +149,21 @@ def _frobenius_norms(weight: Tensor) -> Tensor:
 
 def _clip_one(
     weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str
-) -> tuple[int, float, bool]:
-    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not."""
+) -> tuple[int, float, bool, bool]:
+    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not."""
     near = tolerance(weight.dtype, algorithm)
     if algorithm == "auto":
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     if algorithm == "truncated" and limit < torch.inf:
-        return truncated.clip(weight, norm, limit, near, held)
+        return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
     in_range = 1e-15 < norm < 1e15  # its square is a float32 number
-    if tracks and in_range and _fits(held, weight):
-        tracked = block.Tracked(*(held[name] for name in block.Tracked._fields))
-        done = block.clip(weight, norm, limit, tracked, near)
+    tracked = tracks and in_range and _fits(held, weight)
+    if tracked:
+        done = block.clip(weight, norm, limit, block.Tracked(*(held[name] for name in block.Tracked._fields)), near)
         if done is not None:
             held.update(done.tracked._asdict())
-            return done.clipped, done.norm, limit < torch.inf
+            return done.clipped, done.norm, limit < torch.inf, False
     quick = None
     if tracks and in_range and limit < torch.inf:
         wanted = partial(block.pairs_wanted, size=min(weight.shape))
@@ -134,7 +171,7 @@ def _clip_one(
     if quick is not None:
         count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         _track(held, weight, limit, values, quick.right)
-        return count, float(values[0]), True
+        return count, float(values[0]), True, tracked
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
@@ -142,7 +179,7 @@ def _clip_one(
     held.clear()
     if tracks:
         _track(held, weight, limit, values, parts.right)
-    return count, float(values[0]), True
+    return count, float(values[0]), True, tracked
 
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -32,12 +33,18 @@ class SpectralState:
         """Copies of all tensors, by ``"<matrix>.<entry>"``."""
         return {f"{i}.{name}": tensor.clone() for i, held in enumerate(self.matrices) for name, tensor in held.items()}
 
-    def load_state_dict(self, saved: Mapping[str, Tensor], index: int | None = None) -> None:
-        """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Nothing saved: a new state."""
+    def load_state_dict(
+        self, saved: Mapping[str, Tensor], index: int | None = None, device: torch.device | None = None
+    ) -> None:
+        """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Nothing saved: a new state.
+
+        `device`: of the matrices, if not that of `saved`. Numbers are needed by the host and stay there.
+        """
         matrices: dict[int, dict[str, Tensor]] = {}
         for key, tensor in saved.items():
             number, name = key.split(".", 1)
-            matrices.setdefault(int(number), {})[name] = tensor.clone()
+            home = device if tensor.dim() else None
+            matrices.setdefault(int(number), {})[name] = tensor.to(home, copy=True)
         if index is None:
             self.matrices = [matrices.get(i, {}) for i in range(max(matrices, default=-1) + 1)]
         else:
