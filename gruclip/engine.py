@@ -76,8 +76,9 @@ class Engine:
             self.parameters[name] = stacked.requires_grad_()
         self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
         self.projections = [SpectralState() for _ in range(self.model.num_layers)]
-        #: Of each layer in the last step, where the flags have not been read.
+        #: Of each layer in the last step, where the flags have not been read, and what the step reported.
         self._deferred: list[ClipResult] = []
+        self._reported: StepMetrics | None = None
         self._redone = [0] * runs
 
         optimizers = [config.optimizer for config in configs]
@@ -147,7 +148,8 @@ class Engine:
         radius = self.spectral_radii() if with_radius else None
         clock.book("metrics")
         loss = total.detach() / (steps * batch)
-        return StepMetrics(steps, loss, norms, spectral_norms, radius, clipped)
+        self._reported = StepMetrics(steps, loss, norms, spectral_norms, radius, clipped)
+        return self._reported
 
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
@@ -187,10 +189,20 @@ class Engine:
         return result._replace(finite=finite)
 
     def _read_flags(self) -> None:
-        """Redo in full what the last step's deferred projections could not certify; the host waits for the device."""
-        for weight, result in zip(self.recurrent_blocks(), self._deferred, strict=False):
-            if not bool((result.certified | ~result.finite).all()):
-                self._count(redo_uncertified_(weight, self.limits, result))
+        """Redo in full what the last step's deferred projections could not certify, and mend the step's metrics in
+        place; the host waits for the device."""
+        metrics, any_redone = self._reported, False
+        for layer, (weight, result) in enumerate(zip(self.recurrent_blocks(), self._deferred, strict=False)):
+            if metrics is not None and not bool((result.certified | ~result.finite).all()):
+                full = redo_uncertified_(weight, self.limits, result)
+                self._count(full)
+                metrics.values_clipped += full.values_clipped - result.values_clipped
+                metrics.spectral_norm[layer] = torch.where(
+                    full.redone, full.spectral_norm, metrics.spectral_norm[layer]
+                )
+                any_redone = True
+        if any_redone and metrics is not None and metrics.spectral_radius is not None:
+            metrics.spectral_radius.copy_(self.spectral_radii())
         self._deferred.clear()
 
     def _count(self, result: ClipResult) -> None:
@@ -199,7 +211,7 @@ class Engine:
     def redone(self) -> list[int]:
         """How many matrices of each run had no certificate and were decomposed in full, since the last call.
 
-        To be called when the step's numbers have been read, so that the host need not wait again.
+        To be called before the step's metrics are read: where a matrix was redone only now, they change in place.
         """
         self._read_flags()
         redone, self._redone = self._redone, [0] * len(self.configs)
@@ -235,7 +247,7 @@ class Engine:
         return state
 
     def load_run_state(self, index: int, state: dict[str, Tensor]) -> None:
-        """Put back what `run_state` gave; the projections only where the engine has one run."""
+        """Put back what `run_state` gave."""
         self.generators[index].set_state(state["generator"])
         for name, parameter in self.parameters.items():
             self._slice(name, parameter.detach(), index).copy_(state[f"parameters/{name}"])

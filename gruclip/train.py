@@ -253,15 +253,16 @@ def _train_epoch(engine: Engine, active: Sequence[_ActiveRun], interrupted: thre
         # Counted over each run: they may have begun at different times.
         due = [(run.progress.step + 1) % radius_every == 0 for run in active]
         metrics = engine.step(iteration, any(due))
+        redone = engine.redone()
         columns = torch.stack([metrics.loss.double(), metrics.grad_norm, metrics.values_clipped.double()])
         layers = metrics.spectral_norm if metrics.spectral_radius is None else metrics.spectral_radius
         numbers = torch.cat((columns, metrics.spectral_norm, layers)).T.tolist()
         num_layers = metrics.spectral_norm.shape[0]
-        for run, redone, with_radius, (loss, grad_norm, clipped, *rest) in zip(
-            active, engine.redone(), due, numbers, strict=True
+        for run, redone_now, with_radius, (loss, grad_norm, clipped, *rest) in zip(
+            active, redone, due, numbers, strict=True
         ):
             if not run.ended:
-                run.progress.projections_redone += redone
+                run.progress.projections_redone += redone_now
                 radii = rest[num_layers:] if with_radius else [None] * num_layers
                 run.record(metrics.time_steps, loss, grad_norm, int(clipped), rest[:num_layers], radii)
         diverged = [run for run in active if run.progress.diverged and not run.ended]

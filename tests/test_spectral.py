@@ -172,6 +172,61 @@ def test_the_block_falls_back_to_no_decomposition_while_its_certificate_holds(mo
     assert sum(decompositions) == 1
 
 
+def followed(first: Tensor, second: Tensor, limit: float) -> tuple[Tensor, bool]:
+    """`second` clipped by ``block``, from the state that `first` left; and whether it was decomposed for it."""
+    state = SpectralState()
+    clip_singular_values_(first.clone(), limit, algorithm="block", state=state)
+    after = second.clone()
+    return after, bool(clip_singular_values_(after, limit, algorithm="block", state=state).redone)
+
+
+@pytest.mark.parametrize("live", [9, 11, 12, 14])
+def test_a_matrix_of_which_most_is_exactly_zero_is_projected(live):
+    """Its tracked subspace has values of zero, by which nothing can be divided."""
+    generator = torch.Generator().manual_seed(0)
+    U, V = orthogonal(generator, live), orthogonal(generator, live)
+    values = torch.cat((torch.tensor([1.2, 0.999, 0.995]), 0.6 * 0.9 ** torch.arange(live - 3))).double()
+    first = torch.zeros(200, 200, dtype=torch.float64)
+    first[:live, :live] = U * values @ V.mT
+    direction = torch.zeros(200, dtype=torch.float64)
+    direction[50:] = random(generator, 150)
+    second = exact_projection(first, 1.0)
+    second[:live] += 0.1 * U[:, 1:2] * direction / direction.norm()
+    after, _ = followed(first.float(), second.float(), 1.0)
+    assert_projected(second.float(), after, 1.0, "auto")
+
+
+@pytest.mark.parametrize("far", [1.05, 3.9, 7.9])
+def test_values_far_above_the_limit_cost_no_digits(far):
+    generator = torch.Generator().manual_seed(1)
+    first = with_values(generator, torch.linspace(1.0, 0.2, 300, dtype=torch.float64))
+    second = first + (far - 0.5) * orthogonal(generator, 300)[:, :6] @ orthogonal(generator, 300)[:6]
+    after, _ = followed(first.float(), second.float(), 1.0)
+    assert_projected(second.float(), after, 1.0, "auto")
+
+
+def test_a_value_inside_the_tolerance_leaves_no_room_for_its_residual():
+    generator = torch.Generator().manual_seed(2)
+    U, V = orthogonal(generator, 200), orthogonal(generator, 200)
+    values = torch.linspace(0.7, 0.1, 200, dtype=torch.float64)
+    values[:2] = torch.tensor([1.05, 1 + 1.71e-6])
+    first = U * values.clamp(max=1) @ V.mT
+    # A residual of the second pair, towards the bulk.
+    second = U * values @ V.mT + 1.24e-3 * U[:, 40:41] @ V[:, 1:2].mT
+    after, _ = followed(first.float(), second.float(), 1.0)
+    assert_projected(second.float(), after, 1.0, "auto")
+
+
+def test_a_state_of_another_version_is_a_new_one():
+    state = SpectralState()
+    matrix = drifting(1)[0]
+    clip_singular_values_(matrix.clone(), 1.8, state=state)
+    del state.matrices[0]["leading"]
+    after = matrix.clone()
+    clip_singular_values_(after, 1.8, state=state)
+    assert_projected(matrix, after, 1.8, "auto")
+
+
 def values_near_the_limit(generator: torch.Generator, n: int) -> dict[str, Tensor]:
     """Relative to the limit: spectra of which float32 has to clip many values, and where its precision ends."""
     one = torch.ones(n, dtype=torch.float64)

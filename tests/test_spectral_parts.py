@@ -30,6 +30,13 @@ def with_values(values: Tensor, seed: int) -> Tensor:
     return V * values @ V.mT
 
 
+def almost_decoupled(n: int, seed: int) -> Tensor:
+    """Float32 loses the digits of the squares of the last row."""
+    matrix = random(n, n, seed) + random(n, n, seed).mT
+    matrix[-1, :-1] = matrix[:-1, -1] = 2.5e-23 * torch.arange(1, n) / n
+    return matrix
+
+
 SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
     "random": lambda n, seed: random(n, n, seed) + random(n, n, seed).mT,
     "zero": lambda n, seed: torch.zeros(n, n, dtype=torch.float64),
@@ -38,6 +45,7 @@ SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
     "of rank one": lambda n, seed: random(n, 1, seed) @ random(n, 1, seed).mT,
     "clustered at zero": lambda n, seed: with_values(1e-7 * random(n, 1, seed).flatten(), seed),
     "two clusters": lambda n, seed: with_values(1e-6 * random(n, 1, seed).flatten() - (torch.arange(n) % 2), seed),
+    "a last row of nearly nothing": lambda n, seed: almost_decoupled(n, seed),
     "tiny": lambda n, seed: 1e-25 * (random(n, n, seed) + random(n, n, seed).mT),
 }
 

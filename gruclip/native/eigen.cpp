@@ -11,6 +11,8 @@
 namespace {
 
 constexpr long BLOCK = 4;   // rows that are worked on together
+// Sums of squares in float32 that are taken for zero: below, they lose their digits. The entries of A are near 1.
+constexpr double LEAST_SQUARE = 1e-30;
 constexpr long DELAY = 16;  // reflections before the matrix is updated for all of them at once
 constexpr long SHARES = 2;  // of a product's sums
 constexpr int SHIFTS = 8;   // bisections side by side
@@ -235,7 +237,7 @@ void gruclip_tridiagonal(float* a, double* diagonal, double* beside, float* scal
         scales[i] = 0;
         if (i == 0) break;
         const double rest = double(dot(row, row, i - 1)), corner = row[i - 1];
-        if (rest == 0) {
+        if (rest <= LEAST_SQUARE) {
             beside[i - 1] = corner;
         } else {
             const double size = std::copysign(std::sqrt(rest + corner * corner), -corner);

@@ -1,6 +1,6 @@
 """Compiled kernels for the CPU: optional, compiled once for this processor by the C++ compiler that is there.
 
-What they compute is in `gru.cpp`, `softmax.cpp` and `thin.cpp`; the modules that call them where they can
+What they compute is in `eigen.cpp`, `gru.cpp`, `softmax.cpp` and `thin.cpp`; the modules that call them where they can
 compute the same with torch's own operations elsewhere. They are plain C++ without torch's headers, bound by ctypes,
 and not an extension of torch's: compiling takes two seconds and not forty, and needs neither ninja nor setuptools.
 

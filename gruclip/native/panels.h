@@ -1,4 +1,4 @@
-// Products in registers: a block of rows times a panel of columns. Used by gru.cpp and product.cpp.
+// Products in registers: a block of rows times a panel of columns. Used by gru.cpp and thin.cpp.
 #pragma once
 
 #include <algorithm>

@@ -50,6 +50,8 @@ EXTRA = 6
 LARGEST_SHARE = 0.2
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
+#: Random vectors are drawn so many times in a step, at most.
+MOST_DRAWS = MOST_EXPANSIONS + 1
 #: Columns that join for each pair and Rayleigh-Ritz step.
 KRYLOV = 2
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
@@ -63,7 +65,9 @@ FAR = 0.4
 #: So many of them.
 SKETCH = 12
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
-FARTHEST = 8.0
+FARTHEST = 4.0
+#: Smallest Ritz value, relative to the largest, by which W Q can be divided for a left vector.
+LEAST_VALUE = 1e-6
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
 
@@ -135,8 +139,9 @@ def rayleigh_ritz(weight: Tensor, basis: Basis) -> Block:
     return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).double(), basis)
 
 
-def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracked | None:
-    """Track `weight`, clipped at `limit`, given its leading singular values and right vectors (n, k), descending.
+def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
+    """Track `weight`, clipped at `limit`: its leading singular values and right vectors (n, k), descending, and the
+    number of draws so far.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
@@ -145,7 +150,7 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor) -> Tracke
     if not pairs_wanted(near, min(weight.shape)) or frozen >= values.shape[0]:
         return None
     first, leading = (right[:, :width].to(weight.dtype).contiguous() for width in (frozen, count + EXTRA))
-    return Tracked(first, leading, weight.clone(), values[frozen].cpu(), torch.tensor(0))
+    return Tracked(first, leading, weight.clone(), values[frozen].cpu(), torch.tensor(draws))
 
 
 def pairs_wanted(near: int, size: int) -> int:
@@ -168,7 +173,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 
     def needed(block: Block) -> Tensor | None:
         nonlocal tracked
-        if float(block.values[0]) > FARTHEST * limit:
+        if float(block.values[0]) > FARTHEST * limit or float(block.values[-1]) < LEAST_VALUE * float(block.values[0]):
             return None
         imprecise = needed_for_precision(block, norm, limit, ceiling)
         if limit == torch.inf or bool(imprecise.any()):
@@ -179,7 +184,8 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
             mask = _needed_for_certificate(block, bulk, limit, ceiling)
             if not bool(mask.any()):
                 return mask
-        renewed = _renew(weight, limit, tracked, block)
+        vectors, tracked = _next_probes(weight.shape[1], tracked)
+        renewed = _renew(weight, limit, tracked, block, vectors)
         if renewed is None:
             return mask
         # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
@@ -189,9 +195,12 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         return mask
 
     columns, drift = [tracked.leading, tracked.first], distance(weight, tracked.reference)
-    if drift > FAR * (limit - float(tracked.bulk)):
+    bulk = float(tracked.bulk)
+    if drift > FAR * (limit - bulk if limit < torch.inf else bulk):
         vectors, tracked = _next_probes(weight.shape[1], tracked)
         columns.append(_leading_of(weight - tracked.reference, vectors[:, :SKETCH]))
+        if limit == torch.inf:
+            tracked = tracked._replace(reference=weight.clone())  # which only says how far W has moved
     block = converge(weight, torch.cat(columns, 1), needed)
     if block is None:
         return None
@@ -247,11 +256,14 @@ def needed_for_precision(block: Block, norm: float, limit: float, ceiling: float
 def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: float) -> Tensor:
     """The pairs with the largest part in a certificate that fails; none if it holds."""
     kappa = ceiling**2 / (ceiling**2 - bulk**2)
-    room = 1 - (block.values.clamp(max=limit) / ceiling) ** 2
+    # What lies between the limit and the ceiling is not clipped.
+    left = torch.where(block.values > ceiling, limit, block.values)
+    room = 1 - (left / ceiling) ** 2
     coupling = block.residual.double() * (kappa**0.5 / ceiling)
     if int(torch.linalg.cholesky_ex(room.diag() - coupling.mT @ coupling)[1]) == 0:
         return torch.zeros_like(room, dtype=torch.bool)
     share = coupling.square().sum(0) / room
+    share = share.nan_to_num(nan=torch.inf)
     return share >= 0.3 * share.max()
 
 
@@ -277,7 +289,7 @@ def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: f
     return mu + max(drift**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
 
 
-def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> Tracked | None:
+def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block, vectors: Tensor) -> Tracked | None:
     """A reference at `weight` itself, if a bound can be had."""
     frozen = max(int((block.values > NEAR * limit).sum()), FEWEST)
     if frozen >= block.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
@@ -285,8 +297,8 @@ def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block) -> Trac
     first = orthonormal(block.right[:, :frozen])
     low = float(block.values[frozen])
     guess, target = (low + share * (limit - low) for share in (GUESS, MU))
-    vectors, tracked = _next_probes(weight.shape[1], tracked)
     mu = bound(weight, first, guess, min(target, HIGHEST_BULK * limit), vectors)
     if mu > HIGHEST_BULK * limit:
         return None
-    return Tracked(first, tracked.leading, weight.clone(), torch.tensor(mu, dtype=torch.float64), tracked.draws)
+    bulk = torch.tensor(mu, dtype=torch.float64)
+    return tracked._replace(first=first, reference=weight.clone(), bulk=bulk)

@@ -36,11 +36,11 @@ PROBES = 16
 #: alpha of the module's docstring.
 ALPHA = math.sqrt(math.pi / 2) * MISS ** (1 / PROBES)
 #: Degree of the polynomial in A, at most.
-MOST_TERMS = 40
+MOST_TERMS = 24
 
 
 def probes(rows: int, like: Tensor, draw: int) -> Tensor:
-    """(rows, PROBES) standard Gaussian numbers, others for every `draw`."""
+    """(rows, PROBES) standard Gaussian numbers, others for every `draw` and the same for every matrix."""
     generator = torch.Generator().manual_seed(draw)
     return torch.randn(rows, PROBES, generator=generator).to(like)
 
@@ -49,7 +49,7 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
     """A number mu with ||W (I - P)||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
 
     weight (m, n); P projects on the orthonormal columns of `right` (n, p); guess: what the norm might be, and not far
-    below it; vectors: `probes` (n, b) that nothing else has seen. Rounding moves mu by some
+    below it; vectors: `probes` (n, b) on which neither W nor P depends. Rounding moves mu by some
     eps ||W||^2 / mu.
     """
 
@@ -71,12 +71,15 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
         return math.inf
     # The degree that it takes if the guess is right.
     expected = math.acosh(math.sqrt(weight.shape[1]) / ALPHA) / growth(target)
+    if expected > MOST_TERMS:
+        return math.inf
     previous = apart(vectors)
     current = times(previous)
     for degree in range(1, MOST_TERMS + 1):
+        if degree > 1:
+            previous, current = current, times(current).mul_(2).sub_(previous)
         if degree + 1 >= expected:
             mu = allowed(degree, current)
             if mu <= target:
                 return mu
-        previous, current = current, times(current).mul_(2).sub_(previous)
     return math.inf

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import block, exact, single, truncated
-from gruclip.spectral.products import clip_by_products_
+from gruclip.spectral.products import clip_by_products_, norms_by_products
 from gruclip.spectral.state import SpectralState
 
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
@@ -24,11 +24,11 @@ SMALLEST_TRACKED = 128
 class ClipResult(NamedTuple):
     """What a projection did, one entry a matrix."""
 
-    values_clipped: Tensor  #: int64
+    values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
     spectral_norm: Tensor  #: after clipping, float64, to 1e-4
     certified: Tensor  #: bool: shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
-    redone: Tensor  #: bool: a tracked matrix whose certificate failed, so that it was decomposed in full
+    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
 
 
 def tolerance(dtype: torch.dtype, algorithm: str) -> float:
@@ -127,8 +127,12 @@ def has_fast_float64(device: torch.device) -> bool:
 def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     """sigma_1 of each matrix (..., m, n) in float64, to 1e-4; cheap with a `state` from a matrix nearby.
 
+    With a state it is an estimate from below: to 1e-4 of what the carried subspace and the change since hold.
     Raises `NonFiniteError` naming the first matrix that holds NaN or infinity.
     """
+    if has_fast_float64(weight.device):
+        _frobenius_norms(weight.detach())
+        return norms_by_products(weight.detach())
     return clip_singular_values_(weight.detach(), torch.inf, state=state).spectral_norm
 
 
@@ -154,10 +158,10 @@ def _clip_one(
     near = tolerance(weight.dtype, algorithm)
     if algorithm == "auto":
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
-    if algorithm == "truncated" and limit < torch.inf:
+    in_range = 1e-15 < norm < 1e15  # its square is a float32 number
+    if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
-    in_range = 1e-15 < norm < 1e15  # its square is a float32 number
     tracked = tracks and in_range and _fits(held, weight)
     if tracked:
         done = block.clip(weight, norm, limit, block.Tracked(*(held[name] for name in block.Tracked._fields)), near)
@@ -176,23 +180,28 @@ def _clip_one(
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
     count, values = exact.clip(weight, limit, parts, near)
-    held.clear()
     if tracks:
         _track(held, weight, limit, values, parts.right)
+    else:
+        held.clear()
     return count, float(values[0]), True, tracked
 
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
     """Start tracking a matrix that was decomposed, or stop where that would not pay."""
-    started = block.start(weight, limit, values, right)
+    # A step that came to nothing may have drawn random vectors: those that are next are others.
+    draws = int(held["draws"]) + block.MOST_DRAWS if "draws" in held else 0
+    started = block.start(weight, limit, values, right, draws)
     held.clear()
-    held.update({} if started is None else started._asdict())
+    held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
 
 
 def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
     """Whether a matrix of this shape, dtype and device is tracked."""
-    reference = held.get("reference")
-    return reference is not None and (reference.shape, reference.dtype, reference.device) == (
+    if not held.keys() >= set(block.Tracked._fields):
+        return False
+    reference = held["reference"]
+    return (reference.shape, reference.dtype, reference.device) == (
         weight.shape,
         weight.dtype,
         weight.device,

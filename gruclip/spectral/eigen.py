@@ -58,7 +58,7 @@ class Spectrum:
 
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
-        apart = (vectors.mT @ vectors).fill_diagonal_(0).abs().max()
+        apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
         residual = (self.matrix @ vectors - vectors * values.float()).abs().max()
         return float(apart) <= PRECISION and float(residual) <= PRECISION * self._size
 

@@ -86,7 +86,7 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
     limits = limits.to(torch.float64)
     wide = torch.where(_over(finite), weight, 0.0).double()
     identity = torch.eye(weight.shape[-1], dtype=torch.float64, device=weight.device)
-    norm = _spectral_norm(wide)
+    norm = norms_by_products(wide)
 
     scaled = wide / _over(limits)
     x = scaled.mT @ scaled - identity
@@ -138,8 +138,9 @@ def _inverse_root(matrix: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
     return z, torch.linalg.vector_norm(z @ y - identity, dim=(-2, -1))
 
 
-def _spectral_norm(matrix: Tensor) -> Tensor:
-    """sigma_1, from above, to ln(n) / 2^(SQUARINGS + 2)."""
+def norms_by_products(weight: Tensor) -> Tensor:
+    """sigma_1 of each finite matrix (..., m, n) in float64: from above, to a share of ln(n) / 2^(SQUARINGS + 2)."""
+    matrix = (weight if weight.shape[-2] >= weight.shape[-1] else weight.mT).double()
     tiny = torch.finfo(torch.float64).tiny
     largest = matrix.abs().amax((-2, -1)).clamp(min=tiny)
     scaled = matrix / _over(largest)

@@ -62,7 +62,8 @@ def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Ca
     leading = float(relative[0]) - 1
     if leading > FARTHEST - 1 or abs(leading - tolerance) <= NOISE:
         return None
-    count = above if leading > tolerance else 0
+    # No value is raised, whatever the rounding of the count was.
+    count = min(above, int((relative > 1).sum())) if leading > tolerance else 0
     if count:
         columns = right[:, :count]
         excess = (1 - 1 / relative[:count]).float()
