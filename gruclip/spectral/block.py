@@ -23,6 +23,11 @@ decomposition has. Then, as Weyl's inequality has it, beta = mu + ||(W - W_0)(I 
 anew, with the leading Ritz vectors of the day for P_0, when beta comes near L or the certificate fails for
 another reason.
 
+*Without the rest of the basis.* Columns that found nothing have large residuals, which spoil the certificate. For V the
+leading dim P_0 Ritz vectors alone and R the others, P_0 = P_0 (V V^T + R R^T), so any x orthogonal to V has
+||P_0 x|| <= ||P_0 R|| ||x||, and ||W x|| <= (mu + ||W - W_0||_F + sigma_1(W P) ||P_0 R||_F) ||x|| takes the place of
+beta. This is tried first.
+
 *The update.* The basis starts from the last step's and, where W is far from W_0, the leading right singular vectors of
 W - W_0, found from random vectors: an update by a gradient has a few large singular values and a long tail of small
 ones. That finds what the update has pushed out, and keeps beta low.
@@ -46,8 +51,9 @@ from gruclip.spectral.thin import distance, thin_product
 FEWEST, NEAR = 8, 0.92
 #: Columns carried beside the ones that were clipped.
 EXTRA = 6
-#: The whole block, at most, as a share of min(m, n): above it a full decomposition is cheaper.
-LARGEST_SHARE = 0.2
+#: Shares of min(m, n) from which a decomposition was cheaper where it was measured (n = 140 to 650): the values near
+#: the limit, the columns to begin with, and those to end with.
+NEAR_SHARE, FEWEST_SHARE, WIDEST_SHARE = 0.02, 0.08, 0.4
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
 #: Random vectors are drawn so many times in a step, at most.
@@ -155,7 +161,8 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
 
 def pairs_wanted(near: int, size: int) -> int:
     """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not."""
-    return 0 if max(near, FEWEST) + EXTRA > LARGEST_SHARE * size else max(near, FEWEST) + EXTRA
+    pays = near <= NEAR_SHARE * size and FEWEST_SHARE * size >= FEWEST + EXTRA
+    return max(near, FEWEST) + EXTRA if pays else 0
 
 
 def _next_probes(rows: int, tracked: Tracked) -> tuple[Tensor, Tracked]:
@@ -170,31 +177,39 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     None where no certificate was found; the weight is then unchanged.
     """
     ceiling = limit * (1 + tolerance)
+    drift = distance(weight, tracked.reference)
 
     def needed(block: Block) -> Tensor | None:
-        nonlocal tracked
+        nonlocal tracked, drift
         if float(block.values[0]) > FARTHEST * limit or float(block.values[-1]) < LEAST_VALUE * float(block.values[0]):
             return None
         imprecise = needed_for_precision(block, norm, limit, ceiling)
         if limit == torch.inf or bool(imprecise.any()):
             return imprecise
-        bulk = _bulk(weight, limit, tracked, block, drift)
-        mask = None
-        if bulk <= HIGHEST_BULK * limit:
-            mask = _needed_for_certificate(block, bulk, limit, ceiling)
+        leading = tracked.first.shape[1]
+        close = float(tracked.bulk) + drift + float(block.values[0]) * _apart(tracked.first, block.right[:, leading:])
+        if close <= HIGHEST_BULK * limit:
+            mask = torch.zeros_like(imprecise)
+            mask[:leading] = _needed_for_certificate(_narrowed(block, leading), close, limit, ceiling)
             if not bool(mask.any()):
                 return mask
+        bulk = _bulk(weight, limit, tracked, block, drift)
+        failing = None
+        if bulk <= HIGHEST_BULK * limit:
+            failing = _needed_for_certificate(block, bulk, limit, ceiling)
+            if not bool(failing.any()):
+                return failing
         vectors, tracked = _next_probes(weight.shape[1], tracked)
         renewed = _renew(weight, limit, tracked, block, vectors)
         if renewed is None:
-            return mask
+            return failing
         # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
-        tracked, count = renewed, renewed.first.shape[1]
+        tracked, drift, leading = renewed, 0.0, renewed.first.shape[1]
         mask = torch.zeros_like(imprecise)
-        mask[:count] = _needed_for_certificate(_narrowed(block, count), float(renewed.bulk), limit, ceiling)
+        mask[:leading] = _needed_for_certificate(_narrowed(block, leading), float(renewed.bulk), limit, ceiling)
         return mask
 
-    columns, drift = [tracked.leading, tracked.first], distance(weight, tracked.reference)
+    columns = [tracked.leading, tracked.first]
     bulk = float(tracked.bulk)
     if drift > FAR * (limit - bulk if limit < torch.inf else bulk):
         vectors, tracked = _next_probes(weight.shape[1], tracked)
@@ -223,7 +238,7 @@ def converge(weight: Tensor, columns: Tensor, needed: Callable[[Block], Tensor |
 
     None if `needed` says so, and where the basis would grow too wide.
     """
-    widest = max(2 * LARGEST_SHARE * min(weight.shape), columns.shape[1])
+    widest = max(WIDEST_SHARE * min(weight.shape), columns.shape[1])
     basis = Basis.of(weight, orthonormal(columns))
     for _ in range(MOST_EXPANSIONS):
         block = rayleigh_ritz(weight, basis)
@@ -278,6 +293,11 @@ def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
     return orthonormal(thin_product(change.mT, thin_product(change, vectors)))
 
 
+def _apart(first: Tensor, rest: Tensor) -> float:
+    """||P_0 R||_F for orthonormal columns of P_0 and R: how far R is from being orthogonal to P_0."""
+    return float(torch.linalg.vector_norm(first.mT @ rest))
+
+
 def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float) -> float:
     """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
     mu = float(tracked.bulk)
@@ -291,8 +311,9 @@ def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: f
 
 def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block, vectors: Tensor) -> Tracked | None:
     """A reference at `weight` itself, if a bound can be had."""
-    frozen = max(int((block.values > NEAR * limit).sum()), FEWEST)
-    if frozen >= block.values.shape[0] or frozen + EXTRA > LARGEST_SHARE * min(weight.shape):
+    near = int((block.values > NEAR * limit).sum())
+    frozen = max(near, FEWEST)
+    if frozen >= block.values.shape[0] or not pairs_wanted(near, min(weight.shape)):
         return None
     first = orthonormal(block.right[:, :frozen])
     low = float(block.values[frozen])
