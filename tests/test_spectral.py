@@ -164,13 +164,15 @@ def test_a_direction_hidden_from_the_tracked_subspace_is_found():
 
 def test_the_block_falls_back_to_no_decomposition_while_its_certificate_holds(monkeypatch):
     generator = torch.Generator().manual_seed(3)
-    weight, state, decompositions = near_limit(generator, 200, 3, 1.8).float(), SpectralState(), []
-    eigh = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda a: decompositions.append(a.shape[0] == 200) or eigh(a))
+    weight, state = near_limit(generator, 200, 3, 1.8).float(), SpectralState()
+    clip_singular_values_(weight, 1.8, state=state)
+    monkeypatch.setattr(single, "Spectrum", lambda matrix: pytest.fail("decomposed"))
+    monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed"))
     for _ in range(20):
         weight += 0.002 * random(generator, 200, 200).float() / math.sqrt(200)
-        assert clip_singular_values_(weight, 1.8, state=state).certified
-    assert sum(decompositions) == 1
+        result = clip_singular_values_(weight, 1.8, state=state)
+        assert result.certified
+        assert not result.redone
 
 
 def followed(first: Tensor, second: Tensor, limit: float) -> Tensor:
@@ -271,6 +273,20 @@ def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
         clip_singular_values_(before, 1.0)
         assert used.pop() == dtype
         assert not used
+
+
+@pytest.mark.parametrize("far", [1.2, 1.8, 3.5])
+def test_a_few_values_far_above_a_spectrum_near_the_limit_are_taken_off_first(far, monkeypatch):
+    """As an update of few large values leaves an orthogonal start; without a decomposition in float64."""
+    generator = torch.Generator().manual_seed(10)
+    values = 1 - 1e-2 * torch.rand(300, generator=generator, dtype=torch.float64)
+    values[:3] = torch.tensor([far, 1.15, 1.003])
+    before = with_values(generator, values).float()
+    after = before.clone()
+    monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed in float64"))
+    result = clip_singular_values_(after, 1.0)
+    assert int(result.values_clipped) == 3
+    assert_projected(before, after, 1.0, "auto")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -168,18 +168,22 @@ def _clip_one(
         if done is not None:
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf, False
-    quick = None
+    quick, far = None, 0
     if tracks and in_range and limit < torch.inf:
         wanted = partial(block.pairs_wanted, size=min(weight.shape))
         quick = single.clip(weight, limit, near, block.NEAR, wanted)
+        if quick is None and weight.dtype == torch.float32:
+            far = single.take_off_far_values(weight, norm, limit)
+            quick = single.clip(weight, limit, near, block.NEAR, wanted) if far else None
     if quick is not None:
-        count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
+        count, values = far + quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         _track(held, weight, limit, values, quick.right)
         return count, float(values[0]), True, tracked
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
     count, values = exact.clip(weight, limit, parts, near)
+    count += far
     if tracks:
         _track(held, weight, limit, values, parts.right)
     else:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from gruclip.products import matmul
+from gruclip.spectral import ritz
+from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import thin_product
 
@@ -30,6 +32,12 @@ LARGEST = 1024
 NOISE = 5e-7
 #: Of the power method that tells a matrix far above the limit.
 POWER_STEPS = 8
+
+
+#: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
+SET_APART = 1.05
+#: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
+HIDDEN = 0.03
 
 
 class Clipped(NamedTuple):
@@ -69,6 +77,28 @@ def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Ca
         excess = (1 - 1 / relative[:count]).float()
         weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
+
+
+def take_off_far_values(weight: Tensor, norm: float, limit: float) -> int:
+    """Clip the values far above the limit alone, in place; their number, none where that is no quick matter.
+
+    A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
+    """
+    ceiling = SET_APART * limit
+
+    def needed(block: ritz.Block) -> Tensor | None:
+        if float(block.values[0]) > ritz.FARTHEST * limit:
+            return None
+        above = block.values > ceiling
+        mask = above & ritz.needed_for_precision(block, norm, limit, ceiling)
+        first = int(above.sum())
+        if first < mask.shape[0]:
+            mask[first] = block.size[first] > HIDDEN * limit
+        return mask
+
+    columns = probes(weight.shape[1], weight, 0)
+    block = ritz.converge(weight, thin_product(weight.mT, thin_product(weight, columns)), needed)
+    return 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
 
 
 def _is_surely_above(x: Tensor, bound: float) -> bool:

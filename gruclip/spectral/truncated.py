@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gruclip.spectral import block, exact
+from gruclip.spectral import exact, ritz
 from gruclip.spectral.thin import distance
 
 #: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's recollected 1/4).
@@ -35,9 +35,9 @@ def clip(
             # Nothing to clip: the triplets are for the reported norm alone.
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
             return 0, float(found.values[0]), False
-        if found is not None and float(found.values[0]) <= block.FARTHEST * limit:
+        if found is not None and float(found.values[0]) <= ritz.FARTHEST * limit:
             values = found.values[:s].clamp(max=limit)
-            count = block.clip_leading(weight, found, limit, limit * (1 + tolerance))
+            count = ritz.clip_leading(weight, found, limit, limit * (1 + tolerance))
             bounds[:s] = values
             bounds[s:].clamp_(max=float(found.values[s - 1]))
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
@@ -50,7 +50,7 @@ def clip(
 
 def _leading(
     weight: Tensor, norm: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
-) -> block.Block | None:
+) -> ritz.Block | None:
     """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
     n = weight.shape[1]
     width = min(s + OVERSAMPLING, n)
@@ -63,10 +63,10 @@ def _leading(
         limit = torch.inf
     ceiling = limit * (1 + tolerance)
 
-    def needed(found: block.Block) -> Tensor:
+    def needed(found: ritz.Block) -> Tensor:
         # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
         unsure = found.size > RESIDUAL * found.values
         unsure[s:] = False
-        return unsure | block.needed_for_precision(found, norm, limit, ceiling)
+        return unsure | ritz.needed_for_precision(found, norm, limit, ceiling)
 
-    return block.converge(weight, start, needed)
+    return ritz.converge(weight, start, needed)
