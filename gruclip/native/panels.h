@@ -53,9 +53,11 @@ inline void pack(float* packed, int width, const Matrix& matrix, long first, lon
         }
 }
 
-// sums (ROWS, PANEL), rows `stride` apart, = block (depth, ROWS)^T panel (depth, PANEL), or += that.
+// sums (ROWS, PANEL), rows `stride` apart, = the rows of a matrix, `down` apart and their elements `across` apart, times
+// panel (depth, PANEL), or += that. Inlined, so that strides the caller knows cost nothing.
 template <int ROWS, bool ADD>
-void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {
+[[gnu::always_inline]] inline void multiply_in_place(float* sums, long stride, const float* matrix, long down,
+                                                     long across, const float* panel, long depth) {
     vec low[ROWS], high[ROWS];
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++) low[m] = high[m] = vec{};
@@ -63,12 +65,12 @@ void multiply(float* sums, long stride, const float* block, const float* panel, 
         const vec first = load(panel), second = load(panel + LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; m++) {
-            const vec element = splat(block[m]);
+            const vec element = splat(matrix[m * down]);
             low[m] += element * first;
             high[m] += element * second;
         }
         panel += PANEL;
-        block += ROWS;
+        matrix += across;
     }
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++) {
@@ -76,6 +78,12 @@ void multiply(float* sums, long stride, const float* block, const float* panel, 
         store(row, ADD ? load(row) + low[m] : low[m]);
         store(row + LANES, ADD ? load(row + LANES) + high[m] : high[m]);
     }
+}
+
+// The same for a packed block (depth, ROWS), transposed.
+template <int ROWS, bool ADD>
+void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {
+    multiply_in_place<ROWS, ADD>(sums, stride, block, 1, ROWS, panel, depth);
 }
 
 }  // namespace

@@ -2,34 +2,6 @@
 
 #include "panels.h"
 
-namespace {
-
-// sums (ROWS, PANEL) = the rows of a matrix, `down` apart and their elements `across` apart, times panel (depth, PANEL).
-template <int ROWS>
-void multiply_in_place(float* sums, const float* matrix, long down, long across, const float* panel, long depth) {
-    vec low[ROWS], high[ROWS];
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) low[m] = high[m] = vec{};
-    for (long k = 0; k < depth; k++) {
-        const vec first = load(panel), second = load(panel + LANES);
-#pragma GCC unroll 16
-        for (int m = 0; m < ROWS; m++) {
-            const vec element = splat(matrix[m * down]);
-            low[m] += element * first;
-            high[m] += element * second;
-        }
-        panel += PANEL;
-        matrix += across;
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) {
-        store(sums + m * PANEL, low[m]);
-        store(sums + m * PANEL + LANES, high[m]);
-    }
-}
-
-}  // namespace
-
 extern "C" {
 
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
@@ -45,10 +17,11 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
             const float* rows = matrix + first * down;
             const long high = std::min<long>(BLOCK, m - first);
             if (high == BLOCK) {
-                multiply_in_place<BLOCK>(sums, rows, down, across, panel.get(), n);
+                multiply_in_place<BLOCK, false>(sums, PANEL, rows, down, across, panel.get(), n);
             } else {
                 for (long i = 0; i < high; i++)
-                    multiply_in_place<1>(sums + i * PANEL, rows + i * down, down, across, panel.get(), n);
+                    multiply_in_place<1, false>(sums + i * PANEL, PANEL, rows + i * down, down, across, panel.get(),
+                                                n);
             }
             for (long i = 0; i < high; i++)
                 std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));

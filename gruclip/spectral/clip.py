@@ -172,7 +172,7 @@ def _clip_one(
     if tracks and in_range and limit < torch.inf:
         wanted = partial(block.pairs_wanted, size=min(weight.shape))
         quick = single.clip(weight, limit, near, block.NEAR, wanted)
-        if quick is None and weight.dtype == torch.float32:
+        if quick is None and single.takes(weight):
             far = single.take_off_far_values(weight, norm, limit)
             quick = single.clip(weight, limit, near, block.NEAR, wanted) if far else None
     if quick is not None:

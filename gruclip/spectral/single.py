@@ -48,14 +48,19 @@ class Clipped(NamedTuple):
     right: Tensor  #: their right singular vectors (n, k), float32
 
 
+def takes(weight: Tensor) -> bool:
+    """Whether a matrix is of a kind that this can clip."""
+    m, n = weight.shape
+    return weight.dtype == torch.float32 and m >= n <= LARGEST
+
+
 def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]) -> Clipped | None:
     """Clip `weight` (m, n), float32, m >= n, in place; None, and `weight` unchanged, where it is not precise enough.
 
     A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
     leading triplets are returned at least, given the number of values above near * limit.
     """
-    m, n = weight.shape
-    if weight.dtype != torch.float32 or m < n or n > LARGEST:
+    if not takes(weight):
         return None
     scaled = weight / limit
     squares = matmul(scaled.mT, scaled)
