@@ -23,9 +23,9 @@ from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
 from gruclip.spectral import (
     ClipResult,
     SpectralState,
+    algorithm_on,
     clip_singular_values_,
     clip_singular_values_deferred_,
-    has_fast_float64,
     redo_uncertified_,
     spectral_norm,
 )
@@ -86,9 +86,7 @@ class Engine:
         limits = [config.spectral_limit for config in configs]
         self.projects = any(limit is not None for limit in limits)
         self.limits = self._vector([limit if limit is not None else torch.inf for limit in limits])
-        self.algorithm = configs[0].optimizer.algorithm
-        if self.algorithm == "auto" and has_fast_float64(device):
-            self.algorithm = "products"
+        self.algorithm = algorithm_on(device, configs[0].optimizer.algorithm)
         self.rates = self._vector([o.lr for o in optimizers])
 
     def _vector(self, values: Sequence[float]) -> Tensor:

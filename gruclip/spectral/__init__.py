@@ -3,9 +3,9 @@
 from gruclip.spectral.clip import (
     ALGORITHMS,
     ClipResult,
+    algorithm_on,
     clip_singular_values_,
     clip_singular_values_deferred_,
-    has_fast_float64,
     redo_uncertified_,
     spectral_norm,
 )
@@ -15,9 +15,9 @@ __all__ = [
     "ALGORITHMS",
     "ClipResult",
     "SpectralState",
+    "algorithm_on",
     "clip_singular_values_",
     "clip_singular_values_deferred_",
-    "has_fast_float64",
     "redo_uncertified_",
     "spectral_norm",
 ]

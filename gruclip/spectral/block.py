@@ -139,10 +139,9 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         leading = tracked.first.shape[1]
         close = float(tracked.bulk) + drift + float(block.values[0]) * _apart(tracked.first, block.right[:, leading:])
         if close <= HIGHEST_BULK * limit:
-            mask = torch.zeros_like(imprecise)
-            mask[:leading] = _needed_for_certificate(_narrowed(block, leading), close, limit, ceiling)
-            if not bool(mask.any()):
-                return mask
+            of_leading = _needed_of_leading(block, leading, close, limit, ceiling)
+            if not bool(of_leading.any()):
+                return of_leading
         bulk = _bulk(weight, limit, tracked, block, drift)
         failing = None
         if bulk <= HIGHEST_BULK * limit:
@@ -154,10 +153,8 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         if renewed is None:
             return failing
         # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
-        tracked, drift, leading = renewed, 0.0, renewed.first.shape[1]
-        mask = torch.zeros_like(imprecise)
-        mask[:leading] = _needed_for_certificate(_narrowed(block, leading), float(renewed.bulk), limit, ceiling)
-        return mask
+        tracked, drift = renewed, 0.0
+        return _needed_of_leading(block, renewed.first.shape[1], float(renewed.bulk), limit, ceiling)
 
     columns = [tracked.leading, tracked.first]
     bulk = float(tracked.bulk)
@@ -188,10 +185,13 @@ def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: fl
     return share >= 0.3 * share.max()
 
 
-def _narrowed(block: Block, count: int) -> Block:
-    """The leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
+def _needed_of_leading(block: Block, count: int, bulk: float, limit: float, ceiling: float) -> Tensor:
+    """The same for the leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
     values, left, right, residual, size = (tensor[..., :count] for tensor in block[:5])
-    return Block(values, left, right, residual, size, Basis(right, left * values.to(left.dtype), left))
+    narrowed = Block(values, left, right, residual, size, Basis(right, left * values.to(left.dtype), left))
+    needed = torch.zeros_like(block.values, dtype=torch.bool)
+    needed[:count] = _needed_for_certificate(narrowed, bulk, limit, ceiling)
+    return needed
 
 
 def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ def clip_singular_values_(
     limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch).reshape(-1).tolist()
     if not all(value > 0 for value in limits):
         raise UserError(f"limit={min(limits)}: should be a positive number")
-    if algorithm == "auto" and has_fast_float64(weight.device):
-        algorithm = "products"
+    algorithm = algorithm_on(weight.device, algorithm)
     with torch.no_grad():
         norms = _frobenius_norms(weight).reshape(-1).tolist()
         if algorithm == "products":
@@ -115,6 +114,11 @@ def redo_uncertified_(weight: Tensor, limit: Tensor, result: ClipResult) -> Clip
             full = clip_singular_values_(weight[index], float(limit[index]), algorithm="full")
             values_clipped[index], norm[index] = full.values_clipped, full.spectral_norm
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
+
+
+def algorithm_on(device: torch.device, algorithm: str) -> str:
+    """What ``auto`` is on a device: ``products`` on a GPU with fast float64, itself elsewhere."""
+    return "products" if algorithm == "auto" and has_fast_float64(device) else algorithm
 
 
 def has_fast_float64(device: torch.device) -> bool:
