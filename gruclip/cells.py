@@ -26,15 +26,19 @@ def recurrent_layer(
     weight_hh: Tensor,
     keep: Tensor | None = None,
     compute: torch.dtype | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One layer over a window: outputs (R, T, B, n) and the state after it.
+    """One layer over a window: outputs (R, T, B, n) and the state after it; the input is ``x * mask``.
 
     x (R, T, B, k); state (R, B, n), for the LSTM (R, B, 2n) = [h, c]; weight_ih (R, gates n, k);
-    weight_hh (R, gates n, n); keep (R, T, B), zero where the state is reset before the step.
+    weight_hh (R, gates n, n); keep (R, T, B), zero where the state is reset before the step; mask (R, T, B, k),
+    dropout's factors.
     """
     if cell == "gru":
-        outputs = gru_layer(x, state, weight_ih, weight_hh, keep=keep, compute=compute)
+        outputs = gru_layer(x, state, weight_ih, weight_hh, keep=keep, compute=compute, mask=mask)
         return outputs, outputs[:, -1]
+    if mask is not None:
+        x = x * mask
     runs = [
         _torch_layer(cell, x[r], state[r], weight_ih[r], weight_hh[r], None if keep is None else keep[r])
         for r in range(x.shape[0])

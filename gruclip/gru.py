@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gruclip.errors import UserError
-from gruclip.native import kernels
+from gruclip.native import dropout, kernels
 from gruclip.native.layer import NativeGRULayer
 from gruclip.products import matmul, repeated_product
 
@@ -67,19 +67,25 @@ def gru_layer(
     bias: Tensor | None = None,
     keep: Tensor | None = None,
     compute: torch.dtype | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """`plain_gru`, fast. `compute` is the dtype of the products' operands (None: that of the weights).
+    """`plain_gru` of ``x * mask``, fast. `compute` is the dtype of the products' operands (None: that of the weights).
 
-    Cost, forward and backward: 9 T B n (n + k) multiply-adds a run, 6 T B n**2 of them in sequence.
+    mask (R, T, B, k): dropout's factors. Cost, forward and backward: 9 T B n (n + k) multiply-adds a run, 6 T B n**2
+    of them in sequence; 6 T B n k of them need not be done for what the mask sets to zero, and on the CPU are not.
     """
+    skips = x.shape[0] == 1 and compute in (None, torch.float32) and dropout.pays(mask, x, h0, weight_ih, weight_hh)
+    if mask is not None and not skips:
+        x, mask = x * mask, None
     if x.shape[0] > 1:
         return _GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
-    # A single run goes through two-dimensional products: the same bits alone and in any stack.
-    keep = None if keep is None else keep[0]
-    bias = None if bias is None else bias[0]
-    native = compute in (None, torch.float32, torch.bfloat16) and kernels.takes(x, h0, weight_ih, weight_hh, bias, keep)
-    layer = NativeGRULayer if native else _GRULayer
-    return layer.apply(x[0], h0[0], weight_ih[0], weight_hh[0], bias, keep, compute).unsqueeze(0)
+    # A single run goes through two-dimensional products: the same bits alone and in any stack. Its axis is not taken
+    # off by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
+    tensors = x, h0, weight_ih, weight_hh, bias, keep
+    single = [None if tensor is None else tensor.squeeze(0) for tensor in tensors]
+    if compute in (None, torch.float32, torch.bfloat16) and kernels.takes(*tensors):
+        return NativeGRULayer.apply(*single, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
+    return _GRULayer.apply(*single, compute).unsqueeze(0)
 
 
 def _rows(sequence: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
+from gruclip.native import dropout, kernels
+from gruclip.native.dropout import product_of_kept, product_where_kept
 from gruclip.products import matmul
 
 
@@ -18,19 +19,25 @@ def softmax_nll(
     targets: Tensor,
     weights: Tensor | None = None,
     compute: torch.dtype | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the rows of ``-log softmax(h weight + bias)[target]``, in nats, for each run: (R,).
+    """Sum over the rows of ``-log softmax((h * mask) weight + bias)[target]``, in nats, for each run: (R,).
 
     h (R, M, n), weight (R, n, V), bias (R, V), targets (R, M) or (1, M), weights None or as targets
-    (no gradient is defined with them). The logits become the probabilities and these the gradient in
-    one buffer, so that a (M, V) array is allocated once; `compute` is its dtype and the products'.
+    (no gradient is defined with them), mask (R, M, n): dropout's factors, None without. The logits become the
+    probabilities and these the gradient in one buffer, so that a (M, V) array is allocated once; `compute` is its
+    dtype and the products'. What the mask sets to zero takes no time in float32 on the CPU.
     """
+    native = h.shape[0] == 1 and compute in (None, torch.float32) and kernels.takes(h, weight, bias)
+    if mask is not None and not (native and dropout.pays(mask)):
+        h, mask = h * mask, None
     if h.shape[0] > 1:
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
-    weights = None if weights is None else weights[0]
-    if compute in (None, torch.float32) and kernels.takes(h, weight, bias):
-        return _NativeSoftmaxNLL.apply(h[0], weight[0], bias[0], targets[0], weights).unsqueeze(0)
-    return _SoftmaxNLL.apply(h[0], weight[0], bias[0], targets[0], weights, compute).unsqueeze(0)
+    # Not by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
+    arguments = [None if tensor is None else tensor.squeeze(0) for tensor in (h, weight, bias, targets, weights)]
+    if native:
+        return _NativeSoftmaxNLL.apply(*arguments, None if mask is None else mask.squeeze(0)).unsqueeze(0)
+    return _SoftmaxNLL.apply(*arguments, compute).unsqueeze(0)
 
 
 class _SoftmaxNLL(torch.autograd.Function):
@@ -82,9 +89,16 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None
+        ctx: Any,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        mask: Tensor | None,
     ) -> Tensor:
-        logits = matmul(h, weight)
+        h = h if mask is None else h * mask
+        logits = matmul(h, weight) if mask is None else product_of_kept(h, weight)
         nll, d_bias = bias.new_empty(h.shape[0]), torch.empty_like(bias) if any(ctx.needs_input_grad) else None
         kernels.call(
             "gruclip_softmax_nll",
@@ -94,17 +108,21 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
         )
         if weights is not None:
             nll *= weights
-        ctx.save_for_backward(h, weight)
+        ctx.save_for_backward(h, weight, mask)
         ctx.d_logits, ctx.d_bias = logits, d_bias
         return nll.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        h, weight = ctx.saved_tensors
+        h, weight, mask = ctx.saved_tensors
         d_logits, ctx.d_logits = ctx.d_logits, None
-        d_h = matmul(d_logits, weight.mT) * grad
-        return d_h, matmul((h * grad).mT, d_logits), ctx.d_bias * grad, None, None
+        factor = (h * grad).mT
+        if mask is None:
+            d_h, d_weight = matmul(d_logits, weight.mT), matmul(factor, d_logits)
+        else:
+            d_h, d_weight = product_where_kept(d_logits, weight.mT, mask), product_of_kept(factor, d_logits)
+        return d_h * grad, d_weight, ctx.d_bias * grad, None, None, None
 
 
 def logistic_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

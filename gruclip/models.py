@@ -79,20 +79,17 @@ def nll(
     keep = None if window.keep is None else window.keep.to(x.dtype)
     after = []
     for layer, state in enumerate(states):
-        if masks is not None:
-            x = x * masks[layer]
+        mask = None if masks is None else masks[layer]
         matrices = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
-        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute)
+        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute, mask=mask)
         after.append(state.detach())
-    if masks is not None:
-        x = x * masks[-1]
-    h = x.flatten(1, 2)
-    output = h, parameters["output"], parameters["output_bias"]
+    h, mask = x.flatten(1, 2), None if masks is None else masks[-1].flatten(1, 2)
+    output = parameters["output"], parameters["output_bias"]
     targets = window.targets.flatten(1, 2)
     weights = None if window.weight is None else window.weight.flatten(1, 2)
     if targets.dim() == 2:
-        return softmax_nll(*output, targets, weights, compute), after
-    return logistic_nll(*output, targets.to(x.dtype), weights), after
+        return softmax_nll(h, *output, targets, weights, compute, mask), after
+    return logistic_nll(h if mask is None else h * mask, *output, targets.to(x.dtype), weights), after
 
 
 def embed(weight: Tensor, inputs: Tensor, runs: int) -> Tensor:

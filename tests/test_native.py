@@ -98,7 +98,7 @@ def test_bf16_rounds_the_operands_of_the_recurrent_products_and_nothing_else() -
     batch, n = 3, 40
     h0, weight_hh = torch.randn(batch, n, generator=generator), torch.randn(3 * n, n, generator=generator) / n**0.5
     x, weight_ih = torch.zeros(1, batch, 1), torch.zeros(3 * n, 1)
-    found = NativeGRULayer.apply(x, h0, weight_ih, weight_hh, None, None, torch.bfloat16)[0]
+    found = NativeGRULayer.apply(x, h0, weight_ih, weight_hh, None, None, torch.bfloat16, None)[0]
 
     def rounded(a: Tensor) -> Tensor:
         return a.bfloat16().double()

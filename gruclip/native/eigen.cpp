@@ -17,12 +17,6 @@ constexpr long DELAY = 16;  // reflections before the matrix is updated for all 
 constexpr long SHARES = 2;  // of a product's sums
 constexpr int SHIFTS = 8;   // bisections side by side
 
-inline float total(vec v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-    return sum;
-}
-
 float dot(const float* a, const float* b, long n) {
     constexpr int CHAINS = 4;  // sums that do not wait for each other
     vec sums[CHAINS] = {};

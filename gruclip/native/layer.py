@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from gruclip.native import kernels
+from gruclip.native.dropout import product_of_kept, product_where_kept
 from gruclip.products import matmul
 
 
 class NativeGRULayer(torch.autograd.Function):
-    """One run: x (T, B, k), h0 (B, n), weight_ih (3n, k), weight_hh (3n, n), bias (3n,), keep (T, B); states (T, B, n).
+    """One run: x and mask (T, B, k), h0 (B, n), weight_ih (3n, k), weight_hh (3n, n), bias (3n,), keep (T, B); states
+    (T, B, n). With a mask the input is x * mask, and what is zero in it takes no time.
 
     The recurrence is one call forward and one backward; what does not recur is one product over all steps.
     """
@@ -27,10 +29,13 @@ class NativeGRULayer(torch.autograd.Function):
         bias: Tensor | None,
         keep: Tensor | None,
         compute: torch.dtype | None,
+        mask: Tensor | None,
     ) -> Tensor:
         steps, batch, _ = x.shape
         n = h0.shape[-1]
-        gates = matmul(x.reshape(steps * batch, -1), weight_ih.mT, compute)
+        x = x if mask is None else x * mask
+        inputs = x.reshape(steps * batch, -1)
+        gates = matmul(inputs, weight_ih.mT, compute) if mask is None else product_of_kept(inputs, weight_ih.mT)
         if bias is not None:
             gates += bias
         states = x.new_empty(steps + 1, batch, n)
@@ -44,14 +49,14 @@ class NativeGRULayer(torch.autograd.Function):
             torch.get_num_threads(),
             compute == torch.bfloat16,
         )
-        ctx.save_for_backward(x, weight_ih, weight_hh, keep, gates, states)
+        ctx.save_for_backward(x, weight_ih, weight_hh, keep, gates, states, mask)
         ctx.compute, ctx.has_bias = compute, bias is not None
         return states[1:].clone()  # what its user does to it must not reach the backward pass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight_ih, weight_hh, keep, gates, states = ctx.saved_tensors
+        x, weight_ih, weight_hh, keep, gates, states, mask = ctx.saved_tensors
         compute = ctx.compute
         steps, batch, n = grad.shape
         d_sums, d_h0 = grad.new_empty(steps * batch, 3 * n), grad.new_empty(batch, n)
@@ -63,10 +68,18 @@ class NativeGRULayer(torch.autograd.Function):
             torch.get_num_threads(),
             compute == torch.bfloat16,
         )
-        d_x = matmul(d_sums, weight_ih, compute).view_as(x) if ctx.needs_input_grad[0] else None
-        d_weight_ih = matmul(d_sums.mT, x.reshape(steps * batch, -1), compute)
+        inputs, d_x = x.reshape(steps * batch, -1), None
+        if mask is None:
+            d_x = matmul(d_sums, weight_ih, compute) if ctx.needs_input_grad[0] else None
+            d_weight_ih = matmul(d_sums.mT, inputs, compute)
+        else:
+            if ctx.needs_input_grad[0]:
+                d_x = product_where_kept(d_sums, weight_ih, mask.reshape(steps * batch, -1))
+            d_weight_ih = torch.empty_like(weight_ih)
+            product_of_kept(inputs.mT, d_sums, out=d_weight_ih.mT)
+        d_x = None if d_x is None else d_x.view_as(x)
         d_weight_hh = torch.empty_like(weight_hh)
         matmul(d_sums[:, : 2 * n].mT, h, compute, out=d_weight_hh[: 2 * n])
         matmul(d_sums[:, 2 * n :].mT, rh, compute, out=d_weight_hh[2 * n :])
         d_bias = d_sums.sum(0) if ctx.has_bias else None
-        return d_x, d_h0, d_weight_ih, d_weight_hh, d_bias, None, None
+        return d_x, d_h0, d_weight_ih, d_weight_hh, d_bias, None, None, None

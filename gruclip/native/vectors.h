@@ -34,6 +34,12 @@ inline void store(float* p, vec v, int count) {
     else std::memcpy(p, &v, count * sizeof(float));
 }
 
+inline float total(vec v) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+}
+
 inline vec select(ivec mask, vec yes, vec no) { return mask ? yes : no; }
 
 // exp(x) within 2 units in the last place; 0 below -87.3, and the largest power that is finite above 88.

@@ -1,0 +1,232 @@
+// Products that leave out what dropout set to zero: half of the operations at the protocol's rate.
+//
+// A register tile of several rows and a skipped element do not go together, since every row skips others. So a row is
+// worked on alone: its sums for a panel of VECS vectors stay in registers, each element that is there takes one
+// broadcast and VECS multiply-adds whose other operand comes from the first-level cache, where a block of the right
+// factor stays for all rows.
+
+#include <cstdint>
+#include <vector>
+
+#include "panels.h"
+
+namespace {
+
+constexpr int VECS = 12, WIDTH = VECS * LANES;
+constexpr long LINE = 16;  // floats in a cache line
+// Of the right factor's block: its rows are the bits of a word, and it takes three quarters of 32 KiB at most.
+constexpr long DEEPEST = std::min<long>(64, 24576 / (WIDTH * sizeof(float)));
+constexpr long MOST_ROWS = 704;  // whose sums for a panel stay in the second-level cache
+
+long parts(long total, long most) { return (total + most - 1) / most; }
+
+// The elements of rows first ... first + rows - 1 of a matrix (., depth) that are not zero, by blocks of columns.
+struct Kept {
+    long first, rows, depth, block, blocks;
+    std::unique_ptr<uint64_t[]> which;  // (blocks, rows): the bits of the columns
+    Array values;                       // (blocks, rows * block), those of a block one after the other, row by row
+
+    Kept(long first, long rows, long depth)
+        : first(first),
+          rows(rows),
+          depth(depth),
+          block(parts(depth, parts(depth, DEEPEST))),
+          blocks(parts(depth, block)),
+          which(new uint64_t[blocks * rows]),
+          values(allocate(blocks * rows * block)) {}
+
+    long columns(long q) const { return std::min(block, depth - q * block); }
+
+    void read(const Matrix& matrix, long q) {
+        float* value = values.get() + q * rows * block;
+        for (long i = 0; i < rows; i++) {
+            const float* row = matrix.at(first + i, q * block);
+            uint64_t bits = 0;
+            for (long t = 0; t < columns(q); t++) {
+                const float x = row[t * matrix.across];
+                *value = x;
+                value += x != 0;
+                bits |= static_cast<uint64_t>(x != 0) << t;
+            }
+            which[q * rows + i] = bits;
+        }
+    }
+};
+
+std::vector<Kept> kept_rows(const Matrix& matrix, long rows, long depth, long most_rows, int threads) {
+    std::vector<Kept> all;
+    const long count = parts(rows, most_rows);
+    for (long b = 0; b < count; b++) {
+        const long first = rows * b / count;
+        all.emplace_back(first, rows * (b + 1) / count - first, depth);
+    }
+    const long blocks = all[0].blocks;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long task = 0; task < count * blocks; task++) all[task / blocks].read(matrix, task % blocks);
+    return all;
+}
+
+// What is read next, fetched while the processor multiplies: rows of a panel lie far apart in memory.
+struct Ahead {
+    const float* first;
+    long lines, lines_a_row, down;
+
+    Ahead(const Matrix& matrix, long row, long rows, long left, long used)
+        : first(matrix.at(row, left)), lines_a_row(parts(used, LINE)), down(matrix.down) {
+        lines = matrix.across == 1 ? rows * lines_a_row : 0;
+    }
+
+    // The share of step i of `steps`.
+    void fetch(long i, long steps) const {
+        for (long line = lines * i / steps; line < lines * (i + 1) / steps; line++)
+            __builtin_prefetch(first + line / lines_a_row * down + line % lines_a_row * LINE);
+    }
+};
+
+// sums (rows, COUNT vectors) = the kept elements of block q times packed (block, COUNT vectors), or += that.
+template <int COUNT, bool ADD>
+void multiply_kept(float* sums, const Kept& kept, long q, const float* packed, const Ahead& ahead) {
+    const uint64_t* which = kept.which.get() + q * kept.rows;
+    const float* value = kept.values.get() + q * kept.rows * kept.block;
+    for (long i = 0; i < kept.rows; i++, sums += COUNT * LANES) {
+        ahead.fetch(i, kept.rows);
+        vec s[COUNT];
+#pragma GCC unroll 16
+        for (int v = 0; v < COUNT; v++) s[v] = ADD ? load(sums + v * LANES) : vec{};
+        for (uint64_t bits = which[i]; bits; bits &= bits - 1) {
+            const vec x = splat(*value++);
+            const float* row = packed + __builtin_ctzll(bits) * (COUNT * LANES);
+#pragma GCC unroll 16
+            for (int v = 0; v < COUNT; v++) s[v] += x * load(row + v * LANES);
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < COUNT; v++) store(sums + v * LANES, s[v]);
+    }
+}
+
+// sums (kept elements of block q, a vector each) += for every kept element (i, k) of block q, lane by lane, row i of
+// left (rows, WIDTH) times row k of packed (block, WIDTH).
+void multiply_where_kept(float* sums, const Kept& kept, long q, const float* left, const float* packed,
+                         const Ahead& ahead) {
+    const uint64_t* which = kept.which.get() + q * kept.rows;
+    for (long i = 0; i < kept.rows; i++, left += WIDTH) {
+        ahead.fetch(i, kept.rows);
+        vec x[VECS];
+#pragma GCC unroll 16
+        for (int v = 0; v < VECS; v++) x[v] = load(left + v * LANES);
+        for (uint64_t bits = which[i]; bits; bits &= bits - 1, sums += LANES) {
+            const float* row = packed + __builtin_ctzll(bits) * WIDTH;
+            vec even = load(sums), odd = {};
+#pragma GCC unroll 16
+            for (int v = 0; v < VECS; v += 2) {
+                even += x[v] * load(row + v * LANES);
+                odd += x[v + 1] * load(row + (v + 1) * LANES);
+            }
+            store(sums, even + odd);
+        }
+    }
+}
+
+using MultiplyKept = void (*)(float*, const Kept&, long, const float*, const Ahead&);
+template <bool ADD, int... COUNT>
+constexpr MultiplyKept pick_kept(int count, std::integer_sequence<int, COUNT...>) {
+    constexpr MultiplyKept table[] = {multiply_kept<COUNT + 1, ADD>...};
+    return table[count - 1];
+}
+
+}  // namespace
+
+extern "C" {
+
+// result (m, n) = left (m, depth) times right (depth, n), each of any layout; zeros of `left` take no time.
+void gruclip_product_of_kept(float* result, const float* left, const float* right, long m, long depth, long n,
+                             long result_down, long result_across, long left_down, long left_across, long right_down,
+                             long right_across, int threads) {
+    const std::vector<Kept> all = kept_rows({left, left_down, left_across}, m, depth, MOST_ROWS, threads);
+    const Matrix factor = {right, right_down, right_across};
+    const long vectors = parts(n, LANES), panels = parts(vectors, VECS), count = parts(vectors, panels);
+    const long width = count * LANES;
+    const auto indices = std::make_integer_sequence<int, VECS>{};
+    const MultiplyKept begin = pick_kept<false>(count, indices), add = pick_kept<true>(count, indices);
+#pragma omp parallel num_threads(threads)
+    {
+        const Array packed = allocate(DEEPEST * WIDTH), sums = allocate(MOST_ROWS * WIDTH);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < panels * static_cast<long>(all.size()); task++) {
+            const Kept& kept = all[task % all.size()];
+            const long left_column = task / all.size() * width;
+            const long used = std::min(width, n - left_column);
+            if (used <= 0) continue;
+            for (long q = 0; q < kept.blocks; q++) {
+                pack(packed.get(), width, factor, q * kept.block, kept.columns(q), left_column, used);
+                // The next block, or the first of the next panel.
+                const bool last = q + 1 == kept.blocks;
+                const long next_column = last ? left_column + width : left_column, next = last ? 0 : q + 1;
+                const long next_used = std::max<long>(0, std::min(width, n - next_column));
+                const Ahead ahead(factor, next * kept.block, next_used ? kept.columns(next) : 0, next_column,
+                                  std::max<long>(1, next_used));
+                (q == 0 ? begin : add)(sums.get(), kept, q, packed.get(), ahead);
+            }
+            for (long i = 0; i < kept.rows; i++) {
+                float* to = result + (kept.first + i) * result_down + left_column * result_across;
+                const float* from = sums.get() + i * width;
+                if (result_across == 1) std::memcpy(to, from, used * sizeof(float));
+                else
+                    for (int j = 0; j < used; j++) to[j * result_across] = from[j];
+            }
+        }
+    }
+}
+
+// result (m, n) = mask * (left (m, depth) times right (n, depth) transposed), all but right row-major: only those
+// elements where mask (m, n) is not zero take time.
+void gruclip_product_where_kept(float* result, const float* left, const float* right, const float* mask, long m,
+                                long depth, long n, long right_down, long right_across, int threads) {
+    // Rows whose sums for a block of columns, and whose piece of `left`, stay in the second-level cache.
+    constexpr long ROWS = 176, PANELS = 8;
+    const long most = std::max<long>(1, std::min(ROWS, parts(m, threads)));
+    const std::vector<Kept> all = kept_rows({mask, n, 1}, m, n, most, threads);
+    const Matrix factor = {right, right_down, right_across}, source = {left, depth, 1};
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long b = 0; b < static_cast<long>(all.size()); b++) {
+        const Kept& kept = all[b];
+        std::vector<long> start(kept.blocks + 1);
+        for (long q = 0; q < kept.blocks; q++) {
+            start[q + 1] = start[q];
+            for (long i = 0; i < kept.rows; i++) start[q + 1] += __builtin_popcountll(kept.which[q * kept.rows + i]);
+        }
+        const Array sums = zeros(start[kept.blocks] * LANES + 1), packed = allocate(DEEPEST * WIDTH);
+        const Array piece = allocate(PANELS * kept.rows * WIDTH);
+        for (long first = 0; first < depth; first += PANELS * WIDTH) {
+            const long panels = std::min(PANELS, parts(depth - first, WIDTH));
+            for (long p = 0; p < panels; p++) {
+                const long column = first + p * WIDTH;
+                float* to = piece.get() + p * kept.rows * WIDTH;
+                pack(to, WIDTH, source, kept.first, kept.rows, column, std::min<long>(WIDTH, depth - column));
+            }
+            for (long q = 0; q < kept.blocks; q++)
+                for (long p = 0; p < panels; p++) {
+                    const auto columns_at = [&](long at) { return std::min<long>(WIDTH, depth - first - at * WIDTH); };
+                    pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH,
+                         columns_at(p));
+                    const long next = std::min(p + 1 < panels ? q : q + 1, kept.blocks - 1), at = (p + 1) % panels;
+                    const Ahead ahead(factor, next * kept.block, kept.columns(next), first + at * WIDTH,
+                                      columns_at(at));
+                    multiply_where_kept(sums.get() + start[q] * LANES, kept, q,
+                                        piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
+                }
+        }
+        for (long i = 0; i < kept.rows; i++)
+            std::memset(result + (kept.first + i) * n, 0, n * sizeof(float));
+        for (long q = 0; q < kept.blocks; q++) {
+            const float *sum = sums.get() + start[q] * LANES, *value = kept.values.get() + q * kept.rows * kept.block;
+            for (long i = 0; i < kept.rows; i++)
+                for (uint64_t bits = kept.which[q * kept.rows + i]; bits; bits &= bits - 1, sum += LANES) {
+                    const long k = q * kept.block + __builtin_ctzll(bits);
+                    result[(kept.first + i) * n + k] = *value++ * total(load(sum));
+                }
+        }
+    }
+}
+
+}  // extern "C"

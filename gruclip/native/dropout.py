@@ -1,0 +1,46 @@
+"""Products with a factor that dropout has thinned out: what is zero takes no time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.native import kernels
+
+#: Units from which skipping pays, and the share of them that may be left: below, a library's product is as fast.
+FEWEST_UNITS, MOST_KEPT = 256, 0.75
+
+
+def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether products with a factor thinned out by `mask` (..., n) are faster by the functions here.
+
+    The mask has dropout's factors, 0 and 1 / (1 - p), so that its largest says what share is left.
+    """
+    if mask is None or mask.shape[-1] < FEWEST_UNITS or not kernels.takes(mask, *others):
+        return False
+    return MOST_KEPT * float(mask.max()) >= 1
+
+
+def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left @ right`` for float32 (m, k) and (k, n) on the CPU, of any strides; pays where `left` is half zeros.
+
+    A zero of `left` meets nothing: also an infinity of `right` counts for nothing then. To `out`, if that is given.
+    """
+    (m, depth), n = left.shape, right.shape[1]
+    out = left.new_empty(m, n) if out is None else out
+    counts = [m, depth, n, *out.stride(), *left.stride(), *right.stride()]
+    kernels.call("gruclip_product_of_kept", [out, left, right], counts, torch.get_num_threads())
+    return out
+
+
+def product_where_kept(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    """``mask * (left @ right)`` for float32 (m, k), (k, n), of any strides, and (m, n) on the CPU.
+
+    Only where the mask is not zero is anything computed.
+    """
+    (m, depth), n = left.shape, right.shape[1]
+    out = left.new_empty(m, n)
+    counts = [m, depth, n, *reversed(right.stride())]
+    tensors: list[Tensor | None] = [out, left.contiguous(), right, mask.contiguous()]
+    kernels.call("gruclip_product_where_kept", tensors, counts, torch.get_num_threads())
+    return out

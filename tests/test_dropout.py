@@ -1,0 +1,138 @@
+"""What dropout set to zero takes no part in a product, and the product is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gruclip.gru import gru_layer
+from gruclip.losses import softmax_nll
+from gruclip.native import dropout, kernels
+from gruclip.native.dropout import product_of_kept, product_where_kept
+
+products = {
+    "m": st.integers(1, 90),
+    "depth": st.integers(1, 300),
+    "n": st.integers(1, 400),
+    "kept": st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    "left_turned": st.booleans(),
+    "right_turned": st.booleans(),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def matrix(rows: int, columns: int, turned: bool, generator: torch.Generator) -> Tensor:
+    """Row-major, or column-major where `turned`."""
+    made = (
+        torch.randn(columns, rows, generator=generator).mT
+        if turned
+        else torch.randn(rows, columns, generator=generator)
+    )
+    assert made.shape == (rows, columns)
+    return made
+
+
+def mask_of(*shape: int, kept: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(*shape, generator=generator) < kept).float() / max(kept, 0.1)
+
+
+@settings(deadline=None, max_examples=120)
+@given(**products)
+def test_the_product_of_kept_elements_is_the_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = matrix(m, depth, left_turned, generator)
+    left *= mask_of(m, depth, kept=kept, generator=generator)
+    right = matrix(depth, n, right_turned, generator)
+    expected = left.double() @ right.double()
+    # The bound of a sum in float32, each term rounded once and the sum `depth` times at most.
+    bound = 1e-6 * depth**0.5 * (left.abs() @ right.abs()).clamp(min=1e-3)
+    found = product_of_kept(left, right)
+    assert ((found - expected).abs() <= bound).all()
+    turned = torch.full((n, m), torch.nan).mT
+    assert torch.equal(product_of_kept(left, right, out=turned), found)
+
+
+@settings(deadline=None, max_examples=120)
+@given(**products)
+def test_the_product_where_kept_is_the_masked_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = matrix(m, depth, left_turned, generator), matrix(depth, n, right_turned, generator)
+    mask = mask_of(m, n, kept=kept, generator=generator)
+    expected = mask * (left.double() @ right.double())
+    bound = 1e-6 * depth**0.5 * mask * (left.abs() @ right.abs())
+    assert ((product_where_kept(left, right, mask) - expected).abs() <= bound).all()
+
+
+def test_more_rows_than_a_block_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = mask_of(1500, 300, kept=0.5, generator=generator)
+    left, right = torch.randn(1500, 130, generator=generator), torch.randn(130, 300, generator=generator)
+    torch.testing.assert_close(product_where_kept(left, right, mask), mask * (left @ right), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product_of_kept(mask, right.mT), mask @ right.mT, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_a_number_is_kept_and_an_infinity_that_meets_zero_is_not() -> None:
+    left, right = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [float("inf"), 3.0]])
+    found = product_of_kept(left, right)
+    assert found[0].isnan().all()
+    assert found[1].tolist() == [1.0, 2.0]
+
+
+def test_a_thread_more_changes_no_bit(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = mask_of(700, 650, kept=0.5, generator=generator)
+    right, left = torch.randn(650, 333, generator=generator), torch.randn(700, 333, generator=generator)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(torch.cat((product_of_kept(mask, right), product_where_kept(left, right.mT, mask)), 1))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("n", [40, 256])
+def test_layer_and_softmax_with_a_mask_are_those_of_the_masked_input(n: int, kept: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps, batch, words = 4, 7, 300
+
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).requires_grad_()
+
+    x, h0, w_ih, w_hh = normal(1, steps, batch, n), normal(1, batch, n), normal(1, 3 * n, n), normal(1, 3 * n, n)
+    output, bias = normal(1, n, words), normal(1, words)
+    inside, outside = (mask_of(1, steps, batch, n, kept=kept, generator=generator) for _ in range(2))
+    targets = torch.randint(words, (1, steps * batch), generator=generator)
+    assert dropout.pays(inside, x) == (n == 256 and kept < dropout.MOST_KEPT)
+
+    def loss(masked: bool) -> list[Tensor]:
+        h = gru_layer(x, h0, w_ih, w_hh, mask=inside) if masked else gru_layer(x * inside, h0, w_ih, w_hh)
+        if masked:
+            total = softmax_nll(h.flatten(1, 2), output, bias, targets, mask=outside.flatten(1, 2))
+        else:
+            total = softmax_nll((h * outside).flatten(1, 2), output, bias, targets)
+        return [total, *torch.autograd.grad(total.sum(), (x, h0, w_ih, w_hh, output, bias))]
+
+    for found, expected in zip(loss(True), loss(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6 * expected.abs().max().item())
+
+
+def test_the_kernels_are_compiled_here() -> None:
+    # Where they are not, the tests above say nothing.
+    assert kernels.library() is not None, kernels.description()
