@@ -1,9 +1,8 @@
 """Compiled kernels for the CPU: optional, compiled once for this processor by the C++ compiler that is there.
 
-What they compute is in `dropout.cpp`, `eigen.cpp`, `gru.cpp`, `softmax.cpp` and `thin.cpp`; the modules that call them
-where they can compute the same with torch's own operations elsewhere. They are plain C++ without torch's headers,
-bound by ctypes, and not an extension of torch's: compiling takes two seconds and not forty, and needs neither ninja nor
-setuptools.
+What they compute is in the `SOURCES`; the modules that call them where they can compute the same with torch's own
+operations elsewhere. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
+compiling takes seconds and not forty, and needs neither ninja nor setuptools.
 
 ``GRUCLIP_NATIVE=0`` in the environment turns them off. Without a compiler there is one warning, and
 `description` says what is in use: the runner stores it with each run.
@@ -26,19 +25,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("dropout.cpp", "eigen.cpp", "gru.cpp", "softmax.cpp", "thin.cpp")
+SOURCES = ("dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
 HEADERS = ("panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[type]] = {
+    "gruclip_chebyshev": [TENSOR] * 7 + [COUNT] * 3,
     "gruclip_count_above": [TENSOR] * 4 + [COUNT],
     "gruclip_eigenpairs": [TENSOR] * 6 + [COUNT] * 2 + [FLAG],
+    "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2,
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
+    "gruclip_orthonormalise": [TENSOR] * 2 + [COUNT] * 3,
     "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
+    "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6,
     "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
+    "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
     "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
     "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
     "gruclip_tridiagonal": [TENSOR] * 4 + [COUNT, FLAG],

@@ -17,20 +17,21 @@ L^2 I - W' W'^T shows that sigma_1(W') <= L if and, for worst M, only if
 
 a q x q matrix. So a residual e costs the norm kappa e^2 / 2L only.
 
-*The bulk.* beta comes from a reference: a matrix W_0 and a subspace P_0 inside P for which random vectors have shown
-that ||W_0 (I - P_0)||_2 <= mu (see `gruclip.spectral.bound`: wrong with a probability of at most 1e-13), or a full
-decomposition has. Then, as Weyl's inequality has it, beta = mu + ||(W - W_0)(I - P)||_F. The reference is taken
-anew, with the leading Ritz vectors of the day for P_0, when beta comes near L or the certificate fails for
-another reason.
+*The bulk.* beta comes from a reference: a matrix W_0 and a subspace, with the orthonormal basis F, for which random
+vectors have shown that ||W_0 (I - F F^T)||_2 <= mu (see `gruclip.spectral.bound`: wrong with a probability of at most
+1e-13), or a full decomposition has. For a unit vector x orthogonal to V, ||F^T x|| <= s = ||F - V V^T F||_F, so
 
-*Without the rest of the basis.* Columns that found nothing have large residuals, which spoil the certificate. For V the
-leading dim P_0 Ritz vectors alone and R the others, P_0 = P_0 (V V^T + R R^T), so any x orthogonal to V has
-||P_0 x|| <= ||P_0 R|| ||x||, and ||W x|| <= (mu + ||W - W_0||_F + sigma_1(W P) ||P_0 R||_F) ||x|| takes the place of
-beta. This is tried first.
+    ||W x|| <= mu + ||W_0 F||_2 s + ||(W - W_0)(I - V V^T)||_F = beta.
 
-*The update.* The basis starts from the last step's and, where W is far from W_0, the leading right singular vectors of
-W - W_0, found from random vectors: an update by a gradient has a few large singular values and a long tail of small
-ones. That finds what the update has pushed out, and keeps beta low.
+The reference is taken anew, with the leading Ritz vectors of the day for F, when beta comes near L or the certificate
+fails for another reason.
+
+*Without the rest of the basis.* Columns that found nothing have large residuals, which spoil the certificate. All of
+this holds for the leading Ritz vectors alone, too; as many of them as F has are tried first.
+
+*The update.* The basis starts from the last step's leading vectors. Where W is far from W_0, F joins and the leading
+right singular vectors of W - W_0, found from random vectors: an update by a gradient has a few large singular values
+and a long tail of small ones. That finds what the update has pushed out, and keeps beta low.
 
 Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; some 10 m n b for
 a reference, with b = 16; a full decomposition takes some 10 n^3 at a lower speed.
@@ -38,6 +39,7 @@ a reference, with b = 16; a full decomposition takes some 10 n^3 at a lower spee
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,19 +49,20 @@ from gruclip.spectral.bound import bound, probes
 from gruclip.spectral.ritz import (
     FARTHEST,
     MOST_EXPANSIONS,
-    Basis,
     Block,
     clip_leading,
     converge,
-    needed_for_precision,
+    excess_for_precision,
+    gram,
+    number_above,
     orthonormal,
 )
 from gruclip.spectral.thin import distance, thin_product
 
-#: Columns of the reference subspace P_0: at least this many, and every value above NEAR * limit.
-FEWEST, NEAR = 8, 0.92
-#: Columns carried beside the ones that were clipped.
-EXTRA = 6
+#: Columns of F: at least this many, and every value above NEAR * limit.
+FEWEST, NEAR = 4, 0.92
+#: Columns carried beside those whose values are above NEAR * limit.
+EXTRA = 4
 #: Shares of min(m, n) from which a decomposition was cheaper where it was measured (n = 140 to 650): the values near
 #: the limit, and the columns to begin with.
 NEAR_SHARE, FEWEST_SHARE = 0.02, 0.08
@@ -67,12 +70,19 @@ NEAR_SHARE, FEWEST_SHARE = 0.02, 0.08
 MOST_DRAWS = MOST_EXPANSIONS + 1
 #: beta / L, at most: kappa is then below 18.
 HIGHEST_BULK = 0.97
-#: Where in the gap between the smallest tracked value and the limit the polynomial's interval ends, and mu may be.
+#: Where in the gap between the smallest tracked value and the limit the polynomial's interval ends, and mu may be where
+#: it should leave room for the steps to come.
 GUESS, MU = 0.1, 0.3
+#: How many steps like the last there should be room for: a reference that is not to be used again costs half.
+LASTING = 3
 #: ||W - W_0||_F, relative to the room for it, from which its leading vectors join the basis.
 FAR = 0.4
-#: So many of them.
-SKETCH = 12
+#: The share of it that may be left when they have.
+TAIL = 0.05
+#: So many of them: with the others, as many columns as a thin product takes at the price of one.
+SKETCH = 8
+#: What pairs that make a certificate fail are taken to be too large by.
+FAILING = 4.0
 #: Smallest Ritz value, relative to the largest, by which W Q can be divided for a left vector.
 LEAST_VALUE = 1e-6
 
@@ -80,10 +90,12 @@ LEAST_VALUE = 1e-6
 class Tracked(NamedTuple):
     """What is carried for one matrix."""
 
-    first: Tensor  #: (n, p): orthonormal basis of P_0
-    leading: Tensor  #: (n, count + EXTRA): the leading right singular vectors of the last step
+    first: Tensor  #: F (n, p)
+    leading: Tensor  #: (n, near + EXTRA): the leading right singular vectors of the last step
     reference: Tensor  #: W_0 (m, n)
-    bulk: Tensor  #: mu, a float64 number on the CPU
+    top: Tensor  #: ||W_0 F||_2, a float64 number on the CPU
+    bulk: Tensor  #: mu, likewise
+    age: Tensor  #: steps since W_0, on the CPU
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
 
 
@@ -101,12 +113,13 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    near, count = (int((values > share * limit).sum()) if limit < torch.inf else 0 for share in (NEAR, 1 - 1e-5))
+    near = number_above(values.tolist(), NEAR * limit)
     frozen = max(near, FEWEST)
     if not pairs_wanted(near, min(weight.shape)) or frozen >= values.shape[0]:
         return None
-    first, leading = (right[:, :width].to(weight.dtype).contiguous() for width in (frozen, count + EXTRA))
-    return Tracked(first, leading, weight.clone(), values[frozen].cpu(), torch.tensor(draws))
+    first, leading = (right[:, :width].to(weight.dtype).contiguous() for width in (frozen, near + EXTRA))
+    top, bulk = values[0].cpu(), values[frozen].cpu()
+    return Tracked(first, leading, weight.clone(), top, bulk, torch.tensor(0), torch.tensor(draws))
 
 
 def pairs_wanted(near: int, size: int) -> int:
@@ -128,70 +141,82 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     """
     ceiling = limit * (1 + tolerance)
     drift = distance(weight, tracked.reference)
+    tracked = tracked._replace(age=tracked.age + 1)
 
-    def needed(block: Block) -> Tensor | None:
-        nonlocal tracked, drift
-        if float(block.values[0]) > FARTHEST * limit or float(block.values[-1]) < LEAST_VALUE * float(block.values[0]):
+    def imprecise(block: Block) -> list[float] | None:
+        if block.values[0] > FARTHEST * limit:
             return None
-        imprecise = needed_for_precision(block, norm, limit, ceiling)
-        if limit == torch.inf or bool(imprecise.any()):
-            return imprecise
-        leading = tracked.first.shape[1]
-        close = float(tracked.bulk) + drift + float(block.values[0]) * _apart(tracked.first, block.right[:, leading:])
-        if close <= HIGHEST_BULK * limit:
-            of_leading = _needed_of_leading(block, leading, close, limit, ceiling)
-            if not bool(of_leading.any()):
-                return of_leading
-        bulk = _bulk(weight, limit, tracked, block, drift)
-        failing = None
-        if bulk <= HIGHEST_BULK * limit:
-            failing = _needed_for_certificate(block, bulk, limit, ceiling)
-            if not bool(failing.any()):
-                return failing
-        vectors, tracked = _next_probes(weight.shape[1], tracked)
-        renewed = _renew(weight, limit, tracked, block, vectors)
-        if renewed is None:
-            return failing
-        # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
-        tracked, drift = renewed, 0.0
-        return _needed_of_leading(block, renewed.first.shape[1], float(renewed.bulk), limit, ceiling)
+        return excess_for_precision(block, norm, limit, ceiling)
 
-    columns = [tracked.leading, tracked.first]
+    def uncertain(block: Block) -> list[float] | None:
+        nonlocal tracked, drift
+        if limit == torch.inf:
+            return []
+        if block.values[-1] < LEAST_VALUE * block.values[0]:
+            return None
+        excess = None
+        for count in tries:
+            some = block if count is None else _leading(block, count)
+            bulk = _bulk(weight, limit, tracked, some, drift)
+            if bulk <= HIGHEST_BULK * limit:
+                excess = _excess_for_certificate(some, bulk, limit, ceiling)
+                if not excess:
+                    return excess
+        vectors, tracked = _next_probes(weight.shape[1], tracked)
+        renewed = _renew(weight, limit, tracked, block, vectors, drift / max(1, int(tracked.age)))
+        if renewed is None:
+            return excess
+        # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
+        tracked, drift, tries[:] = renewed, 0.0, [renewed.first.shape[1], None]
+        return _excess_for_certificate(_leading(block, renewed.first.shape[1]), float(renewed.bulk), limit, ceiling)
+
+    columns, tries = [tracked.leading], [tracked.first.shape[1], None]
     bulk = float(tracked.bulk)
-    if drift > FAR * (limit - bulk if limit < torch.inf else bulk):
+    room = HIGHEST_BULK * limit - bulk if limit < torch.inf else bulk
+    if drift > FAR * room:
         vectors, tracked = _next_probes(weight.shape[1], tracked)
         columns.append(_leading_of(weight - tracked.reference, vectors[:, :SKETCH]))
+        # F with the sketch, as long as what neither of them holds may be small enough.
+        lasts = limit < torch.inf and TAIL * drift < room
+        columns += [tracked.first] if lasts else []
+        tries = tries if lasts else []
         if limit == torch.inf:
-            tracked = tracked._replace(reference=weight.clone())  # which only says how far W has moved
-    block = converge(weight, torch.cat(columns, 1), needed)
+            tracked = tracked._replace(
+                reference=weight.clone(), age=torch.tensor(0)
+            )  # which only says how far W has moved
+    block = converge(weight, torch.cat(columns, 1), ceiling, imprecise, uncertain)
     if block is None:
         return None
     count = clip_leading(weight, block, limit, ceiling)
-    leading = block.right[:, : count + EXTRA].contiguous()
-    return Clipped(count, min(float(block.values[0]), limit), tracked._replace(leading=leading))
+    leading = block.right[:, : number_above(block.values, NEAR * limit) + EXTRA].contiguous()
+    return Clipped(count, min(block.values[0], limit), tracked._replace(leading=leading))
 
 
-def _needed_for_certificate(block: Block, bulk: float, limit: float, ceiling: float) -> Tensor:
-    """The pairs with the largest part in a certificate that fails; none if it holds."""
+def _excess_for_certificate(block: Block, bulk: float, limit: float, ceiling: float) -> list[float]:
+    """Above 1 for the pairs with the largest part in a certificate that fails; empty if it holds."""
     kappa = ceiling**2 / (ceiling**2 - bulk**2)
     # What lies between the limit and the ceiling is not clipped.
-    left = torch.where(block.values > ceiling, limit, block.values)
-    room = 1 - (left / ceiling) ** 2
-    coupling = block.residual.double() * (kappa**0.5 / ceiling)
-    if int(torch.linalg.cholesky_ex(room.diag() - coupling.mT @ coupling)[1]) == 0:
-        return torch.zeros_like(room, dtype=torch.bool)
-    share = coupling.square().sum(0) / room
-    share = share.nan_to_num(nan=torch.inf)
-    return share >= 0.3 * share.max()
+    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
+    coupling = gram(block.residual).mul_(kappa / ceiling**2)
+    schur = coupling.new_tensor(room).diag().sub_(coupling)
+    if int(torch.linalg.cholesky_ex(schur)[1]) == 0:
+        return []
+    shares = [
+        part / left if part <= torch.inf else torch.inf
+        for part, left in zip(coupling.diagonal().tolist(), room, strict=True)
+    ]
+    return [FAILING if share >= 0.3 * max(shares) else 0.0 for share in shares]
 
 
-def _needed_of_leading(block: Block, count: int, bulk: float, limit: float, ceiling: float) -> Tensor:
-    """The same for the leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
-    values, left, right, residual, size = (tensor[..., :count] for tensor in block[:5])
-    narrowed = Block(values, left, right, residual, size, Basis(right, left * values.to(left.dtype), left))
-    needed = torch.zeros_like(block.values, dtype=torch.bool)
-    needed[:count] = _needed_for_certificate(narrowed, bulk, limit, ceiling)
-    return needed
+def _leading(block: Block, count: int) -> Block:
+    """The leading `count` pairs alone: a block of its own, since E is orthogonal to all of V."""
+    return Block(
+        block.values[:count],
+        block.left[:, :count],
+        block.right[:, :count],
+        block.residual[:, :count],
+        block.size[:count],
+    )
 
 
 def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
@@ -199,33 +224,37 @@ def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
     return orthonormal(thin_product(change.mT, thin_product(change, vectors)))
 
 
-def _apart(first: Tensor, rest: Tensor) -> float:
-    """||P_0 R||_F for orthonormal columns of P_0 and R: how far R is from being orthogonal to P_0."""
-    return float(torch.linalg.vector_norm(first.mT @ rest))
-
-
 def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float) -> float:
-    """beta = mu + ||(W - W_0)(I - P)||_F, first without the projector, which is often enough."""
-    mu = float(tracked.bulk)
-    if mu + drift <= HIGHEST_BULK * limit:
+    """beta for the Ritz vectors of a block, first with ||W - W_0||_F, which is often enough."""
+    right, mu = block.right, float(tracked.bulk)
+    apart = tracked.first - right @ (right.mT @ tracked.first)
+    mu += float(tracked.top) * float(torch.linalg.vector_norm(apart))
+    if mu + drift <= HIGHEST_BULK * limit or mu > HIGHEST_BULK * limit:
         return mu + drift
-    inside = distance(block.basis.image, thin_product(tracked.reference, block.basis.columns))
-    # The difference of two squares: its rounding, some eps ||W - W_0||^2, counts as drift.
+    image = block.left * right.new_tensor(block.values)
+    inside = distance(image, thin_product(tracked.reference, right))
+    # The difference of two squares; the rounding of both counts as drift.
     eps = 16 * torch.finfo(weight.dtype).eps
-    return mu + max(drift**2 * (1 + eps) - inside**2 * (1 - eps), 0.0) ** 0.5
+    inside = max(inside - eps * math.hypot(*block.values), 0.0)
+    return mu + max(drift**2 * (1 + eps) - inside**2, 0.0) ** 0.5
 
 
-def _renew(weight: Tensor, limit: float, tracked: Tracked, block: Block, vectors: Tensor) -> Tracked | None:
-    """A reference at `weight` itself, if a bound can be had."""
-    near = int((block.values > NEAR * limit).sum())
+def _renew(
+    weight: Tensor, limit: float, tracked: Tracked, block: Block, vectors: Tensor, step: float
+) -> Tracked | None:
+    """A reference at `weight` itself, if a bound can be had; `step`: how far W moves from the last one in a step."""
+    near = number_above(block.values, NEAR * limit)
     frozen = max(near, FEWEST)
-    if frozen >= block.values.shape[0] or not pairs_wanted(near, min(weight.shape)):
+    if frozen >= len(block.values) or not pairs_wanted(near, min(weight.shape)):
         return None
     first = orthonormal(block.right[:, :frozen])
-    low = float(block.values[frozen])
+    low = block.values[frozen]
     guess, target = (low + share * (limit - low) for share in (GUESS, MU))
-    mu = bound(weight, first, guess, min(target, HIGHEST_BULK * limit), vectors)
-    if mu > HIGHEST_BULK * limit:
+    highest = HIGHEST_BULK * limit
+    if LASTING * step > highest - target:
+        target = highest
+    mu = bound(weight, first, guess, min(target, highest), vectors)
+    if mu > highest:
         return None
-    bulk = torch.tensor(mu, dtype=torch.float64)
-    return tracked._replace(first=first, reference=weight.clone(), bulk=bulk)
+    top, bulk = torch.tensor([block.values[0], mu], dtype=torch.float64)
+    return tracked._replace(first=first, reference=weight.clone(), top=top, bulk=bulk, age=torch.tensor(0))

@@ -27,6 +27,7 @@ import math
 import torch
 from torch import Tensor
 
+from gruclip.native import kernels
 from gruclip.spectral.thin import thin_product
 
 #: The probability that a bound is wrong, at most.
@@ -56,16 +57,25 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
     def apart(x: Tensor) -> Tensor:
         return x - right @ (right.mT @ x)
 
-    def times(x: Tensor) -> Tensor:
-        """(2 A / a - I) x, for x in the range of I - P."""
-        return apart(thin_product(weight.mT, thin_product(weight, x))) * (2 / guess**2) - x
+    def step(factor: float, x: Tensor, before: Tensor | None) -> tuple[Tensor, float]:
+        """factor (2 A / a - I) x - before, for x in the range of I - P, and the largest norm of its columns."""
+        product = thin_product(weight.mT, thin_product(weight, x))
+        if kernels.takes(product, x, before, right):
+            following, largest = torch.empty_like(x), torch.empty((), dtype=torch.float64)
+            numbers = torch.tensor([2 / guess**2, factor], dtype=torch.float64)
+            made = [following, largest, product, x, before, right.contiguous(), numbers]
+            kernels.call("gruclip_chebyshev", made, [*x.shape, right.shape[1]])
+        else:
+            following = (apart(product) * (2 / guess**2) - x) * factor
+            following = following if before is None else following - before
+            largest = torch.linalg.vector_norm(following, dim=0).max()
+        return following, float(largest)
 
     def growth(mu: float) -> float:
         return math.acosh(2 * (mu / guess) ** 2 - 1)
 
-    def allowed(degree: int, x: Tensor) -> float:
-        size = float(torch.linalg.vector_norm(x, dim=0).max()) / ALPHA
-        return guess * math.sqrt((1 + math.cosh(math.acosh(max(size, 1.0)) / degree)) / 2)
+    def allowed(degree: int, largest: float) -> float:
+        return guess * math.sqrt((1 + math.cosh(math.acosh(max(largest / ALPHA, 1.0)) / degree)) / 2)
 
     if not 0 < guess < target:
         return math.inf
@@ -73,13 +83,12 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
     expected = math.acosh(math.sqrt(weight.shape[1]) / ALPHA) / growth(target)
     if expected > MOST_TERMS:
         return math.inf
-    previous = apart(vectors)
-    current = times(previous)
+    before, x = None, apart(vectors).contiguous()
     for degree in range(1, MOST_TERMS + 1):
-        if degree > 1:
-            previous, current = current, times(current).mul_(2).sub_(previous)
+        following, largest = step(1.0 if before is None else 2.0, x, before)
+        before, x = x, following
         if degree + 1 >= expected:
-            mu = allowed(degree, current)
+            mu = allowed(degree, largest)
             if mu <= target:
                 return mu
     return math.inf

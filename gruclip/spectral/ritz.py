@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gruclip.spectral.thin import thin_product
+from gruclip.native import kernels
+from gruclip.spectral.thin import there_and_back, thin_product
 
 #: Columns at most, as a share of min(m, n): a decomposition is cheaper then.
 WIDEST_SHARE = 0.4
 #: Residuals that join the basis at once, and how often they may.
 EXPANSION, MOST_EXPANSIONS = 16, 24
-#: Columns that join for each pair and Rayleigh-Ritz step.
-KRYLOV = 2
+#: Steps of the Krylov space of the residuals that join at once, at most.
+MOST_KRYLOV = 6
+#: A residual is taken to be too large by this factor at most, and a Krylov step to shrink it by e to this at least.
+LARGEST_EXCESS, SLOWEST_RATE = 1e9, 0.5
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
@@ -35,26 +40,30 @@ class Basis(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, columns: Tensor) -> Basis:
-        image = thin_product(weight, columns)
-        return cls(columns, image, thin_product(weight.mT, image))
+        return cls(columns, *there_and_back(weight, columns))
 
     def joined(self, other: Basis) -> Basis:
         return Basis(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
 
 
 class Block(NamedTuple):
-    """The Ritz triplets of W on a basis Q."""
+    """The leading k Ritz triplets of W on a basis Q of q columns."""
 
-    values: Tensor  #: Theta (q,), float64, descending
-    left: Tensor  #: U (m, q)
-    right: Tensor  #: V (n, q)
-    residual: Tensor  #: E^T = W^T U - V Theta (n, q)
-    size: Tensor  #: the norms of its columns, float64
-    basis: Basis
+    values: list[float]  #: Theta, descending
+    left: Tensor  #: U (m, k)
+    right: Tensor  #: V (n, k)
+    residual: Tensor  #: E^T = W^T U - V Theta (n, k)
+    size: list[float]  #: the norms of its columns
 
 
 def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     """An orthonormal basis of the columns' part orthogonal to `against`; twice, for rounding."""
+    others = columns.new_empty(columns.shape[0], 0) if against is None else against.contiguous()
+    # QR takes more columns than there are dimensions, too, and gives as many as there are.
+    if kernels.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
+        basis = columns.clone(memory_format=torch.contiguous_format)
+        kernels.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
+        return basis
     if against is not None:
         for _ in range(2):
             columns = torch.linalg.qr(columns - against @ (against.mT @ columns))[0]
@@ -62,58 +71,114 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     return torch.linalg.qr(columns)[0]
 
 
-def rayleigh_ritz(weight: Tensor, basis: Basis) -> Block:
-    """The singular triplets of W restricted to a basis, and their residuals."""
-    wide = basis.image.double()
-    squares, Y = torch.linalg.eigh(wide.mT @ wide)
-    values, Y = squares.flip(0).clamp(min=0).sqrt(), Y.flip(1)
-    scaled = (Y / values.clamp(min=torch.finfo(torch.float64).tiny)).to(weight.dtype)
-    left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
+def gram(columns: Tensor) -> Tensor:
+    """X^T X in float64."""
+    if kernels.takes(columns):
+        m, q = columns.shape
+        made = columns.new_empty(q, q, dtype=torch.float64)
+        kernels.call("gruclip_gram", [made, columns.contiguous()], [m, q])
+        return made
+    wide = columns.double()
+    return wide.mT @ wide
+
+
+def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
+    """The singular values of W Q, descending, and its right singular vectors (q, q), float64."""
+    squares, Y = torch.linalg.eigh(gram(basis.image))
+    return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
+
+
+def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) -> Block:
+    """The triplets of the leading ones of `ritz_values`, and their residuals."""
     # W^T U: from what is at hand, but for values so small that their division would lose digits.
-    pulled = basis.back @ scaled if values[-1] > SMALLEST_VALUE * values[0] else thin_product(weight.mT, left)
-    residual = pulled - right * values.to(weight.dtype)
-    return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).double(), basis)
+    at_hand = values[-1] > SMALLEST_VALUE * values[0]
+    theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
+    if at_hand and kernels.takes(*basis):
+        (m, q), n, k = basis.image.shape, basis.columns.shape[0], len(values)
+        left, right, residual = (weight.new_empty(rows, k) for rows in (m, n, n))
+        size = torch.empty_like(theta)
+        made: list[Tensor | None] = [left, right, residual, size, *(part.contiguous() for part in basis), Y, theta]
+        kernels.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()])
+        return Block(values, left, right, residual, size.tolist())
+    Y = Y[:, : len(values)]
+    scaled = (Y / theta.clamp(min=torch.finfo(torch.float64).tiny)).to(weight.dtype)
+    left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
+    pulled = basis.back @ scaled if at_hand else thin_product(weight.mT, left)
+    residual = pulled - right * theta.to(weight.dtype)
+    return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).tolist())
+
+
+def number_above(values: list[float], bound: float) -> int:
+    """How many of the values lie above a bound."""
+    return sum(value > bound for value in values)
 
 
 def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
     """W - U_C (Theta_C - L) V_C^T in place, for the values above `ceiling`; their number."""
-    count = int((block.values > ceiling).sum())
+    count = number_above(block.values, ceiling)
     if count:
-        excess = (block.values[:count] - limit).to(weight.dtype)
+        excess = weight.new_tensor([value - limit for value in block.values[:count]])
         weight.addmm_(block.left[:, :count] * excess, block.right[:, :count].mT, alpha=-1)
     return count
 
 
-def converge(weight: Tensor, columns: Tensor, needed: Callable[[Block], Tensor | None]) -> Block | None:
-    """Rayleigh-Ritz on a basis that grows by the residuals of the pairs that are `needed` (a mask), until none is.
+#: Of the leading pairs, how many times too large their residuals are, or None to give up.
+Judge = Callable[[Block], list[float] | None]
 
-    None if `needed` says so, and where the basis would grow too wide.
+
+def converge(
+    weight: Tensor, columns: Tensor, ceiling: float, imprecise: Judge, uncertain: Judge | None = None
+) -> Block | None:
+    """Rayleigh-Ritz on a basis that grows by the residuals of the pairs that need it, until none does.
+
+    `imprecise` is asked of the pairs above `ceiling` and the next one, which is quickly done; when none of these is,
+    `uncertain` is asked of all pairs. Returns the pairs that were judged last; None if one of the two says so, and
+    where the basis would grow too wide.
     """
     widest = max(WIDEST_SHARE * min(weight.shape), columns.shape[1])
     basis = Basis.of(weight, orthonormal(columns))
+    rate, before, steps = 0.0, math.inf, 0
     for _ in range(MOST_EXPANSIONS):
-        block = rayleigh_ritz(weight, basis)
-        mask = needed(block)
-        if mask is None:
+        values, Y = ritz_values(basis)
+        block = ritz_triplets(weight, basis, values[: number_above(values, ceiling) + 1], Y)
+        excess = imprecise(block)
+        if uncertain is not None and excess is not None and all(one <= 1 for one in excess):
+            block = ritz_triplets(weight, basis, values, Y)
+            excess = uncertain(block)
+        if excess is None:
             return None
-        chosen = mask.nonzero().flatten()[:EXPANSION]
-        if chosen.numel() == 0:
+        chosen = [index for index, one in enumerate(excess) if not one <= 1][:EXPANSION]
+        if not chosen:
             return block
-        # A Krylov space of the residuals: its next columns are there as soon as the last ones have been pulled back.
-        new = block.residual[:, chosen] / block.size[chosen].to(weight.dtype)
-        for _ in range(KRYLOV):
+        new = block.residual[:, chosen] / weight.new_tensor([block.size[index] for index in chosen])
+        now = min(max(excess), LARGEST_EXCESS)
+        # How much smaller a step makes the residuals, by the last steps if there were any.
+        rate = math.log(before / now) / steps if steps and now < before else _expected_rate(values, chosen[-1])
+        before, steps = now, max(1, min(math.ceil(math.log(now) / rate), MOST_KRYLOV))
+        for _ in range(steps):
             if basis.columns.shape[1] + new.shape[1] > widest:
                 return None
+            # The next columns are there as soon as the last ones have been pulled back.
             joined = Basis.of(weight, orthonormal(new, basis.columns))
             basis, new = basis.joined(joined), joined.back
     return None
 
 
-def needed_for_precision(block: Block, norm: float, limit: float, ceiling: float) -> Tensor:
-    """The pairs above the limit whose residuals are too large for the result; if none is above, for sigma_1."""
-    above = block.values > ceiling
-    if bool(above[0]):
-        precise = PRECISION[block.residual.dtype] * max(norm, limit)
-        return above & (block.size > precise / float(above.sum()) ** 0.5)
-    above[0] = block.size[0] > NORM_RESIDUAL * block.values[0]
-    return above
+def _expected_rate(values: list[float], last: int) -> float:
+    """The logarithm of the factor by which a Krylov step shrinks the residuals of the pairs up to `last`.
+
+    Chebyshev's polynomial grows by so much beyond a spectrum that begins at the next Ritz value; squared, since what
+    lies between zero and that value is seldom spread out evenly.
+    """
+    here, rest = values[last], values[min(last + 1, len(values) - 1)]
+    return max(2 * math.acosh(2 * (here / rest) ** 2 - 1), SLOWEST_RATE) if here > rest > 0 else SLOWEST_RATE
+
+
+def excess_for_precision(block: Block, norm: float, limit: float, ceiling: float) -> list[float]:
+    """How many times too large the residuals of the pairs above the limit are for the result; if none is above, that
+    of the first for sigma_1. Zero for the others."""
+    count = number_above(block.values, ceiling)
+    precise = PRECISION[block.residual.dtype] * max(norm, limit) / max(count, 1) ** 0.5
+    if count == 0:
+        precise = NORM_RESIDUAL * max(block.values[0], sys.float_info.min)
+    return [size / precise if index < max(count, 1) else 0.0 for index, size in enumerate(block.size)]

@@ -91,18 +91,17 @@ def take_off_far_values(weight: Tensor, norm: float, limit: float) -> int:
     """
     ceiling = SET_APART * limit
 
-    def needed(block: ritz.Block) -> Tensor | None:
-        if float(block.values[0]) > ritz.FARTHEST * limit:
+    def imprecise(block: ritz.Block) -> list[float] | None:
+        if block.values[0] > ritz.FARTHEST * limit:
             return None
-        above = block.values > ceiling
-        mask = above & ritz.needed_for_precision(block, norm, limit, ceiling)
-        first = int(above.sum())
-        if first < mask.shape[0]:
-            mask[first] = block.size[first] > HIDDEN * limit
-        return mask
+        count = ritz.number_above(block.values, ceiling)
+        excess = ritz.excess_for_precision(block, norm, limit, ceiling)[:count]
+        # Of the first that is not above.
+        return excess + [size / (HIDDEN * limit) for size in block.size[count : count + 1]]
 
     columns = probes(weight.shape[1], weight, 0)
-    block = ritz.converge(weight, thin_product(weight.mT, thin_product(weight, columns)), needed)
+    columns = thin_product(weight.mT, thin_product(weight, columns))
+    block = ritz.converge(weight, columns, ceiling, imprecise)
     return 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
 
 

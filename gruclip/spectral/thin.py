@@ -23,6 +23,18 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
     return (columns.mT.contiguous() @ weight.mT).mT
 
 
+def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """W X and W^T W X for a few columns X; of a single one in one pass over W."""
+    if columns.shape[1] == 1 and kernels.takes(weight, columns) and weight.stride(1) == 1:
+        m, n = weight.shape
+        image, back = columns.new_empty(m, 1), columns.new_empty(n, 1)
+        made: list[Tensor | None] = [image, back, weight, columns.contiguous()]
+        kernels.call("gruclip_there_and_back", made, [m, n, weight.stride(0)], torch.get_num_threads())
+        return image, back
+    image = thin_product(weight, columns)
+    return image, thin_product(weight.mT, image)
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     """||a - b||_F, without the difference of two whole matrices in memory."""
     if kernels.takes(a, b) and a.stride(1) == 1 and b.stride(1) == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -34,12 +36,12 @@ def clip(
         if found is not None and s == 0:
             # Nothing to clip: the triplets are for the reported norm alone.
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
-            return 0, float(found.values[0]), False
-        if found is not None and float(found.values[0]) <= ritz.FARTHEST * limit:
-            values = found.values[:s].clamp(max=limit)
+            return 0, found.values[0], False
+        if found is not None and found.values[0] <= ritz.FARTHEST * limit:
+            values = bounds.new_tensor(found.values[:s]).clamp(max=limit)
             count = ritz.clip_leading(weight, found, limit, limit * (1 + tolerance))
             bounds[:s] = values
-            bounds[s:].clamp_(max=float(found.values[s - 1]))
+            bounds[s:].clamp_(max=found.values[s - 1])
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
             return count, float(values[0]), False
     count, values = exact.clip(weight, limit, exact.svd(weight), tolerance)
@@ -63,10 +65,14 @@ def _leading(
         limit = torch.inf
     ceiling = limit * (1 + tolerance)
 
-    def needed(found: ritz.Block) -> Tensor:
-        # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
-        unsure = found.size > RESIDUAL * found.values
-        unsure[s:] = False
-        return unsure | ritz.needed_for_precision(found, norm, limit, ceiling)
+    def imprecise(found: ritz.Block) -> list[float]:
+        return ritz.excess_for_precision(found, norm, limit, ceiling)
 
-    return ritz.converge(weight, start, needed)
+    def uncertain(found: ritz.Block) -> list[float]:
+        # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
+        return [
+            size / max(RESIDUAL * value, sys.float_info.min)
+            for size, value in zip(found.size[:s], found.values, strict=False)
+        ]
+
+    return ritz.converge(weight, start, ceiling, imprecise, uncertain)

@@ -1,0 +1,187 @@
+// What Rayleigh-Ritz does to tall thin matrices, for gruclip/spectral/ritz.py: each is a few microseconds of work, for
+// which a dozen calls of a library take ten times as long. All matrices are row-major.
+
+#include <cmath>
+#include <vector>
+
+#include "panels.h"
+
+namespace {
+
+double dot(const float* a, const float* b, long n) {
+    constexpr int CHAINS = 4;
+    vec sums[CHAINS] = {};
+    long i = 0;
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) sums[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
+    for (; i < n; i += LANES) {
+        const int lanes = std::min<long>(LANES, n - i);
+        sums[0] += load(a + i, lanes) * load(b + i, lanes);
+    }
+    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+void subtract(float* a, const float* b, float factor, long n) {
+    for (long i = 0; i < n; i++) a[i] -= factor * b[i];
+}
+
+// turned (columns, rows) = matrix (rows, columns) transposed.
+Array turn(const float* matrix, long rows, long columns) {
+    Array turned = allocate(rows * columns + 1);
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
+    return turned;
+}
+
+std::vector<double> turn_double(const float* matrix, long rows, long columns) {
+    std::vector<double> turned(rows * columns);
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
+    return turned;
+}
+
+double dot(const double* a, const double* b, long n) {
+    constexpr int CHAINS = 16;
+    double sums[CHAINS] = {}, sum = 0;
+    long i = 0;
+    for (; i + CHAINS <= n; i += CHAINS)
+        for (int c = 0; c < CHAINS; c++) sums[c] += a[i + c] * b[i + c];
+    for (; i < n; i++) sum += a[i] * b[i];
+    for (double part : sums) sum += part;
+    return sum;
+}
+
+// result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
+void multiply_thin(float* result, const float* matrix, const float* panels, long rows, long depth, long width) {
+    constexpr long HIGH = 4;
+    for (long left = 0; left < width; left += PANEL, panels += depth * PANEL) {
+        const long used = std::min<long>(PANEL, width - left);
+        for (long first = 0; first < rows; first += HIGH) {
+            float sums[HIGH * PANEL];
+            const long high = std::min(HIGH, rows - first);
+            if (high == HIGH) multiply_in_place<HIGH, false>(sums, PANEL, matrix + first * depth, depth, 1, panels, depth);
+            else
+                for (long i = 0; i < high; i++)
+                    multiply_in_place<1, false>(sums + i * PANEL, PANEL, matrix + (first + i) * depth, depth, 1, panels,
+                                                depth);
+            for (long i = 0; i < high; i++)
+                std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// columns (n, count), count <= n - others: in place an orthonormal basis of their part that is orthogonal to `against`
+// (n, others), orthonormal itself. Gram and Schmidt's method, each column until nothing more comes off; where a column
+// has no part of its own, one of pseudo-random numbers takes its place. NaN where that comes to nothing.
+void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others) {
+    constexpr double LOST = 1e-5, SETTLED = 0.7;
+    constexpr int MOST_ROUNDS = 30;
+    const Array mine = turn(columns, n, count), theirs = turn(against, n, others);
+    unsigned long state = 1;
+    for (long c = 0; c < count; c++) {
+        float* x = mine.get() + c * n;
+        double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
+        for (int round = 0;; round++) {
+            for (long k = 0; k < others; k++) subtract(x, theirs.get() + k * n, dot(x, theirs.get() + k * n, n), n);
+            for (long k = 0; k < c; k++) subtract(x, mine.get() + k * n, dot(x, mine.get() + k * n, n), n);
+            const double left = std::sqrt(dot(x, x, n));
+            if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) {
+                std::fill(columns, columns + n * count, NAN);
+                return;
+            }
+            if (left <= least) {
+                for (long i = 0; i < n; i++) {
+                    state = state * 6364136223846793005ul + 1442695040888963407ul;
+                    x[i] = static_cast<float>(static_cast<long>(state) >> 11) * 0x1p-52f;
+                }
+                least = 0, before = HUGE_VAL;
+                continue;
+            }
+            for (long i = 0; i < n; i++) x[i] *= static_cast<float>(1 / left);
+            if (left > SETTLED * before) break;
+            before = 1;
+        }
+    }
+    for (long i = 0; i < n; i++)
+        for (long c = 0; c < count; c++) columns[i * count + c] = mine[c * n + i];
+}
+
+// gram (q, q) = image^T image for image (m, q), summed in double precision.
+void gruclip_gram(double* gram, const float* image, long m, long q) {
+    const std::vector<double> turned = turn_double(image, m, q);
+    for (long a = 0; a < q; a++)
+        for (long b = a; b < q; b++)
+            gram[a * q + b] = gram[b * q + a] = dot(turned.data() + a * m, turned.data() + b * m, m);
+}
+
+// The triplets with `values` (k) that the columns of turns (q, k), any layout, make of a basis of q columns (n, q), its
+// image (m, q) and what comes back of that (n, q): left (m, k) = image turns / values, right (n, k) = columns turns,
+// residual (n, k) = back turns / values - right values, and sizes (k), the norms of the residual's columns.
+void gruclip_ritz_triplets(float* left, float* right, float* residual, double* sizes, const float* columns,
+                           const float* image, const float* back, const double* turns, const double* values, long m,
+                           long n, long q, long k, long down, long across) {
+    const long width = (k + PANEL - 1) / PANEL * PANEL;
+    const Array turn = zeros(q * width), scaled = zeros(q * width);  // panel by panel
+    std::vector<float> factors(values, values + k);
+    for (long i = 0; i < q; i++)
+        for (long j = 0; j < k; j++) {
+            const double y = turns[i * down + j * across];
+            const long at = (j / PANEL * q + i) * PANEL + j % PANEL;
+            turn[at] = static_cast<float>(y);
+            scaled[at] = static_cast<float>(y / std::max(values[j], 1e-300));
+        }
+    multiply_thin(left, image, scaled.get(), m, q, k);
+    multiply_thin(right, columns, turn.get(), n, q, k);
+    multiply_thin(residual, back, scaled.get(), n, q, k);
+    std::fill(sizes, sizes + k, 0.0);
+    for (long i = 0; i < n; i++)
+        for (long j = 0; j < k; j++) {
+            float& entry = residual[i * k + j];
+            entry -= right[i * k + j] * factors[j];
+            sizes[j] += double(entry) * entry;
+        }
+    for (long j = 0; j < k; j++) sizes[j] = std::sqrt(sizes[j]);
+}
+
+// Chebyshev's recurrence on columns x (n, count) in the range of I - right right^T, right (n, p) orthonormal, given
+// product (n, count) = W^T W x: next = factor (scale (I - right right^T) product - x) - before, with the scale and the
+// factor in `numbers`. `before` may be null. largest: the largest norm of a column of it.
+void gruclip_chebyshev(float* next, double* largest, const float* product, const float* x, const float* before,
+                       const float* right, const double* numbers, long n, long count, long p) {
+    const float scale = static_cast<float>(numbers[0]), factor = static_cast<float>(numbers[1]);
+    const long width = (count + LANES - 1) / LANES * LANES;
+    const Array inside = zeros(p * width), row = zeros(width);
+    std::vector<double> sizes(count);
+    for (long i = 0; i < n; i++) {
+        std::memcpy(row.get(), product + i * count, count * sizeof(float));
+        for (long k = 0; k < p; k++)
+            for (long c = 0; c < width; c += LANES) {
+                float* sum = inside.get() + k * width + c;
+                store(sum, load(sum) + splat(right[i * p + k]) * load(row.get() + c));
+            }
+    }
+    for (long i = 0; i < n; i++) {
+        std::memcpy(row.get(), product + i * count, count * sizeof(float));
+        for (long k = 0; k < p; k++)
+            for (long c = 0; c < width; c += LANES)
+                store(row.get() + c, load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
+        for (long c = 0; c < count; c++) {
+            const float value = factor * (row[c] * scale - x[i * count + c]) - (before ? before[i * count + c] : 0.0f);
+            next[i * count + c] = value;
+            sizes[c] += double(value) * value;
+        }
+    }
+    *largest = 0;
+    for (double size : sizes)
+        if (!(size <= *largest)) *largest = size;
+    *largest = std::sqrt(*largest);
+    for (double size : sizes)
+        if (size != size) *largest = size;
+}
+
+}  // extern "C"
