@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from gruclip.data import FILES
+from gruclip.native import kernels
 
 # The same examples every time, so that a failure comes from a change; no deadline, since cores are shared.
 hypothesis.settings.register_profile(
@@ -25,3 +26,12 @@ def data_root() -> Path:
     if missing:
         pytest.fail(f"needs {', '.join(missing)} in $GRUCLIP_DATA, a folder laid out as gruclip.data.files.FILES")
     return root
+
+
+@pytest.fixture(params=["compiled", "by torch"])
+def kernels_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test for each: with the compiled kernels, and with torch's operations in their place."""
+    if request.param == "by torch":
+        monkeypatch.setattr(kernels, "takes", lambda *_: False)
+    else:
+        assert kernels.library() is not None, kernels.description()

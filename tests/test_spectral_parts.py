@@ -50,14 +50,6 @@ SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
 }
 
 
-@pytest.fixture(params=["compiled", "by torch"])
-def kernels_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "by torch":
-        monkeypatch.setattr(eigen.kernels, "takes", lambda *_: False)
-    else:
-        assert kernels.library() is not None, kernels.description()
-
-
 @pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("family", SYMMETRIC)
 def test_the_leading_eigenpairs_are_those_of_float64(family: str) -> None:

@@ -1,0 +1,83 @@
+"""Rayleigh-Ritz's parts: orthonormal columns, thin products, and the triplets they make, compiled and by torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gruclip.spectral import ritz
+from gruclip.spectral.thin import there_and_back, thin_product
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("rows", "count", "others"), [(1, 1, 0), (9, 9, 0), (40, 3, 5), (650, 16, 30), (7, 3, 4)])
+def test_the_columns_become_an_orthonormal_basis_of_what_is_apart_from_the_others(
+    rows: int, count: int, others: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    against = torch.linalg.qr(torch.randn(rows, others, generator=generator))[0] if others else None
+    columns = torch.randn(rows, count, generator=generator) * 10.0 ** torch.arange(-count, 0)
+    found = ritz.orthonormal(columns, against)
+    whole = found if against is None else torch.cat((against, found), 1)
+    torch.testing.assert_close(whole.mT @ whole, torch.eye(others + count), rtol=0, atol=3e-6)
+    # Their span is that of the columns less the others'.
+    left = columns if against is None else columns - against @ (against.mT @ columns)
+    assert (left - found @ (found.mT @ left)).norm() <= 1e-5 * columns.norm()
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("kind", ["zero", "twice the same", "among the others", "more than dimensions"])
+def test_columns_without_a_part_of_their_own_are_replaced_and_never_awaited(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    against = torch.linalg.qr(torch.randn(20, 4, generator=generator))[0]
+    columns = torch.randn(20, 3, generator=generator)
+    if kind == "zero":
+        columns[:, 1] = 0
+    elif kind == "twice the same":
+        columns[:, 2] = columns[:, 0]
+    elif kind == "among the others":
+        columns[:, 0] = against[:, 1]
+    else:
+        columns, against = torch.randn(20, 25, generator=generator), None
+    found = ritz.orthonormal(columns, against)
+    whole = found if against is None else torch.cat((against, found), 1)
+    torch.testing.assert_close(whole.mT @ whole, torch.eye(whole.shape[1]), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_basis_comes_of_what_is_not_finite(bad: float) -> None:
+    columns = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    columns[3, 1] = bad
+    assert not torch.isfinite(ritz.orthonormal(columns)).all()
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 9), (130, 61), (300, 1200), (1200, 300)])
+@pytest.mark.parametrize("width", [1, 3, 16, 21])
+def test_thin_products_are_those_of_float64(m: int, n: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(m, n, generator=generator) / n**0.5
+    columns, rows = torch.randn(n, width, generator=generator), torch.randn(m, width, generator=generator)
+    image, back = there_and_back(weight, columns)
+    exact = weight.double() @ columns.double()
+    torch.testing.assert_close(image.double(), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(back.double(), weight.double().mT @ exact, rtol=0, atol=2e-5 * (m / n + 1))
+    turned = thin_product(weight.mT, rows)
+    torch.testing.assert_close(turned.double(), weight.double().mT @ rows.double(), rtol=0, atol=2e-5 * (m / n + 1))
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("width", [1, 5, 16, 19])
+def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(70, 60, generator=generator) / 8
+    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(60, width, generator=generator)))
+    values, Y = ritz.ritz_values(basis)
+    block = ritz.ritz_triplets(weight, basis, values[: max(1, width - 2)], Y)
+    exact = torch.linalg.svdvals(weight.double() @ basis.columns.double())
+    torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), exact, rtol=0, atol=1e-6)
+    theta = torch.tensor(block.values)
+    torch.testing.assert_close(weight @ block.right, block.left * theta, rtol=0, atol=3e-6)
+    residual = weight.mT @ block.left - block.right * theta
+    torch.testing.assert_close(block.residual, residual, rtol=0, atol=3e-6)
+    torch.testing.assert_close(torch.tensor(block.size), residual.norm(dim=0), rtol=0, atol=3e-6)
