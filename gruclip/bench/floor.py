@@ -42,20 +42,22 @@ class Work:
 
     products: Counter[Shape]  #: how often each product is taken
     bytes: float  #: that pass between memory and processor if every array stays in the cache while it is in use
+    spared: float = 0.0  #: of the operations, those with a factor that dropout set to zero
 
     @property
-    def operations(self) -> int:
-        return sum(2 * m * k * n * count for (m, k, n), count in self.products.items())
+    def operations(self) -> float:
+        return sum(2 * m * k * n * count for (m, k, n), count in self.products.items()) - self.spared
 
     def telling_products(self) -> tuple[Shape, Shape]:
         """The largest product, and the one taken most often."""
         return max(self.products, key=math.prod), max(self.products, key=self.products.__getitem__)
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.products + other.products, self.bytes + other.bytes)
+        return Work(self.products + other.products, self.bytes + other.bytes, self.spared + other.spared)
 
     def __mul__(self, times: int) -> Work:
-        return Work(Counter({shape: times * count for shape, count in self.products.items()}), times * self.bytes)
+        products = Counter({shape: times * count for shape, count in self.products.items()})
+        return Work(products, times * self.bytes, times * self.spared)
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,11 @@ class Floor:
         return max(self.products, self.memory)
 
 
-def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4) -> Work:
-    """Forward and backward of one layer: 9 T B n (n + k) multiply-adds."""
+def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4, dropout: float = 0.0) -> Work:
+    """Forward and backward of one layer: 9 T B n (n + k) multiply-adds.
+
+    `dropout`: the share of its inputs that is zero and left out of the products.
+    """
     rows = steps * batch
     products = Counter(
         {
@@ -87,20 +92,23 @@ def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4) -
         products[m, k, columns] += 1
     weights = 3 * n * (inputs + n)
     # Weights read forward and backward, their gradient written; inputs, states and the gradients of both once.
-    return Work(products, bytes_each * (3 * weights + 2 * rows * (inputs + n)))
+    spared = dropout * 3 * 2 * rows * inputs * 3 * n
+    return Work(products, bytes_each * (3 * weights + 2 * rows * (inputs + n)), spared)
 
 
-def output_work(rows: int, n: int, outputs: int, bytes_each: int = 4) -> Work:
+def output_work(rows: int, n: int, outputs: int, bytes_each: int = 4, dropout: float = 0.0) -> Work:
     """A training step of the output layer, its update included.
 
-    `bytes_each`: of an operand of the products; the weights' gradient and update are float32.
+    `dropout` as in `gru_work`. `bytes_each`: of an operand of the products; the weights' gradient and update are
+    float32.
     """
     products = Counter({(rows, n, outputs): 1, (rows, outputs, n): 1})
     products[n, rows, outputs] += 1
     # The weight read forward and backward; its gradient written and read; the weight read and written by the update.
     # The logits written and read forward, read twice backward.
     weights = n * outputs
-    return Work(products, 2 * weights * bytes_each + 4 * weights * 4 + 4 * rows * outputs * bytes_each)
+    passed = 2 * weights * bytes_each + 4 * weights * 4 + 4 * rows * outputs * bytes_each
+    return Work(products, passed, dropout * 3 * 2 * rows * n * outputs)
 
 
 def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) -> dict[Shape, dict[str, float]]:

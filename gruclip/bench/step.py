@@ -9,7 +9,7 @@ import torch
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, measure_machine, notes, output_work, precisions
+from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precisions
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
 from gruclip.bench.timing import WARMUP, Contestant, interleave
@@ -18,6 +18,7 @@ from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfi
 from gruclip.data import MusicCorpus, WordCorpus, load
 from gruclip.engine import Engine
 from gruclip.gru import GRU
+from gruclip.native.dropout import FEWEST_UNITS
 from gruclip.report.render import Table
 
 EXAMPLE = "PyTorch example"
@@ -118,16 +119,24 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
     corpus = random_words(steps, batch, vocabulary)
     model = ModelConfig(hidden_size=n)
     ours = engines(lambda precision: run_config("ptb", model, 1.0, steps, batch, precision), corpus)
-    layer, rows = gru_work(steps, batch, n, n), steps * batch
-    works = {"fp32": layer + output_work(rows, n, vocabulary), "bf16": layer + output_work(rows, n, vocabulary, 2)}
+    rows = steps * batch
+
+    def work_of(precision: str, dropout: float) -> Work:
+        layer = gru_work(steps, batch, n, n, dropout=dropout)
+        return layer + output_work(rows, n, vocabulary, 2 if precision == "bf16" else 4, dropout)
+
+    works = {precision: work_of(precision, 0.0) for precision in ("fp32", "bf16")}
+    spared = work_of("fp32", model.dropout if n >= FEWEST_UNITS else 0.0)
     machine = measure_machine(works.values())
     timings = interleave(language_contestants(corpus, ours, steps, batch, n), rounds)
     floors = {name: machine.floor(works[precision], precision) for name, precision in _precisions(timings).items()}
+    floors["gruclip, fp32"] = machine.floor(spared, "fp32")
     title = f"Training step, T={steps}, B={batch}, n={n}, {vocabulary:,} words"
     caption = (
-        f"Forward, backward, clipping and update, {works['fp32'].operations / 1e9:.1f} GFLOP; "
-        f"gruclip with spectral clipping at {DELTA}, the others with the gradient clipped. Random words: the "
-        "projection of a real run is measured by `gruclip bench projection`."
+        f"Forward, backward, clipping and update, {works['fp32'].operations / 1e9:.1f} GFLOP; gruclip in fp32 leaves "
+        f"out what dropout set to zero and does {spared.operations / 1e9:.1f}. It clips spectrally at {DELTA}, the "
+        "others clip the gradient. Random words: the projection of a real run is measured by "
+        "`gruclip bench projection`."
     )
     missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
     table = timing_table(title, caption, timings, EXAMPLE, floors, missing)
