@@ -15,6 +15,7 @@ constexpr long BLOCK = 4;   // rows that are worked on together
 constexpr double LEAST_SQUARE = 1e-30;
 constexpr long DELAY = 16;  // reflections before the matrix is updated for all of them at once
 constexpr long SHARES = 2;  // of a product's sums
+constexpr long WORTH_A_THREAD = 300;  // rows of a product: below, starting a thread takes longer
 constexpr int SHIFTS = 8;   // bisections side by side
 
 float dot(const float* a, const float* b, long n) {
@@ -80,6 +81,7 @@ void add_symmetric(float* sums, const float* a, long stride, const float* x, lon
 void multiply_symmetric(float* product, float* scratch, const float* a, long stride, const float* x, long n,
                         int threads) {
     std::memset(scratch, 0, SHARES * stride * sizeof(float));
+    if (n < WORTH_A_THREAD) threads = 1;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (long share = 0; share < SHARES; share++)
         for (long first = share * BLOCK; first < n; first += SHARES * BLOCK)
