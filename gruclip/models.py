@@ -24,6 +24,7 @@ from gruclip.config import ModelConfig
 from gruclip.data import Lanes
 from gruclip.dynamics import clipped_block
 from gruclip.losses import logistic_nll, softmax_nll
+from gruclip.native.dropout import factors
 
 Parameters = dict[str, Tensor]
 
@@ -119,5 +120,5 @@ def dropout_masks(
     for row, generator in zip(bits, generators, strict=True):
         row.random_(-(2**63), None, generator=generator)
     halves = bits.view(torch.int16)[:, : sites * steps * batch * n].view(shape)
-    kept = halves < round((1 - config.dropout) * 2**16) - 2**15
-    return list((kept.to(like.dtype) * (1 / (1 - config.dropout))).unbind(1))
+    threshold = round((1 - config.dropout) * 2**16) - 2**15
+    return list(factors(halves, threshold, 1 / (1 - config.dropout), like).unbind(1))

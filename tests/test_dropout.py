@@ -133,6 +133,14 @@ def test_layer_and_softmax_with_a_mask_are_those_of_the_masked_input(n: int, kep
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6 * expected.abs().max().item())
 
 
+@pytest.mark.usefixtures("kernels_or_not")
+def test_a_mask_has_its_factor_where_the_bits_are_below_the_threshold() -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16).view(1, 2, -1)
+    found = dropout.factors(bits, 100, 2.5, torch.empty(0))
+    assert found.shape == bits.shape
+    assert torch.equal(found, torch.where(bits < 100, 2.5, 0.0))
+
+
 def test_the_kernels_are_compiled_here() -> None:
     # Where they are not, the tests above say nothing.
     assert kernels.library() is not None, kernels.description()

@@ -138,6 +138,14 @@ constexpr MultiplyKept pick_kept(int count, std::integer_sequence<int, COUNT...>
 
 extern "C" {
 
+// mask (count) = factor where the random bits (count) are below `threshold`, zero elsewhere.
+void gruclip_mask(float* mask, const int16_t* bits, const float* factor, long count, long threshold, int threads) {
+    const int below = static_cast<int>(threshold);
+    const float kept = *factor;
+#pragma omp parallel for simd schedule(static) num_threads(threads)
+    for (long i = 0; i < count; i++) mask[i] = bits[i] < below ? kept : 0.0f;
+}
+
 // result (m, n) = left (m, depth) times right (depth, n), each of any layout; zeros of `left` take no time.
 void gruclip_product_of_kept(float* result, const float* left, const float* right, long m, long depth, long n,
                              long result_down, long result_across, long left_down, long left_across, long right_down,

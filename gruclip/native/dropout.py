@@ -21,6 +21,20 @@ def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
     return MOST_KEPT * float(mask.max()) >= 1
 
 
+def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor:
+    """`factor` where the random bits, int16, are below `threshold` and zero elsewhere, in the dtype of `like`."""
+    if (
+        like.dtype == torch.float32
+        and like.device.type == "cpu"
+        and kernels.library() is not None
+        and bits.is_contiguous()
+    ):
+        mask, number = like.new_empty(bits.shape), torch.tensor(factor, dtype=torch.float32)
+        kernels.call("gruclip_mask", [mask, bits, number], [bits.numel(), threshold], torch.get_num_threads())
+        return mask
+    return (bits < threshold).to(like.dtype) * factor
+
+
 def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``left @ right`` for float32 (m, k) and (k, n) on the CPU, of any strides; pays where `left` is half zeros.
 

@@ -37,6 +37,7 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2,
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
+    "gruclip_mask": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
     "gruclip_orthonormalise": [TENSOR] * 2 + [COUNT] * 3,
     "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],

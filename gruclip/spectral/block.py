@@ -170,20 +170,20 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         tracked, drift, tries[:] = renewed, 0.0, [renewed.first.shape[1], None]
         return _excess_for_certificate(_leading(block, renewed.first.shape[1]), float(renewed.bulk), limit, ceiling)
 
+    # How many of the leading pairs are to be certified by the reference: as many as F has, or all.
     columns, tries = [tracked.leading], [tracked.first.shape[1], None]
     bulk = float(tracked.bulk)
     room = HIGHEST_BULK * limit - bulk if limit < torch.inf else bulk
     if drift > FAR * room:
         vectors, tracked = _next_probes(weight.shape[1], tracked)
         columns.append(_leading_of(weight - tracked.reference, vectors[:, :SKETCH]))
-        # F with the sketch, as long as what neither of them holds may be small enough.
-        lasts = limit < torch.inf and TAIL * drift < room
-        columns += [tracked.first] if lasts else []
-        tries = tries if lasts else []
         if limit == torch.inf:
-            tracked = tracked._replace(
-                reference=weight.clone(), age=torch.tensor(0)
-            )  # which only says how far W has moved
+            # The reference only says how far W has moved.
+            tracked = tracked._replace(reference=weight.clone(), age=torch.tensor(0))
+        elif TAIL * drift < room:
+            columns.append(tracked.first)
+        else:
+            tries = []
     block = converge(weight, torch.cat(columns, 1), ceiling, imprecise, uncertain)
     if block is None:
         return None
@@ -201,9 +201,9 @@ def _excess_for_certificate(block: Block, bulk: float, limit: float, ceiling: fl
     schur = coupling.new_tensor(room).diag().sub_(coupling)
     if int(torch.linalg.cholesky_ex(schur)[1]) == 0:
         return []
+    parts = coupling.diagonal().tolist()
     shares = [
-        part / left if part <= torch.inf else torch.inf
-        for part, left in zip(coupling.diagonal().tolist(), room, strict=True)
+        part / left if part < torch.inf and left > 0 else torch.inf for part, left in zip(parts, room, strict=True)
     ]
     return [FAILING if share >= 0.3 * max(shares) else 0.0 for share in shares]
 

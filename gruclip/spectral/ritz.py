@@ -63,7 +63,8 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     if kernels.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
         basis = columns.clone(memory_format=torch.contiguous_format)
         kernels.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
-        return basis
+        if not math.isnan(basis[0, 0]):
+            return basis
     if against is not None:
         for _ in range(2):
             columns = torch.linalg.qr(columns - against @ (against.mT @ columns))[0]
