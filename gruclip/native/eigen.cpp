@@ -18,31 +18,6 @@ constexpr long SHARES = 2;  // of a product's sums
 constexpr long WORTH_A_THREAD = 300;  // rows of a product: below, starting a thread takes longer
 constexpr int SHIFTS = 8;   // bisections side by side
 
-float dot(const float* a, const float* b, long n) {
-    constexpr int CHAINS = 4;  // sums that do not wait for each other
-    vec sums[CHAINS] = {};
-    long i = 0;
-    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
-#pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++) sums[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
-    for (; i < n; i += LANES) {
-        const int lanes = std::min<long>(LANES, n - i);
-        sums[0] += load(a + i, lanes) * load(b + i, lanes);
-    }
-    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
-
-double dot(const double* a, const double* b, long n) {
-    constexpr int CHAINS = 16;
-    double sums[CHAINS] = {}, sum = 0;
-    long i = 0;
-    for (; i + CHAINS <= n; i += CHAINS)
-        for (int c = 0; c < CHAINS; c++) sums[c] += a[i + c] * b[i + c];
-    for (; i < n; i++) sum += a[i] * b[i];
-    for (double part : sums) sum += part;
-    return sum;
-}
-
 // sums (n) += a share of A x, for a symmetric matrix whose lower half is in the rows of `a`, `stride` apart: what the
 // elements of the rows from `first` contribute, each of them read once.
 void add_symmetric(float* sums, const float* a, long stride, const float* x, long first, long n) {

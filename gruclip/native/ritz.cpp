@@ -8,20 +8,6 @@
 
 namespace {
 
-double dot(const float* a, const float* b, long n) {
-    constexpr int CHAINS = 4;
-    vec sums[CHAINS] = {};
-    long i = 0;
-    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
-#pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++) sums[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
-    for (; i < n; i += LANES) {
-        const int lanes = std::min<long>(LANES, n - i);
-        sums[0] += load(a + i, lanes) * load(b + i, lanes);
-    }
-    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
-
 void subtract(float* a, const float* b, float factor, long n) {
     for (long i = 0; i < n; i++) a[i] -= factor * b[i];
 }
@@ -39,17 +25,6 @@ std::vector<double> turn_double(const float* matrix, long rows, long columns) {
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
     return turned;
-}
-
-double dot(const double* a, const double* b, long n) {
-    constexpr int CHAINS = 16;
-    double sums[CHAINS] = {}, sum = 0;
-    long i = 0;
-    for (; i + CHAINS <= n; i += CHAINS)
-        for (int c = 0; c < CHAINS; c++) sums[c] += a[i + c] * b[i + c];
-    for (; i < n; i++) sum += a[i] * b[i];
-    for (double part : sums) sum += part;
-    return sum;
 }
 
 // result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
@@ -85,6 +60,11 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
     unsigned long state = 1;
     for (long c = 0; c < count; c++) {
         float* x = mine.get() + c * n;
+        // First to a size whose square is a float32 number.
+        float largest = 0;
+        for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+        if (largest > 0)
+            for (long i = 0; i < n; i++) x[i] /= largest;
         double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
         for (int round = 0;; round++) {
             for (long k = 0; k < others; k++) subtract(x, theirs.get() + k * n, dot(x, theirs.get() + k * n, n), n);

@@ -1,6 +1,7 @@
 // Vectors of float as the compiler's own type, as wide as the processor's registers, and what is computed on them.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #if defined(__AVX512F__)
@@ -37,6 +38,31 @@ inline void store(float* p, vec v, int count) {
 inline float total(vec v) {
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+    return sum;
+}
+
+inline float dot(const float* a, const float* b, long n) {
+    constexpr int CHAINS = 4;  // sums that do not wait for each other
+    vec sums[CHAINS] = {};
+    long i = 0;
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) sums[c] += load(a + i + c * LANES) * load(b + i + c * LANES);
+    for (; i < n; i += LANES) {
+        const int lanes = std::min<long>(LANES, n - i);
+        sums[0] += load(a + i, lanes) * load(b + i, lanes);
+    }
+    return total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+inline double dot(const double* a, const double* b, long n) {
+    constexpr int CHAINS = 16;
+    double sums[CHAINS] = {}, sum = 0;
+    long i = 0;
+    for (; i + CHAINS <= n; i += CHAINS)
+        for (int c = 0; c < CHAINS; c++) sums[c] += a[i + c] * b[i + c];
+    for (; i < n; i++) sum += a[i] * b[i];
+    for (double part : sums) sum += part;
     return sum;
 }
 
