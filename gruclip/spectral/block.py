@@ -57,7 +57,7 @@ from gruclip.spectral.ritz import (
     number_above,
     orthonormal,
 )
-from gruclip.spectral.thin import distance, thin_product
+from gruclip.spectral.thin import distance, there_and_back, thin_product
 
 #: Columns of F: at least this many, and every value above NEAR * limit.
 FEWEST, NEAR = 4, 0.92
@@ -221,7 +221,7 @@ def _leading(block: Block, count: int) -> Block:
 
 def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
     """Columns (n, b) near the leading right singular vectors of a change of few large values."""
-    return orthonormal(thin_product(change.mT, thin_product(change, vectors)))
+    return orthonormal(there_and_back(change, vectors)[1])
 
 
 def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float) -> float:

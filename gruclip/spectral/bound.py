@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gruclip.native import kernels
-from gruclip.spectral.thin import thin_product
+from gruclip.spectral.thin import there_and_back
 
 #: The probability that a bound is wrong, at most.
 MISS = 1e-13
@@ -59,7 +59,7 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
 
     def step(factor: float, x: Tensor, before: Tensor | None) -> tuple[Tensor, float]:
         """factor (2 A / a - I) x - before, for x in the range of I - P, and the largest norm of its columns."""
-        product = thin_product(weight.mT, thin_product(weight, x))
+        product = there_and_back(weight, x)[1]
         if kernels.takes(product, x, before, right):
             following, largest = torch.empty_like(x), torch.empty((), dtype=torch.float64)
             numbers = torch.tensor([2 / guess**2, factor], dtype=torch.float64)

@@ -22,7 +22,7 @@ from gruclip.products import matmul
 from gruclip.spectral import ritz
 from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
-from gruclip.spectral.thin import thin_product
+from gruclip.spectral.thin import there_and_back, thin_product
 
 #: sigma_1 / limit, at most: eigenvectors are orthonormal to 4e-6 and the excess is multiplied by that.
 FARTHEST = 1.1
@@ -100,7 +100,7 @@ def take_off_far_values(weight: Tensor, norm: float, limit: float) -> int:
         return excess + [size / (HIDDEN * limit) for size in block.size[count : count + 1]]
 
     columns = probes(weight.shape[1], weight, 0)
-    columns = thin_product(weight.mT, thin_product(weight, columns))
+    columns = there_and_back(weight, columns)[1]
     block = ritz.converge(weight, columns, ceiling, imprecise)
     return 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
 
