@@ -83,12 +83,14 @@ struct Ahead {
     }
 };
 
-// sums (rows, COUNT vectors) = the kept elements of block q times packed (block, COUNT vectors), or += that.
+// to (rows, COUNT vectors), `down` apart, = the kept elements of block q times packed (block, COUNT vectors), plus sums
+// (rows, COUNT vectors) if they are to be added.
 template <int COUNT, bool ADD>
-void multiply_kept(float* sums, const Kept& kept, long q, const float* packed, const Ahead& ahead) {
+void multiply_kept(float* to, long down, const float* sums, const Kept& kept, long q, const float* packed,
+                   const Ahead& ahead) {
     const uint64_t* which = kept.which.get() + q * kept.rows;
     const float* value = kept.values.get() + q * kept.rows * kept.block;
-    for (long i = 0; i < kept.rows; i++, sums += COUNT * LANES) {
+    for (long i = 0; i < kept.rows; i++, sums += COUNT * LANES, to += down) {
         ahead.fetch(i, kept.rows);
         vec s[COUNT];
 #pragma GCC unroll 16
@@ -100,7 +102,7 @@ void multiply_kept(float* sums, const Kept& kept, long q, const float* packed, c
             for (int v = 0; v < COUNT; v++) s[v] += x * load(row + v * LANES);
         }
 #pragma GCC unroll 16
-        for (int v = 0; v < COUNT; v++) store(sums + v * LANES, s[v]);
+        for (int v = 0; v < COUNT; v++) store(to + v * LANES, s[v]);
     }
 }
 
@@ -127,7 +129,7 @@ void multiply_where_kept(float* sums, const Kept& kept, long q, const float* lef
     }
 }
 
-using MultiplyKept = void (*)(float*, const Kept&, long, const float*, const Ahead&);
+using MultiplyKept = void (*)(float*, long, const float*, const Kept&, long, const float*, const Ahead&);
 template <bool ADD, int... COUNT>
 constexpr MultiplyKept pick_kept(int count, std::integer_sequence<int, COUNT...>) {
     constexpr MultiplyKept table[] = {multiply_kept<COUNT + 1, ADD>...};
@@ -165,6 +167,9 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
             const long left_column = task / all.size() * width;
             const long used = std::min(width, n - left_column);
             if (used <= 0) continue;
+            // The last block's sums go straight to where they belong, if that takes whole vectors.
+            const bool whole = used == width && result_across == 1;
+            float* target = result + kept.first * result_down + left_column * result_across;
             for (long q = 0; q < kept.blocks; q++) {
                 pack(packed.get(), width, factor, q * kept.block, kept.columns(q), left_column, used);
                 // The next block, or the first of the next panel.
@@ -173,10 +178,13 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
                 const long next_used = std::max<long>(0, std::min(width, n - next_column));
                 const Ahead ahead(factor, next * kept.block, next_used ? kept.columns(next) : 0, next_column,
                                   std::max<long>(1, next_used));
-                (q == 0 ? begin : add)(sums.get(), kept, q, packed.get(), ahead);
+                const bool arrived = last && whole;
+                (q == 0 ? begin : add)(arrived ? target : sums.get(), arrived ? result_down : width, sums.get(), kept, q,
+                                       packed.get(), ahead);
             }
+            if (whole) continue;
             for (long i = 0; i < kept.rows; i++) {
-                float* to = result + (kept.first + i) * result_down + left_column * result_across;
+                float* to = target + i * result_down;
                 const float* from = sums.get() + i * width;
                 if (result_across == 1) std::memcpy(to, from, used * sizeof(float));
                 else
@@ -187,52 +195,64 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
 }
 
 // result (m, n) = mask * (left (m, depth) times right (n, depth) transposed), all but right row-major: only those
-// elements where mask (m, n) is not zero take time.
+// elements where mask (m, n) is not zero take time. The depth is taken in parts, whatever the number of threads, so that
+// a slow core holds up the others for a part of a block of rows at most.
 void gruclip_product_where_kept(float* result, const float* left, const float* right, const float* mask, long m,
                                 long depth, long n, long right_down, long right_across, int threads) {
-    // Rows whose sums for a block of columns, and whose piece of `left`, stay in the second-level cache.
-    constexpr long ROWS = 176, PANELS = 8;
+    // Rows whose sums for a block of columns stay in the second-level cache.
+    constexpr long ROWS = 176, PART = 16 * WIDTH;
     const long most = std::max<long>(1, std::min(ROWS, parts(m, threads)));
     const std::vector<Kept> all = kept_rows({mask, n, 1}, m, n, most, threads);
     const Matrix factor = {right, right_down, right_across}, source = {left, depth, 1};
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long b = 0; b < static_cast<long>(all.size()); b++) {
-        const Kept& kept = all[b];
-        std::vector<long> start(kept.blocks + 1);
-        for (long q = 0; q < kept.blocks; q++) {
-            start[q + 1] = start[q];
-            for (long i = 0; i < kept.rows; i++) start[q + 1] += __builtin_popcountll(kept.which[q * kept.rows + i]);
-        }
-        const Array sums = zeros(start[kept.blocks] * LANES + 1), packed = allocate(DEEPEST * WIDTH);
-        const Array piece = allocate(PANELS * kept.rows * WIDTH);
-        for (long first = 0; first < depth; first += PANELS * WIDTH) {
-            const long panels = std::min(PANELS, parts(depth - first, WIDTH));
-            for (long p = 0; p < panels; p++) {
-                const long column = first + p * WIDTH;
-                float* to = piece.get() + p * kept.rows * WIDTH;
-                pack(to, WIDTH, source, kept.first, kept.rows, column, std::min<long>(WIDTH, depth - column));
-            }
-            for (long q = 0; q < kept.blocks; q++)
+    const long chunks = all.size(), blocks = all[0].blocks;
+    const long count = std::max<long>(1, parts(depth, PART));
+    std::vector<long> start(chunks * blocks + 1);  // of the kept elements of a block
+    for (long b = 0; b < chunks * blocks; b++) {
+        const Kept& kept = all[b / blocks];
+        start[b + 1] = start[b];
+        for (long i = 0; i < kept.rows; i++) start[b + 1] += __builtin_popcountll(kept.which[b % blocks * kept.rows + i]);
+    }
+    const long elements = start[chunks * blocks];
+    const Array partial = allocate(count * elements + 1);
+#pragma omp parallel num_threads(threads)
+    {
+        const Array packed = allocate(DEEPEST * WIDTH), piece = allocate(most * PART);
+        const Array sums = allocate(most * DEEPEST * LANES);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < chunks * count; task++) {
+            const long b = task % chunks, first = task / chunks * PART, end = std::min(first + PART, depth);
+            const Kept& kept = all[b];
+            const long panels = parts(end - first, WIDTH);
+            const auto used = [&](long p) { return std::min<long>(WIDTH, end - first - p * WIDTH); };
+            for (long p = 0; p < panels; p++)
+                pack(piece.get() + p * kept.rows * WIDTH, WIDTH, source, kept.first, kept.rows, first + p * WIDTH, used(p));
+            for (long q = 0; q < blocks; q++) {
+                const long here = start[b * blocks + q], size = start[b * blocks + q + 1] - here;
+                std::memset(sums.get(), 0, size * LANES * sizeof(float));
                 for (long p = 0; p < panels; p++) {
-                    const auto columns_at = [&](long at) { return std::min<long>(WIDTH, depth - first - at * WIDTH); };
-                    pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH,
-                         columns_at(p));
-                    const long next = std::min(p + 1 < panels ? q : q + 1, kept.blocks - 1), at = (p + 1) % panels;
-                    const Ahead ahead(factor, next * kept.block, kept.columns(next), first + at * WIDTH,
-                                      columns_at(at));
-                    multiply_where_kept(sums.get() + start[q] * LANES, kept, q,
-                                        piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
+                    pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH, used(p));
+                    const long next = std::min(p + 1 < panels ? q : q + 1, blocks - 1), then = (p + 1) % panels;
+                    const Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then));
+                    multiply_where_kept(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
                 }
+                float* to = partial.get() + task / chunks * elements + here;
+                for (long e = 0; e < size; e++) to[e] = total(load(sums.get() + e * LANES));
+            }
         }
-        for (long i = 0; i < kept.rows; i++)
-            std::memset(result + (kept.first + i) * n, 0, n * sizeof(float));
-        for (long q = 0; q < kept.blocks; q++) {
-            const float *sum = sums.get() + start[q] * LANES, *value = kept.values.get() + q * kept.rows * kept.block;
-            for (long i = 0; i < kept.rows; i++)
-                for (uint64_t bits = kept.which[q * kept.rows + i]; bits; bits &= bits - 1, sum += LANES) {
-                    const long k = q * kept.block + __builtin_ctzll(bits);
-                    result[(kept.first + i) * n + k] = *value++ * total(load(sum));
-                }
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < chunks; b++) {
+            const Kept& kept = all[b];
+            std::memset(result + kept.first * n, 0, kept.rows * n * sizeof(float));
+            for (long q = 0; q < blocks; q++) {
+                const float* value = kept.values.get() + q * kept.rows * kept.block;
+                long e = start[b * blocks + q];
+                for (long i = 0; i < kept.rows; i++)
+                    for (uint64_t bits = kept.which[q * kept.rows + i]; bits; bits &= bits - 1, e++) {
+                        float sum = partial[e];
+                        for (long part = 1; part < count; part++) sum += partial[part * elements + e];
+                        result[(kept.first + i) * n + q * kept.block + __builtin_ctzll(bits)] = *value++ * sum;
+                    }
+            }
         }
     }
 }

@@ -35,10 +35,13 @@ inline void store(float* p, vec v, int count) {
     else std::memcpy(p, &v, count * sizeof(float));
 }
 
+// Sums of halves, of halves of these, and so on.
 inline float total(vec v) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-    return sum;
+    float parts[LANES];
+    std::memcpy(parts, &v, sizeof v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) parts[lane] += parts[lane + half];
+    return parts[0];
 }
 
 inline float dot(const float* a, const float* b, long n) {
