@@ -1,15 +1,20 @@
-"""Matrix products by the fastest kernel that torch carries for this processor.
+"""Matrix products by the fastest kernel that there is for this processor.
 
-torch's default float32 product on x86 is MKL's, which takes a slow path on processors that are not
-Intel's; oneDNN, inside the same torch, does not. Measured on two cores of an AMD EPYC (Zen 4, torch
-2.13, GFLOP/s; `gruclip bench gru` measures it again): 124 against 200 for (700, 650) @ (650, 10000),
-93 against 160 for (20, 650) @ (650, 1300) with packed weights. In bf16 torch calls oneDNN itself.
+torch's default float32 product on x86 is MKL's, which takes a slow path on processors that are not Intel's. Measured
+on two cores each of two of them (torch 2.13, GFLOP/s):
 
-On another EPYC (Zen 3), which has AVX2 and no AVX-512, MKL is the faster one by a tenth: 119 against 106 on average.
+- AMD EPYC with AVX-512 (Zen 4): MKL 124, oneDNN, inside the same torch, 200 for (700, 650) @ (650, 10000); 93 against
+  160 for (20, 650) @ (650, 1300) with packed weights.
+- AMD EPYC with AVX2 (Zen 3): MKL 94, oneDNN 92, ours (`native/dense.cpp`) 115 for the transposed (1300, 700) @
+  (700, 650); 84, 130 and 113 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
+  transpose of that, and both divide the work evenly among cores that other work slows down unevenly.
 
-The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: oneDNN for
-float32 on x86 processors with AVX-512 other than Intel's, torch's default everywhere else. Where a processor has no
-bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to bf16 and multiplied as float32: the same sums.
+In bf16 torch calls oneDNN itself.
+
+The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: for float32
+on x86 processors other than Intel's, oneDNN with AVX-512, ours with AVX2 for large products; torch's default everywhere
+else. Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to bf16 and multiplied
+as float32: the same sums.
 """
 
 from __future__ import annotations
@@ -22,20 +27,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gruclip.native import kernels
+
+#: Multiply-adds from which a product is large: below, packing both factors costs more than it saves.
+LARGE = 200_000_000
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether float32 products on this CPU go to oneDNN (see above)."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
+def _processor() -> str:
+    """What this processor can do, "AVX512", "AVX2" or other, if it is an x86 processor and not Intel's."""
     cpuinfo = Path("/proc/cpuinfo")
     processor = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()
-    return "GenuineIntel" not in processor
+    return "" if "GenuineIntel" in processor else torch.backends.cpu.get_cpu_capability().split("_")[0]
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether float32 products on this CPU go to oneDNN (see above)."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return _processor() == "AVX512" and there
+
+
+def _is_float32_matrix(a: Tensor) -> bool:
+    return a.dim() == 2 and a.dtype == torch.float32 and a.device.type == "cpu"
 
 
 @functools.cache
@@ -45,7 +61,17 @@ def has_bf16_products(device: torch.device) -> bool:
 
 
 def _takes_onednn(a: Tensor) -> bool:
-    return a.dim() == 2 and a.dtype == torch.float32 and a.device.type == "cpu" and onednn_is_faster()
+    return _is_float32_matrix(a) and onednn_is_faster()
+
+
+@functools.cache
+def ours_is_faster() -> bool:
+    """Whether large float32 products on this CPU go to the compiled kernel (see above)."""
+    return _processor() == "AVX2" and kernels.library() is not None
+
+
+def _takes_ours(a: Tensor, b: Tensor) -> bool:
+    return _is_float32_matrix(a) and a.numel() * b.shape[1] >= LARGE and ours_is_faster()
 
 
 def _dense(a: Tensor) -> Tensor:
@@ -67,7 +93,25 @@ def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor
     if _takes_onednn(a):
         product = onednn_product(a, b)
         return product if out is None else out.copy_(product)
+    if _takes_ours(a, b):
+        return our_product(a, b, out)
     return torch.matmul(a, b, out=out)
+
+
+def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, symmetric: bool = False) -> Tensor:
+    """``a @ b`` for two float32 matrices on the CPU, with a common dimension, by the compiled kernel; to `out`, whose
+    rows are contiguous, if that is given. `symmetric`: the product is known to be, and half of it is computed."""
+    out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
+    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
+    kernels.call("gruclip_product", [out, a, b], counts, symmetric, torch.get_num_threads())
+    return out
+
+
+def gram_matrix(x: Tensor) -> Tensor:
+    """``x.mT @ x`` for (m, n)."""
+    if kernels.takes(x) and x.numel() * x.shape[1] >= LARGE:
+        return our_product(x.mT, x, symmetric=True)
+    return matmul(x.mT, x)
 
 
 def onednn_product(a: Tensor, b: Tensor) -> Tensor:

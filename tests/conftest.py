@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from gruclip.data import FILES
 from gruclip.native import kernels
@@ -35,3 +37,11 @@ def kernels_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(kernels, "takes", lambda *_: False)
     else:
         assert kernels.library() is not None, kernels.description()
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For a test that sets torch's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

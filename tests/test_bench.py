@@ -91,7 +91,7 @@ def test_the_floor_takes_the_best_product_of_its_precision_and_the_slower_of_pro
 
 def test_a_product_is_measured_by_every_kernel_that_computes_it():
     rates = product_rates([(8, 16, 8)], torch.float32, rounds=1)
-    assert set(rates[8, 16, 8]) == {"torch", "oneDNN"}
+    assert set(rates[8, 16, 8]) == {"torch", "oneDNN", "compiled"}
     assert set(product_rates([(8, 16, 8)], torch.bfloat16, rounds=1)[8, 16, 8]) == {"torch"}
 
 

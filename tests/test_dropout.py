@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_matrices import made_matrix
 from torch import Tensor
 
 from gruclip.gru import gru_layer
@@ -26,24 +25,6 @@ products = {
 }
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def matrix(rows: int, columns: int, turned: bool, generator: torch.Generator) -> Tensor:
-    """Row-major, or column-major where `turned`."""
-    made = (
-        torch.randn(columns, rows, generator=generator).mT
-        if turned
-        else torch.randn(rows, columns, generator=generator)
-    )
-    assert made.shape == (rows, columns)
-    return made
-
-
 def mask_of(*shape: int, kept: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(*shape, generator=generator) < kept).float() / max(kept, 0.1)
 
@@ -54,9 +35,9 @@ def test_the_product_of_kept_elements_is_the_product(
     m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    left = matrix(m, depth, left_turned, generator)
+    left = made_matrix(m, depth, left_turned, generator)
     left *= mask_of(m, depth, kept=kept, generator=generator)
-    right = matrix(depth, n, right_turned, generator)
+    right = made_matrix(depth, n, right_turned, generator)
     expected = left.double() @ right.double()
     # The bound of a sum in float32, each term rounded once and the sum `depth` times at most.
     bound = 1e-6 * depth**0.5 * (left.abs() @ right.abs()).clamp(min=1e-3)
@@ -72,7 +53,7 @@ def test_the_product_where_kept_is_the_masked_product(
     m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    left, right = matrix(m, depth, left_turned, generator), matrix(depth, n, right_turned, generator)
+    left, right = made_matrix(m, depth, left_turned, generator), made_matrix(depth, n, right_turned, generator)
     mask = mask_of(m, n, kept=kept, generator=generator)
     expected = mask * (left.double() @ right.double())
     bound = 1e-6 * depth**0.5 * mask * (left.abs() @ right.abs())

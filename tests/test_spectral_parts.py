@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -94,13 +94,6 @@ def test_pairs_that_inverse_iteration_did_not_find_come_from_a_full_decompositio
     values, vectors = Spectrum(matrix).leading(4)
     assert (matrix @ vectors - vectors * values).abs().max() < 1e-4
     assert (vectors.mT @ vectors - torch.eye(4)).abs().max() < 1e-5
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_thread_more_changes_no_bit_of_the_eigenpairs(threads: None) -> None:

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 
 from gruclip.bench.timing import Contestant, interleave
-from gruclip.products import has_bf16_products, onednn_product
+from gruclip.native import kernels as native
+from gruclip.products import has_bf16_products, onednn_product, our_product
 
 Shape = tuple[int, int, int]  #: (m, k) @ (k, n)
 
@@ -112,7 +113,7 @@ def output_work(rows: int, n: int, outputs: int, bytes_each: int = 4, dropout: f
 
 
 def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) -> dict[Shape, dict[str, float]]:
-    """Operations a second of each product, at its fastest: by torch's default and, in float32, by oneDNN.
+    """Operations a second of each product, at its fastest: by torch's default and, in float32, by oneDNN and ours.
 
     `gruclip.products` has the rule which of them gruclip takes; in bfloat16 torch calls oneDNN itself.
     """
@@ -123,6 +124,8 @@ def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) 
         kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
         if dtype == torch.float32:
             kernels["oneDNN"] = partial(onednn_product, a, b)
+            if native.library() is not None:
+                kernels["compiled"] = partial(our_product, a, b)
         timings = interleave({name: partial(_repeat, kernel, repeats) for name, kernel in kernels.items()}, rounds)
         rates[m, k, n] = {name: 2 * m * k * n * repeats / min(taken.seconds) for name, taken in timings.items()}
     return rates

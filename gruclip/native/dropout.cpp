@@ -18,8 +18,6 @@ constexpr long LINE = 16;  // floats in a cache line
 constexpr long DEEPEST = std::min<long>(64, 24576 / (WIDTH * sizeof(float)));
 constexpr long MOST_ROWS = 704;  // whose sums for a panel stay in the second-level cache
 
-long parts(long total, long most) { return (total + most - 1) / most; }
-
 // The elements of rows first ... first + rows - 1 of a matrix (., depth) that are not zero, by blocks of columns.
 struct Kept {
     long first, rows, depth, block, blocks;

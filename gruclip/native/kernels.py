@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
+SOURCES = ("dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
 HEADERS = ("panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
@@ -39,6 +39,7 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_mask": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
     "gruclip_orthonormalise": [TENSOR] * 2 + [COUNT] * 3,
+    "gruclip_product": [TENSOR] * 3 + [COUNT] * 8 + [FLAG] * 2,
     "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
     "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6,

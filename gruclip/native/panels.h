@@ -1,4 +1,4 @@
-// Products in registers: a block of rows times a panel of columns. Used by gru.cpp and thin.cpp.
+// Products in registers: a block of rows times a panel of columns. Used by all that multiplies.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,8 @@ namespace {
 constexpr int PANEL = 2 * LANES;
 // The sums take 2 BLOCK registers; two more hold the panel's row and one the broadcast element.
 constexpr int BLOCK = (REGISTERS - 4) / 2;
+
+inline long parts(long total, long most) { return (total + most - 1) / most; }
 
 struct Free {
     void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
@@ -41,8 +43,13 @@ struct Matrix {
 inline void pack(float* packed, int width, const Matrix& matrix, long first, long depth, long left, int used) {
     if (used < width) std::memset(packed, 0, depth * width * sizeof(float));
     if (matrix.across == 1) {
-        for (long k = 0; k < depth; k++)
-            std::memcpy(packed + k * width, matrix.at(first + k, left), used * sizeof(float));
+        const auto copy = [&](long size) __attribute__((always_inline)) {
+            for (long k = 0; k < depth; k++) std::memcpy(packed + k * width, matrix.at(first + k, left), size);
+        };
+        // Sizes that the compiler knows need no call.
+        if (used == PANEL) copy(PANEL * sizeof(float));
+        else if (used == BLOCK) copy(BLOCK * sizeof(float));
+        else copy(used * sizeof(float));
         return;
     }
     constexpr long STRIP = 16;  // floats in a cache line

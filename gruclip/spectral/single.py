@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.products import matmul
+from gruclip.products import gram_matrix
 from gruclip.spectral import ritz
 from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
@@ -63,7 +63,7 @@ def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Ca
     if not takes(weight):
         return None
     scaled = weight / limit
-    squares = matmul(scaled.mT, scaled)
+    squares = gram_matrix(scaled)
     # The diagonal holds half of the error of X.
     squares.diagonal().copy_(torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64).square() - 1)
     if _is_surely_above(squares, FARTHEST**2 - 1):

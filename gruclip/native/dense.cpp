@@ -1,0 +1,64 @@
+// Dense products in float32, for processors on which the libraries inside torch take a slow path. What is added to a sum
+// in which order does not depend on the number of threads, and a slow core holds up the others for one task at most.
+
+#include "panels.h"
+
+namespace {
+
+constexpr long ROWS = 16 * BLOCK;  // of a task: with their whole depth they stay in the second-level cache
+constexpr long DEEP = 352;         // of a panel, so that it stays in the first-level cache for all blocks of rows
+constexpr long TILE = 32;          // of the matrix that is reflected
+
+// to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, PANEL), or += that.
+template <bool ADD>
+void multiply_corner(float* to, long down, const float* block, const float* panel, long depth, long high, long used) {
+    if (high == BLOCK && used == PANEL) return multiply<BLOCK, ADD>(to, down, block, panel, depth);
+    float sums[BLOCK * PANEL];
+    multiply<BLOCK, false>(sums, PANEL, block, panel, depth);
+    for (long i = 0; i < high; i++)
+        for (long j = 0; j < used; j++) to[i * down + j] = sums[i * PANEL + j] + (ADD ? to[i * down + j] : 0);
+}
+
+}  // namespace
+
+extern "C" {
+
+// result (m, n), rows `down` apart, = left (m, depth) times right (depth, n), each of any layout. With `symmetric` the
+// result is known to be so, and only its lower half is computed.
+void gruclip_product(float* result, const float* left, const float* right, long m, long depth, long n, long down,
+                     long left_down, long left_across, long right_down, long right_across, int symmetric, int threads) {
+    const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
+    const long panels = parts(n, PANEL), tasks = parts(m, ROWS);
+    const long deep = parts(depth, std::max<long>(1, parts(depth, DEEP)));
+    const Array columns = allocate(panels * depth * PANEL + 1);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic, 4)
+        for (long p = 0; p < panels; p++)
+            pack(columns.get() + p * depth * PANEL, PANEL, factor, 0, depth, p * PANEL,
+                 std::min<long>(PANEL, n - p * PANEL));
+        const Array rows = allocate(ROWS * depth + 1);
+#pragma omp for schedule(dynamic)
+        for (long task = tasks - 1; task >= 0; task--) {  // the longest first, where half is left out
+            const long first = task * ROWS, high = std::min(ROWS, m - first);
+            for (long i = 0; i < high; i += BLOCK)
+                pack(rows.get() + i * depth, BLOCK, turned, 0, depth, first + i, std::min<long>(BLOCK, high - i));
+            const long needed = symmetric ? parts(first + high, PANEL) : panels;
+            for (long k = 0; k < depth; k += deep)
+                for (long p = 0; p < needed; p++)
+                    for (long i = 0; i < high; i += BLOCK)
+                        (k ? multiply_corner<true> : multiply_corner<false>)(
+                            result + (first + i) * down + p * PANEL, down, rows.get() + i * depth + k * BLOCK,
+                            columns.get() + (p * depth + k) * PANEL, std::min(deep, depth - k),
+                            std::min<long>(BLOCK, high - i), std::min<long>(PANEL, n - p * PANEL));
+        }
+#pragma omp for schedule(dynamic)
+        for (long first = 0; first < (symmetric ? m : 0); first += TILE)
+            for (long left_column = 0; left_column <= first; left_column += TILE)
+                for (long i = first; i < std::min(first + TILE, m); i++)
+                    for (long j = left_column; j < std::min(left_column + TILE, i); j++)
+                        result[j * down + i] = result[i * down + j];
+    }
+}
+
+}  // extern "C"
