@@ -25,15 +25,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ("dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
-HEADERS = ("panels.h", "vectors.h")
+SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
+HEADERS = ("band.h", "panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[type]] = {
+    "gruclip_band": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
     "gruclip_chebyshev": [TENSOR] * 7 + [COUNT] * 3,
-    "gruclip_count_above": [TENSOR] * 4 + [COUNT],
-    "gruclip_eigenpairs": [TENSOR] * 6 + [COUNT] * 2 + [FLAG],
+    "gruclip_count_above": [TENSOR] * 3 + [COUNT],
+    "gruclip_eigenpairs": [TENSOR] * 5 + [COUNT] * 3 + [FLAG],
     "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2,
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
@@ -47,7 +48,6 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
     "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
     "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
-    "gruclip_tridiagonal": [TENSOR] * 4 + [COUNT, FLAG],
 }
 
 

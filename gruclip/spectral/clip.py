@@ -173,12 +173,12 @@ def _clip_one(
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
-    if tracks and in_range and limit < torch.inf:
-        wanted = partial(block.pairs_wanted, size=min(weight.shape))
-        quick = single.clip(weight, limit, near, block.NEAR, wanted)
-        if quick is None and single.takes(weight):
-            far = single.take_off_far_values(weight, norm, limit)
-            quick = single.clip(weight, limit, near, block.NEAR, wanted) if far else None
+    if tracks and in_range and limit < torch.inf and single.takes(weight):
+        squares, wanted = single.Squares(weight, limit), partial(block.pairs_wanted, size=min(weight.shape))
+        quick = single.clip(weight, squares, near, block.NEAR, wanted)
+        if quick is None:
+            far = single.take_off_far_values(weight, squares, norm)
+            quick = single.clip(weight, squares, near, block.NEAR, wanted) if far else None
     if quick is not None:
         count, values = far + quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         _track(held, weight, limit, values, quick.right)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from gruclip.native import kernels
+from gruclip.spectral.thin import thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
 LARGEST_SHARE = 0.25
+#: Of the compiled band: floats that a row's length is a multiple of, and its diagonals from the main one down.
+ROW_STEP, BAND_WIDTH = 16, 5
 #: Deviation from orthonormality, and residual relative to the largest entry of X, beyond which it is not trusted.
 PRECISION = 4e-6
 
@@ -16,8 +19,7 @@ PRECISION = 4e-6
 class Spectrum:
     """The eigenvalues and eigenvectors of X (n, n), float32 and symmetric.
 
-    With compiled kernels X is made tridiagonal, and pairs are computed as they are asked for; without them, all at
-    once.
+    With compiled kernels X is made a band, and pairs are computed as they are asked for; without them, all at once.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -29,17 +31,20 @@ class Spectrum:
         n = matrix.shape[0]
         #: Squares are taken: what they are taken of is near 1.
         self._size = float(matrix.abs().max()) or 1.0
-        self._reflections, self._scales = (matrix / self._size).contiguous(), matrix.new_empty(n)
-        self._diagonal, self._beside = (matrix.new_empty(size, dtype=torch.float64) for size in (n, n - 1))
-        reduced: list[Tensor | None] = [self._reflections, self._diagonal, self._beside, self._scales]
-        kernels.call("gruclip_tridiagonal", reduced, [n], torch.get_num_threads())
+        # What the kernel takes: rows of whole vectors, and room for one more.
+        room = (n + 2 * ROW_STEP - 1) // ROW_STEP * ROW_STEP
+        self._reflections, self._scales = matrix.new_zeros(n, room), matrix.new_empty(n)
+        torch.div(matrix, self._size, out=self._reflections[:, :n])
+        self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
+        reduced: list[Tensor | None] = [self._reflections, self._band, self._scales]
+        kernels.call("gruclip_band", reduced, [n, room], torch.get_num_threads())
 
     def count_above(self, threshold: float) -> int:
         """The number of eigenvalues above `threshold`."""
         if self._all is not None:
             return int((self._all[0] > threshold).sum())
         count, bound = torch.empty((), dtype=torch.int64), torch.tensor(threshold / self._size, dtype=torch.float64)
-        kernels.call("gruclip_count_above", [count, self._diagonal, self._beside, bound], [len(self._diagonal)])
+        kernels.call("gruclip_count_above", [count, self._band, bound], [len(self._band)])
         return int(count)
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
@@ -47,8 +52,9 @@ class Spectrum:
         n = self.matrix.shape[0]
         if self._all is None and count <= LARGEST_SHARE * n:
             values, vectors = torch.empty(count, dtype=torch.float64), self.matrix.new_empty(n, count)
-            made: list[Tensor | None] = [values, vectors, self._reflections, self._diagonal, self._beside, self._scales]
-            kernels.call("gruclip_eigenpairs", made, [n, count], torch.get_num_threads())
+            made: list[Tensor | None] = [values, vectors, self._reflections, self._band, self._scales]
+            counts = [n, self._reflections.stride(0), count]
+            kernels.call("gruclip_eigenpairs", made, counts, torch.get_num_threads())
             values *= self._size
             if self._is_precise(values, vectors):
                 return values, vectors
@@ -59,7 +65,7 @@ class Spectrum:
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
         apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
-        residual = (self.matrix @ vectors - vectors * values.float()).abs().max()
+        residual = (thin_product(self.matrix, vectors) - vectors * values.float()).abs().max()
         return float(apart) <= PRECISION and float(residual) <= PRECISION * self._size
 
 

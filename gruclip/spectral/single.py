@@ -32,12 +32,14 @@ LARGEST = 1024
 NOISE = 5e-7
 #: Of the power method that tells a matrix far above the limit.
 POWER_STEPS = 8
-
-
 #: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
 SET_APART = 1.05
 #: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
 HIDDEN = 0.03
+#: Columns that far values are sought with.
+FAR_COLUMNS = 16
+#: What an element of X may lose by a difference, at most: beyond, its rounding counts.
+LARGEST_LOSS = 1.0
 
 
 class Clipped(NamedTuple):
@@ -48,32 +50,65 @@ class Clipped(NamedTuple):
     right: Tensor  #: their right singular vectors (n, k), float32
 
 
+class Squares:
+    """X = W^T W / L^2 - I for a matrix W (m, n) and a limit L, in float32, and what was seen of it."""
+
+    def __init__(self, weight: Tensor, limit: float) -> None:
+        self.limit = limit
+        self.far: Tensor | None = None  #: a direction (n, 1) in which W is surely too far above the limit
+        self.form(weight)
+
+    def form(self, weight: Tensor) -> None:
+        """From W itself."""
+        self.matrix = gram_matrix(weight / self.limit)
+        self._set_diagonal(weight)
+
+    def _set_diagonal(self, weight: Tensor) -> None:
+        """From the columns' norms in float64: the diagonal holds half of the error of X."""
+        squares = torch.linalg.vector_norm(weight, dim=0, dtype=torch.float64).square()
+        self.matrix.diagonal().copy_(squares / self.limit**2 - 1)
+
+    def follow(self, weight: Tensor, block: ritz.Block, count: int) -> None:
+        """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block:
+
+        W^T W has lost G V_C^T + V_C G^T, with G = V_C (Theta_C^2 - L^2) / 2 + E_C^T (Theta_C - L).
+        """
+        theta, right = weight.new_tensor(block.values[:count]), block.right[:, :count]
+        lost = right * ((theta**2 - self.limit**2) / 2) + block.residual[:, :count] * (theta - self.limit)
+        lost = lost / self.limit**2
+        # The rounding of what is lost stays in X.
+        if float((lost * right).sum(1).abs().max()) > LARGEST_LOSS:
+            self.form(weight)
+            return
+        self.matrix.addmm_(lost, right.mT, alpha=-1).addmm_(right, lost.mT, alpha=-1)
+        self._set_diagonal(weight)
+
+
 def takes(weight: Tensor) -> bool:
     """Whether a matrix is of a kind that this can clip."""
     m, n = weight.shape
     return weight.dtype == torch.float32 and m >= n <= LARGEST
 
 
-def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]) -> Clipped | None:
-    """Clip `weight` (m, n), float32, m >= n, in place; None, and `weight` unchanged, where it is not precise enough.
+def clip(
+    weight: Tensor, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
+) -> Clipped | None:
+    """Clip `weight` (m, n) in place, given its squares; None, and `weight` unchanged, where it is not precise enough.
 
     A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
     leading triplets are returned at least, given the number of values above near * limit.
     """
-    if not takes(weight):
+    limit = squares.limit
+    squares.far = _direction_above(squares.matrix, FARTHEST**2 - 1)
+    if squares.far is not None:
         return None
-    scaled = weight / limit
-    squares = gram_matrix(scaled)
-    # The diagonal holds half of the error of X.
-    squares.diagonal().copy_(torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64).square() - 1)
-    if _is_surely_above(squares, FARTHEST**2 - 1):
-        return None
-    spectrum = Spectrum(squares)
+    spectrum = Spectrum(squares.matrix)
     above = spectrum.count_above((1 + NOISE) ** 2 - 1)
     x, right = spectrum.leading(max(1, above, wanted(spectrum.count_above(near**2 - 1))))
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
     if leading > FARTHEST - 1 or abs(leading - tolerance) <= NOISE:
+        squares.far = right[:, :1] if leading > FARTHEST - 1 else None
         return None
     # No value is raised, whatever the rounding of the count was.
     count = min(above, int((relative > 1).sum())) if leading > tolerance else 0
@@ -84,11 +119,12 @@ def clip(weight: Tensor, limit: float, tolerance: float, near: float, wanted: Ca
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
 
 
-def take_off_far_values(weight: Tensor, norm: float, limit: float) -> int:
+def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
     """Clip the values far above the limit alone, in place; their number, none where that is no quick matter.
 
     A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
     """
+    limit = squares.limit
     ceiling = SET_APART * limit
 
     def imprecise(block: ritz.Block) -> list[float] | None:
@@ -99,16 +135,20 @@ def take_off_far_values(weight: Tensor, norm: float, limit: float) -> int:
         # Of the first that is not above.
         return excess + [size / (HIDDEN * limit) for size in block.size[count : count + 1]]
 
-    columns = probes(weight.shape[1], weight, 0)
-    columns = there_and_back(weight, columns)[1]
-    block = ritz.converge(weight, columns, ceiling, imprecise)
-    return 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
+    if squares.far is None or not bool(squares.far.isfinite().all()):
+        return 0
+    columns = torch.cat([squares.far, probes(weight.shape[1], weight, 0)[:, : FAR_COLUMNS - 1]], 1)
+    block = ritz.converge(weight, there_and_back(weight, columns)[1], ceiling, imprecise)
+    count = 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
+    if block is not None and count:
+        squares.follow(weight, block, count)
+    return count
 
 
-def _is_surely_above(x: Tensor, bound: float) -> bool:
-    """Whether a few steps of the power method on X + I, from its longest column, find an eigenvalue of X above `bound`.
+def _direction_above(x: Tensor, bound: float) -> Tensor | None:
+    """A vector (n, 1) of Rayleigh quotient above `bound`, if a few steps of the power method on X + I find one.
 
-    They cost a hundredth of the decomposition that would be of no use.
+    They start from the longest column of X, and cost a hundredth of the decomposition that would be of no use.
     """
     longest = int(x.diagonal().argmax())
     vector = x[longest].clone()
@@ -117,4 +157,4 @@ def _is_surely_above(x: Tensor, bound: float) -> bool:
     for _ in range(POWER_STEPS):
         vector = torch.addmv(vector, x, vector).div_(size)
         size = torch.linalg.vector_norm(vector)
-    return not float(size) <= 1 + bound
+    return None if float(size) <= 1 + bound else vector[:, None]
