@@ -17,6 +17,7 @@ from gruclip.clock import Clock
 from gruclip.config import RunConfig
 from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, train_lanes
 from gruclip.dynamics import cell_jacobian, clipped_block, spectral_radius
+from gruclip.errors import NonFiniteError
 from gruclip.memory import keep_freed_memory
 from gruclip.models import Parameters, dropout_masks, initial_parameters, nll, zero_states
 from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
@@ -173,18 +174,23 @@ class Engine:
     def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
         next loss is not finite and ends it."""
-        finite = torch.isfinite(weight).flatten(1).all(1)
-        overflowed = not bool(finite.all())
-        matrices = torch.where(finite[:, None, None], weight, 0.0) if overflowed else weight
-        if not self.projects:
-            norm = spectral_norm(matrices, state)
-            none = torch.zeros_like(finite)
-            return ClipResult(none.long(), norm, none, finite, none)
-        result = clip_singular_values_(matrices, self.limits, algorithm=self.algorithm, state=state)
-        if overflowed:
+        try:
+            return self._clip_or_measure(weight, state)
+        except NonFiniteError:
+            finite = torch.isfinite(weight).flatten(1).all(1)
+            matrices = torch.where(finite[:, None, None], weight, 0.0)
+            result = self._clip_or_measure(matrices, state)
             weight.copy_(torch.where(finite[:, None, None], matrices, weight))
+            return result._replace(finite=finite)
+
+    def _clip_or_measure(self, weight: Tensor, state: SpectralState) -> ClipResult:
+        if not self.projects:
+            norm = spectral_norm(weight, state)
+            none = torch.zeros_like(norm, dtype=torch.bool)
+            return ClipResult(none.long(), norm, none, ~none, none)
+        result = clip_singular_values_(weight, self.limits, algorithm=self.algorithm, state=state)
         self._count(result)
-        return result._replace(finite=finite)
+        return result
 
     def _read_flags(self) -> None:
         """Redo in full what the last step's deferred projections could not certify, and mend the step's metrics in

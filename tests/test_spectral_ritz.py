@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gruclip.spectral import ritz
-from gruclip.spectral.thin import there_and_back, thin_product
+from gruclip.spectral.thin import distance, there_and_back, thin_product
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -65,6 +65,27 @@ def test_thin_products_are_those_of_float64(m: int, n: int, width: int) -> None:
     torch.testing.assert_close(back.double(), weight.double().mT @ exact, rtol=0, atol=2e-5 * (m / n + 1))
     turned = thin_product(weight.mT, rows)
     torch.testing.assert_close(turned.double(), weight.double().mT @ rows.double(), rtol=0, atol=2e-5 * (m / n + 1))
+
+
+@pytest.mark.parametrize("width", [1, 5, 21])
+def test_a_thread_more_changes_no_bit_of_a_thin_product(width: int, threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, columns = torch.randn(300, 1100, generator=generator), torch.randn(1100, width, generator=generator)
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        image, back = there_and_back(weight, columns)
+        made.append((image, back, thin_product(weight, columns), thin_product(weight.mT, image)))
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (17, 9), (130, 61)])
+def test_distances_are_frobenius_norms_of_differences_and_of_a_matrix_alone(m: int, n: int) -> None:
+    a, b = torch.randn(2, m, n + 3, generator=torch.Generator().manual_seed(0))[..., :n]
+    assert distance(a, b) == pytest.approx(float((a.double() - b.double()).norm()), rel=1e-6)
+    assert distance(a) == pytest.approx(float(a.double().norm()), rel=1e-6)
 
 
 @pytest.mark.usefixtures("kernels_or_not")

@@ -45,7 +45,8 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
     "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6,
     "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
-    "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
+    "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 4 + [FLAG],
+    "gruclip_there_and_back_one": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
     "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
     "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
 }

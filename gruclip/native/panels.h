@@ -60,31 +60,36 @@ inline void pack(float* packed, int width, const Matrix& matrix, long first, lon
         }
 }
 
-// sums (ROWS, PANEL), rows `stride` apart, = the rows of a matrix, `down` apart and their elements `across` apart, times
-// panel (depth, PANEL), or += that. Inlined, so that strides the caller knows cost nothing.
-template <int ROWS, bool ADD>
+// sums (ROWS, VECS vectors), rows `stride` apart, = the rows of a matrix, `down` apart and their elements `across` apart,
+// times panel (depth, VECS vectors), or += that. Inlined, so that strides the caller knows cost nothing.
+template <int ROWS, bool ADD, int VECS = 2>
 [[gnu::always_inline]] inline void multiply_in_place(float* sums, long stride, const float* matrix, long down,
                                                      long across, const float* panel, long depth) {
-    vec low[ROWS], high[ROWS];
+    vec s[ROWS][VECS];
 #pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) low[m] = high[m] = vec{};
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) s[m][v] = vec{};
     for (long k = 0; k < depth; k++) {
-        const vec first = load(panel), second = load(panel + LANES);
+        vec row[VECS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) row[v] = load(panel + v * LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; m++) {
             const vec element = splat(matrix[m * down]);
-            low[m] += element * first;
-            high[m] += element * second;
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) s[m][v] += element * row[v];
         }
-        panel += PANEL;
+        panel += VECS * LANES;
         matrix += across;
     }
 #pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++) {
-        float* row = sums + m * stride;
-        store(row, ADD ? load(row) + low[m] : low[m]);
-        store(row + LANES, ADD ? load(row + LANES) + high[m] : high[m]);
-    }
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) {
+            float* place = sums + m * stride + v * LANES;
+            store(place, ADD ? load(place) + s[m][v] : s[m][v]);
+        }
 }
 
 // The same for a packed block (depth, ROWS), transposed.

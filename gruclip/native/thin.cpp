@@ -8,26 +8,91 @@ namespace {
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
 constexpr long FAR_APART = 1024, DEEP = 32, TILES = 16, PIECE = TILES * BLOCK;
 
-// sums (high, PANEL) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, PANEL), or +=.
-template <bool ADD>
-void multiply_rows(float* sums, const float* rows, long down, long across, const float* panel, long high, long n) {
-    if (high == BLOCK) return multiply_in_place<BLOCK, ADD>(sums, PANEL, rows, down, across, panel, n);
-    for (long i = 0; i < high; i++)
-        multiply_in_place<1, ADD>(sums + i * PANEL, PANEL, rows + i * down, down, across, panel, n);
-}
+// Products with a panel of VECS vectors: of HEIGHT rows at once, so that as many sums as there are registers are taken.
+template <int VECS>
+struct Thin {
+    static constexpr long WIDTH = VECS * LANES, HEIGHT = 2 * BLOCK / VECS;
 
-// The same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across` apart.
-void multiply_turned(float* sums, const float* rows, long across, const float* panel, long high, long n) {
-    float piece[DEEP * PIECE];
-    for (long k = 0; k < n; k += DEEP) {
-        const long deep = std::min(DEEP, n - k);
-        for (long i = 0; i < deep; i++) std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
-        for (long i = 0; i < high; i += BLOCK)
-            (k == 0 ? multiply_rows<false> : multiply_rows<true>)(sums + i * PANEL, piece + i, 1, PIECE,
-                                                                  panel + k * PANEL, std::min<long>(BLOCK, high - i),
-                                                                  deep);
+    // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
+    // += that.
+    template <bool ADD>
+    static void multiply_rows(float* sums, const float* rows, long down, long across, const float* panel, long high,
+                              long n) {
+        if (high == HEIGHT) return multiply_in_place<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, n);
+        for (long i = 0; i < high; i++)
+            multiply_in_place<1, ADD, VECS>(sums + i * WIDTH, WIDTH, rows + i * down, down, across, panel, n);
     }
-}
+
+    // The same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across` apart.
+    template <bool ADD>
+    static void multiply_turned(float* sums, const float* rows, long across, const float* panel, long high, long n) {
+        float piece[DEEP * PIECE];
+        for (long k = 0; k < n; k += DEEP) {
+            const long deep = std::min(DEEP, n - k);
+            for (long i = 0; i < deep; i++)
+                std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
+            for (long i = 0; i < high; i += HEIGHT)
+                (k == 0 && !ADD ? multiply_rows<false> : multiply_rows<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
+                                                                              panel + k * WIDTH,
+                                                                              std::min(HEIGHT, high - i), deep);
+        }
+    }
+
+    // Columns left ... left + used - 1 of result (m, width) = matrix (m, n) times columns (n, width).
+    static void product(float* result, const float* matrix, const float* columns, long m, long n, long width, long left,
+                        long used, long down, long across, int threads) {
+        const Array panel = allocate(n * WIDTH);
+        const bool turned = down == 1 && across >= FAR_APART;
+        const long step = turned ? PIECE : HEIGHT;
+        pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (long first = 0; first < m; first += step) {
+            float sums[PIECE * WIDTH];
+            const float* rows = matrix + first * down;
+            const long high = std::min(step, m - first);
+            if (turned) multiply_turned<false>(sums, rows, across, panel.get(), high, n);
+            else multiply_rows<false>(sums, rows, down, across, panel.get(), high, n);
+            for (long i = 0; i < high; i++)
+                std::memcpy(result + (first + i) * width + left, sums + i * WIDTH, used * sizeof(float));
+        }
+    }
+
+    // The same columns of image (m, width) = W X and of back (n, width) = W^T image.
+    static void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
+                               long width, long left, long used, long down, int threads) {
+        constexpr long SHARES = 4, HIGH = DEEP / HEIGHT * HEIGHT;
+        const Array panel = allocate(n * WIDTH), sums = allocate(SHARES * n * WIDTH);
+        pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (long share = 0; share < SHARES; share++) {
+                float* sum = sums.get() + share * n * WIDTH;
+                std::memset(sum, 0, n * WIDTH * sizeof(float));
+                const long end = m * (share + 1) / SHARES;
+                for (long i = m * share / SHARES; i < end; i += HIGH) {
+                    const long high = std::min(HIGH, end - i);
+                    const float* rows = matrix + i * down;
+                    float there[HIGH * WIDTH];
+                    for (long r = 0; r < high; r += HEIGHT)
+                        multiply_rows<false>(there + r * WIDTH, rows + r * down, down, 1, panel.get(),
+                                             std::min(HEIGHT, high - r), n);
+                    for (long r = 0; r < high; r++)
+                        std::memcpy(image + (i + r) * width + left, there + r * WIDTH, used * sizeof(float));
+                    for (long j = 0; j < n; j += PIECE)
+                        multiply_turned<true>(sum + j * WIDTH, rows + j, down, there, std::min(PIECE, n - j), high);
+                }
+            }
+#pragma omp for schedule(static)
+            for (long j = 0; j < n; j++) {
+                float* total = sums.get() + j * WIDTH;
+                for (long share = 1; share < SHARES; share++)
+                    for (long c = 0; c < WIDTH; c++) total[c] += total[share * n * WIDTH + c];
+                std::memcpy(back + j * width + left, total, used * sizeof(float));
+            }
+        }
+    }
+};
 
 }  // namespace
 
@@ -36,28 +101,26 @@ extern "C" {
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
 void gruclip_thin_product(float* result, const float* matrix, const float* columns, long m, long n, long width,
                           long down, long across, int threads) {
-    const Array panel = allocate(n * PANEL);
-    const bool turned = down == 1 && across >= FAR_APART;
-    const long step = turned ? PIECE : BLOCK;
     for (long left = 0; left < width; left += PANEL) {
-        const int used = std::min<long>(PANEL, width - left);
-        pack(panel.get(), PANEL, {columns, width, 1}, 0, n, left, used);
-#pragma omp parallel for schedule(static) num_threads(threads)
-        for (long first = 0; first < m; first += step) {
-            float sums[PIECE * PANEL];
-            const float* rows = matrix + first * down;
-            const long high = std::min(step, m - first);
-            if (turned) multiply_turned(sums, rows, across, panel.get(), high, n);
-            else multiply_rows<false>(sums, rows, down, across, panel.get(), high, n);
-            for (long i = 0; i < high; i++)
-                std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));
-        }
+        const long used = std::min<long>(PANEL, width - left);
+        (used > LANES ? Thin<2>::product : Thin<1>::product)(result, matrix, columns, m, n, width, left, used, down,
+                                                              across, threads);
     }
 }
 
-// image (m) = W x and back (n) = W^T image for a matrix W (m, n), rows `down` apart, in one pass over it. What comes back
-// is summed in SHARES shares, whatever the number of threads.
-void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* x, long m, long n, long down,
+// image (m, width) = W X and back (n, width) = W^T image for a matrix W (m, n), rows `down` apart, and columns X (n, width),
+// in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
+void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
+                            long width, long down, int threads) {
+    for (long left = 0; left < width; left += PANEL) {
+        const long used = std::min<long>(PANEL, width - left);
+        (used > LANES ? Thin<2>::there_and_back : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width,
+                                                                            left, used, down, threads);
+    }
+}
+
+// The same for a single column x (n).
+void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n, long down,
                             int threads) {
     constexpr long SHARES = 8, HIGH = 4;
     const Array sums = zeros(SHARES * n);
@@ -93,7 +156,8 @@ void gruclip_there_and_back(float* image, float* back, const float* matrix, cons
     }
 }
 
-// The sum of (a - b)^2 over two (m, n) matrices, rows `a_down` and `b_down` apart, in double precision by rows.
+// The sum of (a - b)^2 over two (m, n) matrices, rows `a_down` and `b_down` apart, in double precision by rows; of a^2
+// where b is null.
 void gruclip_squared_distance(double* result, const float* a, const float* b, long m, long n, long a_down, long b_down,
                               int threads) {
     constexpr long ROWS = 16;
@@ -106,7 +170,8 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
             vec squares = {};
             for (long j = 0; j < n; j += LANES) {
                 const int count = std::min<long>(LANES, n - j);
-                const vec d = load(a + i * a_down + j, count) - load(b + i * b_down + j, count);
+                vec d = load(a + i * a_down + j, count);
+                if (b) d -= load(b + i * b_down + j, count);
                 squares += d * d;
             }
             for (int lane = 0; lane < LANES; lane++) sum += squares[lane];

@@ -79,8 +79,8 @@ LASTING = 3
 FAR = 0.4
 #: The share of it that may be left when they have.
 TAIL = 0.05
-#: So many of them: with the others, as many columns as a thin product takes at the price of one.
-SKETCH = 8
+#: So many of them at least, and as many more as make all columns a multiple of what a thin product takes at once.
+FEWEST_SKETCH, PANEL = 4, 16
 #: What pairs that make a certificate fail are taken to be too large by.
 FAILING = 4.0
 #: Smallest Ritz value, relative to the largest, by which W Q can be divided for a left vector.
@@ -141,6 +141,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     """
     ceiling = limit * (1 + tolerance)
     drift = distance(weight, tracked.reference)
+    left = drift  # ||(W - W_0)(I - Q Q^T)||_F for the basis Q, at most
     tracked = tracked._replace(age=tracked.age + 1)
 
     def imprecise(block: Block) -> list[float] | None:
@@ -149,7 +150,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         return excess_for_precision(block, norm, limit, ceiling)
 
     def uncertain(block: Block) -> list[float] | None:
-        nonlocal tracked, drift
+        nonlocal tracked, drift, left
         if limit == torch.inf:
             return []
         if block.values[-1] < LEAST_VALUE * block.values[0]:
@@ -157,7 +158,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         excess = None
         for count in tries:
             some = block if count is None else _leading(block, count)
-            bulk = _bulk(weight, limit, tracked, some, drift)
+            bulk = _bulk(weight, limit, tracked, some, drift, left if count is None else drift)
             if bulk <= HIGHEST_BULK * limit:
                 excess = _excess_for_certificate(some, bulk, limit, ceiling)
                 if not excess:
@@ -167,7 +168,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         if renewed is None:
             return excess
         # Pairs that joined for precision have large residuals of their own; the new bulk holds them.
-        tracked, drift, tries[:] = renewed, 0.0, [renewed.first.shape[1], None]
+        tracked, drift, left, tries[:] = renewed, 0.0, 0.0, [renewed.first.shape[1], None]
         return _excess_for_certificate(_leading(block, renewed.first.shape[1]), float(renewed.bulk), limit, ceiling)
 
     # How many of the leading pairs are to be certified by the reference: as many as F has, or all.
@@ -175,15 +176,19 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     bulk = float(tracked.bulk)
     room = HIGHEST_BULK * limit - bulk if limit < torch.inf else bulk
     if drift > FAR * room:
+        if limit < torch.inf and TAIL * drift < room:
+            columns.append(tracked.first)
+        elif limit < torch.inf:
+            tries = []
         vectors, tracked = _next_probes(weight.shape[1], tracked)
-        columns.append(_leading_of(weight - tracked.reference, vectors[:, :SKETCH]))
+        held = sum(part.shape[1] for part in columns)
+        sketch = FEWEST_SKETCH + (-held - FEWEST_SKETCH) % PANEL
+        change = weight - tracked.reference
+        columns.append(_leading_of(change, vectors[:, :sketch]))
+        left = _outside(drift, distance(thin_product(change, columns[-1])), weight.dtype)
         if limit == torch.inf:
             # The reference only says how far W has moved.
             tracked = tracked._replace(reference=weight.clone(), age=torch.tensor(0))
-        elif TAIL * drift < room:
-            columns.append(tracked.first)
-        else:
-            tries = []
     block = converge(weight, torch.cat(columns, 1), ceiling, imprecise, uncertain)
     if block is None:
         return None
@@ -224,19 +229,24 @@ def _leading_of(change: Tensor, vectors: Tensor) -> Tensor:
     return orthonormal(there_and_back(change, vectors)[1])
 
 
-def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float) -> float:
-    """beta for the Ritz vectors of a block, first with ||W - W_0||_F, which is often enough."""
+def _bulk(weight: Tensor, limit: float, tracked: Tracked, block: Block, drift: float, left: float) -> float:
+    """beta for the Ritz vectors of a block, first with a bound `left` of ||(W - W_0)(I - V V^T)||_F, often enough."""
     right, mu = block.right, float(tracked.bulk)
     apart = tracked.first - right @ (right.mT @ tracked.first)
     mu += float(tracked.top) * float(torch.linalg.vector_norm(apart))
-    if mu + drift <= HIGHEST_BULK * limit or mu > HIGHEST_BULK * limit:
-        return mu + drift
+    if mu + left <= HIGHEST_BULK * limit or mu > HIGHEST_BULK * limit:
+        return mu + left
     image = block.left * right.new_tensor(block.values)
     inside = distance(image, thin_product(tracked.reference, right))
-    # The difference of two squares; the rounding of both counts as drift.
+    # The rounding of both counts as drift.
     eps = 16 * torch.finfo(weight.dtype).eps
-    inside = max(inside - eps * math.hypot(*block.values), 0.0)
-    return mu + max(drift**2 * (1 + eps) - inside**2, 0.0) ** 0.5
+    return mu + _outside(drift, max(inside - eps * math.hypot(*block.values), 0.0), weight.dtype)
+
+
+def _outside(drift: float, inside: float, dtype: torch.dtype) -> float:
+    """The Frobenius norm of the part of a change, of norm `drift`, that is orthogonal to a part of norm `inside`."""
+    eps = 16 * torch.finfo(dtype).eps
+    return max((drift**2 - inside**2) + eps * drift**2, 0.0) ** 0.5
 
 
 def _renew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
+from gruclip.native import kernels
 from gruclip.spectral import block, exact, single, truncated
 from gruclip.spectral.products import clip_by_products_, norms_by_products
 from gruclip.spectral.state import SpectralState
+from gruclip.spectral.thin import distance
 
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 
@@ -75,11 +78,11 @@ def clip_singular_values_(
         raise UserError(f"limit={min(limits)}: should be a positive number")
     algorithm = algorithm_on(weight.device, algorithm)
     with torch.no_grad():
-        norms = _frobenius_norms(weight).reshape(-1).tolist()
+        matrices = [weight[index] for index in _indices(batch)]
+        norms = _frobenius_norms(weight, matrices)
         if algorithm == "products":
             on_device = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(batch)
             return redo_uncertified_(weight, on_device, clip_singular_values_deferred_(weight, on_device))
-        matrices = [weight[index] for index in _indices(batch)]
         entries = (state or SpectralState()).resize(len(matrices))
         done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
@@ -135,7 +138,7 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     Raises `NonFiniteError` naming the first matrix that holds NaN or infinity.
     """
     if has_fast_float64(weight.device):
-        _frobenius_norms(weight.detach())
+        _frobenius_norms(weight.detach(), [])
         return norms_by_products(weight.detach())
     return clip_singular_values_(weight.detach(), torch.inf, state=state).spectral_norm
 
@@ -144,10 +147,13 @@ def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(size) for size in batch)))
 
 
-def _frobenius_norms(weight: Tensor) -> Tensor:
-    """The norms; raises `NonFiniteError` if an entry is not finite, and not if only its square is."""
-    norms = torch.linalg.vector_norm(weight, dim=(-2, -1))
-    if not bool(torch.isfinite(norms).all()):
+def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
+    """The norms of a batch's matrices; raises `NonFiniteError` if an entry is not finite, not if only its square is."""
+    if kernels.takes(weight) and matrices:
+        norms = [distance(matrix) for matrix in matrices]
+    else:
+        norms = torch.linalg.vector_norm(weight, dim=(-2, -1)).reshape(-1).tolist()
+    if not all(map(math.isfinite, norms)):
         broken = ~torch.isfinite(weight).all(-1).all(-1)
         if bool(broken.any()):
             where = broken.nonzero()[0].tolist()

@@ -42,9 +42,6 @@ class Basis(NamedTuple):
     def of(cls, weight: Tensor, columns: Tensor) -> Basis:
         return cls(columns, *there_and_back(weight, columns))
 
-    def joined(self, other: Basis) -> Basis:
-        return Basis(*(torch.cat(pair, 1) for pair in zip(self, other, strict=True)))
-
 
 class Block(NamedTuple):
     """The leading k Ritz triplets of W on a basis Q of q columns."""
@@ -156,12 +153,15 @@ def converge(
         # How much smaller a step makes the residuals, by the last steps if there were any.
         rate = math.log(before / now) / steps if steps and now < before else _expected_rate(values, chosen[-1])
         before, steps = now, max(1, min(math.ceil(math.log(now) / rate), MOST_KRYLOV))
+        grown = [basis]
         for _ in range(steps):
-            if basis.columns.shape[1] + new.shape[1] > widest:
+            columns = torch.cat([part.columns for part in grown], 1)
+            if columns.shape[1] + new.shape[1] > widest:
                 return None
             # The next columns are there as soon as the last ones have been pulled back.
-            joined = Basis.of(weight, orthonormal(new, basis.columns))
-            basis, new = basis.joined(joined), joined.back
+            grown.append(Basis.of(weight, orthonormal(new, columns)))
+            new = grown[-1].back
+        basis = Basis(*(torch.cat(parts, 1) for parts in zip(*grown, strict=True)))
     return None
 
 

@@ -24,23 +24,28 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
 
 
 def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """W X and W^T W X for a few columns X; of a single one in one pass over W."""
-    if columns.shape[1] == 1 and kernels.takes(weight, columns) and weight.stride(1) == 1:
-        m, n = weight.shape
-        image, back = columns.new_empty(m, 1), columns.new_empty(n, 1)
+    """W X and W^T W X for a few columns X, in one pass over W."""
+    if kernels.takes(weight, columns) and weight.stride(1) == 1:
+        (m, n), width = weight.shape, columns.shape[1]
+        image, back = columns.new_empty(m, width), columns.new_empty(n, width)
         made: list[Tensor | None] = [image, back, weight, columns.contiguous()]
-        kernels.call("gruclip_there_and_back", made, [m, n, weight.stride(0)], torch.get_num_threads())
+        name, counts = "gruclip_there_and_back", [m, n, width, weight.stride(0)]
+        if width == 1:
+            name, counts = "gruclip_there_and_back_one", [m, n, weight.stride(0)]
+        kernels.call(name, made, counts, torch.get_num_threads())
         return image, back
     image = thin_product(weight, columns)
     return image, thin_product(weight.mT, image)
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """||a - b||_F, without the difference of two whole matrices in memory."""
-    if kernels.takes(a, b) and a.stride(1) == 1 and b.stride(1) == 1:
+def distance(a: Tensor, b: Tensor | None = None) -> float:
+    """||a - b||_F, without the difference of two whole matrices in memory; ||a||_F without b."""
+    if kernels.takes(a, b) and a.stride(1) == 1 and (b is None or b.stride(1) == 1):
         squared = torch.empty((), dtype=torch.float64)
-        counts = [*a.shape, a.stride(0), b.stride(0)]
+        counts = [*a.shape, a.stride(0), 0 if b is None else b.stride(0)]
         kernels.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
         return math.sqrt(float(squared))
+    if b is None:
+        return float(torch.linalg.vector_norm(a))
     squares = (torch.dist(rows, others).double() ** 2 for rows, others in zip(a.split(128), b.split(128), strict=True))
     return math.sqrt(sum(map(float, squares)))
