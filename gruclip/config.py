@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gruclip.algorithms import ALGORITHMS
 from gruclip.errors import ConfigError
 
 DATASETS = ("pydoc", "ptb", "nottingham", "jsb_chorales", "musedata", "piano_midi")
@@ -27,7 +28,6 @@ SCHEDULES = ("exponential", "plateau", "constant")
 BUDGETS = ("full", "short", "smoke")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 #: sigma_1(W_hh) below which the cell without biases is stable at the origin (derived in `dynamics`).

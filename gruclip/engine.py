@@ -118,7 +118,7 @@ class Engine:
         self._read_flags()
         clock, runs = self.clock, len(self.configs)
         clock.start()
-        window = slice_lanes(self._lanes, iteration * self.trainer.bptt, self.trainer.bptt)
+        window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
         steps, batch = window.inputs.shape[1:3]
         masks = dropout_masks(self.model, self.generators, steps, batch, self.parameters["output"])
         clock.book("data")
@@ -292,7 +292,7 @@ def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | Mus
     total = torch.zeros(runs, dtype=torch.float64, device=like.device)
     with torch.no_grad():
         for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
-            window = slice_lanes(stacked, start, EVALUATION_STEPS)
+            window = stacked.window(start, EVALUATION_STEPS, axis=1)
             window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
             total += window_nll
     return (total / lanes.predicted).tolist()
@@ -325,14 +325,4 @@ def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
     assert inputs is not None
     assert targets is not None
     keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
-    return Lanes(inputs, targets, keep, weight, lanes[0].predicted)
-
-
-def slice_lanes(lanes: Lanes, start: int, length: int) -> Lanes:
-    """Steps start ... start + length of stacked lanes, as views; fewer at the end."""
-
-    def part(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[:, start : start + length]
-
-    inputs, targets = lanes.inputs[:, start : start + length], lanes.targets[:, start : start + length]
-    return Lanes(inputs, targets, part(lanes.keep), part(lanes.weight), lanes.predicted)
+    return Lanes(inputs, targets, keep, weight)

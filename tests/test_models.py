@@ -58,7 +58,7 @@ def test_the_models_loss_is_the_papers_equations_written_out() -> None:
     masks = dropout_masks(config, [generator], 4, 3, parameters["output"])
     assert masks is not None
     states = zero_states(config, 1, 3, parameters["output"])
-    found, _ = nll(parameters, config, Lanes(tokens, targets, None, None, 12), states, masks)
+    found, _ = nll(parameters, config, Lanes(tokens, targets, None, None), states, masks)
 
     x = 0.01 * parameters["input"][tokens]
     for layer in range(2):

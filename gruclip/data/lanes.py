@@ -30,19 +30,26 @@ class Lanes:
     targets: Tensor  #: as `inputs`
     keep: Tensor | None  #: bool (L, B), False where the state is set to zero before the step; None: nowhere
     weight: Tensor | None  #: float32 (L, B), 0 where the target is padding and does not count; None: all count
-    predicted: int  #: number of targets that count
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def window(self, start: int, length: int) -> Lanes:
-        """Steps start ... start + length, fewer at the end, as views."""
-        part = slice(start, start + length)
-        keep = None if self.keep is None else self.keep[part]
-        weight = None if self.weight is None else self.weight[part]
-        targets = self.targets[part]
-        predicted = targets.shape[0] * targets.shape[1] if weight is None else int(weight.count_nonzero())
-        return Lanes(self.inputs[part], targets, keep, weight, predicted)
+    @property
+    def predicted(self) -> int:
+        """The number of targets that count."""
+        if self.weight is None:
+            return self.targets.shape[0] * self.targets.shape[1]
+        return int(self.weight.count_nonzero())
+
+    def window(self, start: int, length: int, axis: int = 0) -> Lanes:
+        """Steps start ... start + length, fewer at the end, as views; `axis` 1 where the tensors are those of several
+        runs, with a leading axis for these."""
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor.narrow(axis, start, min(length, tensor.shape[axis] - start))
+
+        keep, weight = (None if tensor is None else part(tensor) for tensor in (self.keep, self.weight))
+        return Lanes(part(self.inputs), part(self.targets), keep, weight)
 
 
 def check_window(corpus: WordCorpus | MusicCorpus, batch_size: int, bptt: int) -> None:
@@ -78,14 +85,14 @@ def train_lanes(corpus: WordCorpus | MusicCorpus, batch_size: int, seed: int, ep
     if isinstance(corpus, WordCorpus):
         text = corpus.splits["train"]
         lanes = _cut(text, batch_size)
-        return Lanes(lanes[:-1], lanes[1:], None, None, lanes[1:].numel())
+        return Lanes(lanes[:-1], lanes[1:], None, None)
     tunes = corpus.splits["train"]
     order = np.random.default_rng([seed, epoch]).permutation(len(tunes))
     inputs, targets, keep = _join([tunes[index] for index in order])
     keep = _cut(keep, batch_size)
     keep[:1] = False
     targets = _cut(targets, batch_size)
-    return Lanes(_cut(inputs, batch_size), targets, keep, None, keep.numel())
+    return Lanes(_cut(inputs, batch_size), targets, keep, None)
 
 
 def eval_lanes(corpus: WordCorpus | MusicCorpus, split: str, batch_size: int) -> Lanes:
@@ -146,5 +153,4 @@ def _side_by_side(inputs: Sequence[Tensor], targets: Sequence[Tensor], keep: Seq
         pad_sequence(list(targets)),
         None if keep is None else pad_sequence(list(keep), padding_value=1),
         None if counts.all() else counts.float(),
-        int(lengths.sum()),
     )

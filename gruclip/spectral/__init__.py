@@ -1,7 +1,7 @@
 """The projection onto {W : sigma_1(W) <= limit} and the algorithms for it."""
 
+from gruclip.algorithms import ALGORITHMS
 from gruclip.spectral.clip import (
-    ALGORITHMS,
     ClipResult,
     algorithm_on,
     clip_singular_values_,

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gruclip.algorithms import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.native import kernels
 from gruclip.spectral import block, exact, single, truncated
 from gruclip.spectral.products import clip_by_products_, norms_by_products
 from gruclip.spectral.state import SpectralState
 from gruclip.spectral.thin import distance
-
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
