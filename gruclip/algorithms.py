@@ -1,3 +1,3 @@
-"""The names of the projection's algorithms, apart from what needs torch: the command line names them before it loads."""
+"""The names of the algorithms for the projection, without torch: the command line names them before it loads that."""
 
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
