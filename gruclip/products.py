@@ -5,16 +5,16 @@ on two cores each of two of them (torch 2.13, GFLOP/s):
 
 - AMD EPYC with AVX-512 (Zen 4): MKL 124, oneDNN, inside the same torch, 200 for (700, 650) @ (650, 10000); 93 against
   160 for (20, 650) @ (650, 1300) with packed weights.
-- AMD EPYC with AVX2 (Zen 3): MKL 94, oneDNN 92, ours (`native/dense.cpp`) 115 for the transposed (1300, 700) @
-  (700, 650); 84, 130 and 113 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
+- AMD EPYC with AVX2 (Zen 3): MKL 86, oneDNN 92, ours (`native/dense.cpp`) 120 for the transposed (1300, 700) @
+  (700, 650); 90, 137 and 118 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
   transpose of that, and both divide the work evenly among cores that other work slows down unevenly.
 
 In bf16 torch calls oneDNN itself.
 
 The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: for float32
-on x86 processors other than Intel's, oneDNN with AVX-512, ours with AVX2 for large products; torch's default everywhere
-else. Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to bf16 and multiplied
-as float32: the same sums.
+on x86 processors other than Intel's, oneDNN with AVX-512, ours with AVX2 for products of a layer's size; torch's
+default everywhere else. Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to
+bf16 and multiplied as float32: the same sums.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from torch import Tensor
 
 from gruclip.native import kernels
 
-#: Multiply-adds from which a product is large: below, packing both factors costs more than it saves.
-LARGE = 200_000_000
+#: Multiply-adds of a product from which the compiled kernel is worth the packing of both factors, and up to which it
+#: beats MKL: by a tenth to a third in between, while MKL is a tenth faster at (700, 650) @ (650, 10000).
+LARGE, LARGEST = 200_000_000, 2_000_000_000
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
 
@@ -71,7 +72,7 @@ def ours_is_faster() -> bool:
 
 
 def _takes_ours(a: Tensor, b: Tensor) -> bool:
-    return _is_float32_matrix(a) and a.numel() * b.shape[1] >= LARGE and ours_is_faster()
+    return _is_float32_matrix(a) and LARGE <= a.numel() * b.shape[1] <= LARGEST and ours_is_faster()
 
 
 def _dense(a: Tensor) -> Tensor:

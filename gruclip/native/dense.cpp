@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr long ROWS = 16 * BLOCK;  // of a task: with their whole depth they stay in the second-level cache
+constexpr long ROWS = 16 * BLOCK;  // of a task: DEEP columns of them stay in the second-level cache
 constexpr long DEEP = 352;         // of a panel, so that it stays in the first-level cache for all blocks of rows
 constexpr long TILE = 32;          // of the matrix that is reflected
 
@@ -37,20 +37,22 @@ void gruclip_product(float* result, const float* left, const float* right, long 
         for (long p = 0; p < panels; p++)
             pack(columns.get() + p * depth * PANEL, PANEL, factor, 0, depth, p * PANEL,
                  std::min<long>(PANEL, n - p * PANEL));
-        const Array rows = allocate(ROWS * depth + 1);
+        const Array rows = allocate(ROWS * deep + 1);
 #pragma omp for schedule(dynamic)
         for (long task = tasks - 1; task >= 0; task--) {  // the longest first, where half is left out
             const long first = task * ROWS, high = std::min(ROWS, m - first);
-            for (long i = 0; i < high; i += BLOCK)
-                pack(rows.get() + i * depth, BLOCK, turned, 0, depth, first + i, std::min<long>(BLOCK, high - i));
             const long needed = symmetric ? parts(first + high, PANEL) : panels;
-            for (long k = 0; k < depth; k += deep)
+            for (long k = 0; k < depth; k += deep) {
+                const long d = std::min(deep, depth - k);
+                for (long i = 0; i < high; i += BLOCK)
+                    pack(rows.get() + i * d, BLOCK, turned, k, d, first + i, std::min<long>(BLOCK, high - i));
                 for (long p = 0; p < needed; p++)
                     for (long i = 0; i < high; i += BLOCK)
                         (k ? multiply_corner<true> : multiply_corner<false>)(
-                            result + (first + i) * down + p * PANEL, down, rows.get() + i * depth + k * BLOCK,
-                            columns.get() + (p * depth + k) * PANEL, std::min(deep, depth - k),
-                            std::min<long>(BLOCK, high - i), std::min<long>(PANEL, n - p * PANEL));
+                            result + (first + i) * down + p * PANEL, down, rows.get() + i * d,
+                            columns.get() + (p * depth + k) * PANEL, d, std::min<long>(BLOCK, high - i),
+                            std::min<long>(PANEL, n - p * PANEL));
+            }
         }
 #pragma omp for schedule(dynamic)
         for (long first = 0; first < (symmetric ? m : 0); first += TILE)

@@ -84,12 +84,10 @@ struct Ahead {
 // to (rows, COUNT vectors), `down` apart, = the kept elements of block q times packed (block, COUNT vectors), plus sums
 // (rows, COUNT vectors) if they are to be added.
 template <int COUNT, bool ADD>
-void multiply_kept(float* to, long down, const float* sums, const Kept& kept, long q, const float* packed,
-                   const Ahead& ahead) {
+void multiply_kept(float* to, long down, const float* sums, const Kept& kept, long q, const float* packed) {
     const uint64_t* which = kept.which.get() + q * kept.rows;
     const float* value = kept.values.get() + q * kept.rows * kept.block;
     for (long i = 0; i < kept.rows; i++, sums += COUNT * LANES, to += down) {
-        ahead.fetch(i, kept.rows);
         vec s[COUNT];
 #pragma GCC unroll 16
         for (int v = 0; v < COUNT; v++) s[v] = ADD ? load(sums + v * LANES) : vec{};
@@ -127,7 +125,7 @@ void multiply_where_kept(float* sums, const Kept& kept, long q, const float* lef
     }
 }
 
-using MultiplyKept = void (*)(float*, long, const float*, const Kept&, long, const float*, const Ahead&);
+using MultiplyKept = void (*)(float*, long, const float*, const Kept&, long, const float*);
 template <bool ADD, int... COUNT>
 constexpr MultiplyKept pick_kept(int count, std::integer_sequence<int, COUNT...>) {
     constexpr MultiplyKept table[] = {multiply_kept<COUNT + 1, ADD>...};
@@ -170,15 +168,9 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
             float* target = result + kept.first * result_down + left_column * result_across;
             for (long q = 0; q < kept.blocks; q++) {
                 pack(packed.get(), width, factor, q * kept.block, kept.columns(q), left_column, used);
-                // The next block, or the first of the next panel.
-                const bool last = q + 1 == kept.blocks;
-                const long next_column = last ? left_column + width : left_column, next = last ? 0 : q + 1;
-                const long next_used = std::max<long>(0, std::min(width, n - next_column));
-                const Ahead ahead(factor, next * kept.block, next_used ? kept.columns(next) : 0, next_column,
-                                  std::max<long>(1, next_used));
-                const bool arrived = last && whole;
+                const bool arrived = whole && q + 1 == kept.blocks;
                 (q == 0 ? begin : add)(arrived ? target : sums.get(), arrived ? result_down : width, sums.get(), kept, q,
-                                       packed.get(), ahead);
+                                       packed.get());
             }
             if (whole) continue;
             for (long i = 0; i < kept.rows; i++) {
