@@ -92,9 +92,11 @@ struct Factors {
         std::fill(x + n, x + n + 2 * BAND, 0.0);
         for (long i = n - 1; i >= 0; i--) {
             const double* row = &upper[i * REACH];
-            double sum = x[i];
-            for (long c = 1; c < REACH; c++) sum -= row[c] * x[i + c];
-            x[i] = sum * row[0];
+            double even = 0, odd = 0;
+            for (long c = 2; c < REACH; c += 2) even += row[c] * x[i + c];
+            for (long c = 3; c < REACH; c += 2) odd += row[c] * x[i + c];
+            // Last what the row before has only just found.
+            x[i] = ((x[i] - even - odd) - row[1] * x[i + 1]) * row[0];
         }
     }
 };

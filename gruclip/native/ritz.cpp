@@ -92,8 +92,11 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
 }
 
 // gram (q, q) = image^T image for image (m, q), summed in double precision.
-void gruclip_gram(double* gram, const float* image, long m, long q) {
+void gruclip_gram(double* gram, const float* image, long m, long q, int threads) {
+    constexpr long WORTH_A_THREAD = 1000000;  // products of numbers
     const std::vector<double> turned = turn_double(image, m, q);
+    if (m * q * q < WORTH_A_THREAD) threads = 1;
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (long a = 0; a < q; a++)
         for (long b = a; b < q; b++)
             gram[a * q + b] = gram[b * q + a] = dot(turned.data() + a * m, turned.data() + b * m, m);

@@ -74,7 +74,7 @@ def gram(columns: Tensor) -> Tensor:
     if kernels.takes(columns):
         m, q = columns.shape
         made = columns.new_empty(q, q, dtype=torch.float64)
-        kernels.call("gruclip_gram", [made, columns.contiguous()], [m, q])
+        kernels.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
         return made
     wide = columns.double()
     return wide.mT @ wide

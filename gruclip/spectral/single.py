@@ -55,8 +55,9 @@ class Squares:
 
     def __init__(self, weight: Tensor, limit: float) -> None:
         self.limit = limit
-        self.far: Tensor | None = None  #: a direction (n, 1) in which W is surely too far above the limit
         self.form(weight)
+        #: A direction (n, 1) in which W is too far above the limit, where one was found.
+        self.far = _direction_above(self.matrix, FARTHEST**2 - 1)
 
     def form(self, weight: Tensor) -> None:
         """From W itself."""
@@ -69,7 +70,7 @@ class Squares:
         self.matrix.diagonal().copy_(squares / self.limit**2 - 1)
 
     def follow(self, weight: Tensor, block: ritz.Block, count: int) -> None:
-        """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block:
+        """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block, all that are far:
 
         W^T W has lost G V_C^T + V_C G^T, with G = V_C (Theta_C^2 - L^2) / 2 + E_C^T (Theta_C - L).
         """
@@ -99,7 +100,6 @@ def clip(
     leading triplets are returned at least, given the number of values above near * limit.
     """
     limit = squares.limit
-    squares.far = _direction_above(squares.matrix, FARTHEST**2 - 1)
     if squares.far is not None:
         return None
     spectrum = Spectrum(squares.matrix)
@@ -140,8 +140,10 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
     columns = torch.cat([squares.far, probes(weight.shape[1], weight, 0)[:, : FAR_COLUMNS - 1]], 1)
     block = ritz.converge(weight, there_and_back(weight, columns)[1], ceiling, imprecise)
     count = 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
-    if block is not None and count:
+    # Where all that was found is far, there may be more.
+    if block is not None and 0 < count < len(block.values):
         squares.follow(weight, block, count)
+        squares.far = None
     return count
 
 
