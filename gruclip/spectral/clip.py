@@ -27,7 +27,7 @@ class ClipResult(NamedTuple):
     """What a projection did, one entry a matrix."""
 
     values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
-    spectral_norm: Tensor  #: after clipping, float64, to 1e-4
+    spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
     certified: Tensor  #: bool: shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
     redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
