@@ -20,8 +20,8 @@ constexpr long WORTH_A_THREAD = 160;  // rows: below, starting a thread takes lo
 void update_row(float* a, const float* v, const float* w, long stride, long i, long end) {
     for (long j = 0; j < end; j += LANES) {
         vec sum = load(a + j);
-        for (long k = 0; k < BAND; k++)
-            sum -= splat(v[k * stride + i]) * load(w + k * stride + j) + splat(w[k * stride + i]) * load(v + k * stride + j);
+        for (long k = 0; k < BAND * stride; k += stride)
+            sum -= splat(v[k + i]) * load(w + k + j) + splat(w[k + i]) * load(v + k + j);
         store(a + j, sum);
     }
 }
@@ -82,10 +82,6 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
             for (long k = 0; k < BAND; k++)
                 for (long r = 0; r < ROWS; r++) sums[k * stride + row + r] += total(across[k][r]);
         }
-}
-
-void subtract(float* x, const float* y, float factor, long n) {
-    for (long j = 0; j < n; j++) x[j] -= factor * y[j];
 }
 
 }  // namespace

@@ -8,10 +8,6 @@
 
 namespace {
 
-void subtract(float* a, const float* b, float factor, long n) {
-    for (long i = 0; i < n; i++) a[i] -= factor * b[i];
-}
-
 // turned (columns, rows) = matrix (rows, columns) transposed.
 Array turn(const float* matrix, long rows, long columns) {
     Array turned = allocate(rows * columns + 1);

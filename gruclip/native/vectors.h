@@ -44,6 +44,10 @@ inline float total(vec v) {
     return parts[0];
 }
 
+inline void subtract(float* a, const float* b, float factor, long n) {
+    for (long i = 0; i < n; i++) a[i] -= factor * b[i];
+}
+
 inline float dot(const float* a, const float* b, long n) {
     constexpr int CHAINS = 4;  // sums that do not wait for each other
     vec sums[CHAINS] = {};
