@@ -164,8 +164,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     const auto start = [&](double* x, unsigned long seed) {
         unsigned long state = seed;
         for (long i = 0; i < n; i++) {
-            state = state * 6364136223846793005ul + 1442695040888963407ul;
-            x[i] = double(state >> 11) / 9007199254740992.0 - 0.5;
+            x[i] = double(next_bits(state) >> 11) / 9007199254740992.0 - 0.5;
         }
     };
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -224,7 +223,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     }
 
     // Back, in columns of whole vectors.
-    const long width = (wanted + LANES - 1) / LANES * LANES;
+    const long width = parts(wanted, LANES) * LANES;
     const Array turned = zeros(n * width);
     for (long k = 0; k < wanted; k++)
         for (long i = 0; i < n; i++)

@@ -92,7 +92,16 @@ template <int ROWS, bool ADD, int VECS = 2>
         }
 }
 
-// The same for a packed block (depth, ROWS), transposed.
+// The same for up to ROWS rows.
+template <int ROWS, bool ADD, int VECS = 2>
+void multiply_rows(float* sums, long stride, const float* rows, long down, long across, const float* panel, long high,
+                   long depth) {
+    if (high == ROWS) return multiply_in_place<ROWS, ADD, VECS>(sums, stride, rows, down, across, panel, depth);
+    for (long i = 0; i < high; i++)
+        multiply_in_place<1, ADD, VECS>(sums + i * stride, stride, rows + i * down, down, across, panel, depth);
+}
+
+// multiply_in_place for a packed block (depth, ROWS), transposed.
 template <int ROWS, bool ADD>
 void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {
     multiply_in_place<ROWS, ADD>(sums, stride, block, 1, ROWS, panel, depth);

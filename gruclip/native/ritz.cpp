@@ -8,16 +8,10 @@
 
 namespace {
 
-// turned (columns, rows) = matrix (rows, columns) transposed.
-Array turn(const float* matrix, long rows, long columns) {
-    Array turned = allocate(rows * columns + 1);
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
-    return turned;
-}
-
-std::vector<double> turn_double(const float* matrix, long rows, long columns) {
-    std::vector<double> turned(rows * columns);
+// matrix (rows, columns) transposed.
+template <typename Number>
+std::vector<Number> turn(const float* matrix, long rows, long columns) {
+    std::vector<Number> turned(rows * columns);
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
     return turned;
@@ -25,17 +19,12 @@ std::vector<double> turn_double(const float* matrix, long rows, long columns) {
 
 // result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
 void multiply_thin(float* result, const float* matrix, const float* panels, long rows, long depth, long width) {
-    constexpr long HIGH = 4;
     for (long left = 0; left < width; left += PANEL, panels += depth * PANEL) {
         const long used = std::min<long>(PANEL, width - left);
-        for (long first = 0; first < rows; first += HIGH) {
-            float sums[HIGH * PANEL];
-            const long high = std::min(HIGH, rows - first);
-            if (high == HIGH) multiply_in_place<HIGH, false>(sums, PANEL, matrix + first * depth, depth, 1, panels, depth);
-            else
-                for (long i = 0; i < high; i++)
-                    multiply_in_place<1, false>(sums + i * PANEL, PANEL, matrix + (first + i) * depth, depth, 1, panels,
-                                                depth);
+        for (long first = 0; first < rows; first += BLOCK) {
+            float sums[BLOCK * PANEL];
+            const long high = std::min<long>(BLOCK, rows - first);
+            multiply_rows<BLOCK, false>(sums, PANEL, matrix + first * depth, depth, 1, panels, high, depth);
             for (long i = 0; i < high; i++)
                 std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));
         }
@@ -52,10 +41,10 @@ extern "C" {
 void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others) {
     constexpr double LOST = 1e-5, SETTLED = 0.7;
     constexpr int MOST_ROUNDS = 30;
-    const Array mine = turn(columns, n, count), theirs = turn(against, n, others);
+    std::vector<float> mine = turn<float>(columns, n, count), theirs = turn<float>(against, n, others);
     unsigned long state = 1;
     for (long c = 0; c < count; c++) {
-        float* x = mine.get() + c * n;
+        float* x = mine.data() + c * n;
         // First to a size whose square is a float32 number.
         float largest = 0;
         for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
@@ -63,8 +52,8 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
             for (long i = 0; i < n; i++) x[i] /= largest;
         double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
         for (int round = 0;; round++) {
-            for (long k = 0; k < others; k++) subtract(x, theirs.get() + k * n, dot(x, theirs.get() + k * n, n), n);
-            for (long k = 0; k < c; k++) subtract(x, mine.get() + k * n, dot(x, mine.get() + k * n, n), n);
+            for (long k = 0; k < others; k++) subtract(x, &theirs[k * n], dot(x, &theirs[k * n], n), n);
+            for (long k = 0; k < c; k++) subtract(x, &mine[k * n], dot(x, &mine[k * n], n), n);
             const double left = std::sqrt(dot(x, x, n));
             if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) {
                 std::fill(columns, columns + n * count, NAN);
@@ -72,8 +61,7 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
             }
             if (left <= least) {
                 for (long i = 0; i < n; i++) {
-                    state = state * 6364136223846793005ul + 1442695040888963407ul;
-                    x[i] = static_cast<float>(static_cast<long>(state) >> 11) * 0x1p-52f;
+                    x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
                 }
                 least = 0, before = HUGE_VAL;
                 continue;
@@ -90,7 +78,7 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
 // gram (q, q) = image^T image for image (m, q), summed in double precision.
 void gruclip_gram(double* gram, const float* image, long m, long q, int threads) {
     constexpr long WORTH_A_THREAD = 1000000;  // products of numbers
-    const std::vector<double> turned = turn_double(image, m, q);
+    const std::vector<double> turned = turn<double>(image, m, q);
     if (m * q * q < WORTH_A_THREAD) threads = 1;
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
     for (long a = 0; a < q; a++)
@@ -104,7 +92,7 @@ void gruclip_gram(double* gram, const float* image, long m, long q, int threads)
 void gruclip_ritz_triplets(float* left, float* right, float* residual, double* sizes, const float* columns,
                            const float* image, const float* back, const double* turns, const double* values, long m,
                            long n, long q, long k, long down, long across) {
-    const long width = (k + PANEL - 1) / PANEL * PANEL;
+    const long width = parts(k, PANEL) * PANEL;
     const Array turn = zeros(q * width), scaled = zeros(q * width);  // panel by panel
     std::vector<float> factors(values, values + k);
     for (long i = 0; i < q; i++)
@@ -133,7 +121,7 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
 void gruclip_chebyshev(float* next, double* largest, const float* product, const float* x, const float* before,
                        const float* right, const double* numbers, long n, long count, long p) {
     const float scale = static_cast<float>(numbers[0]), factor = static_cast<float>(numbers[1]);
-    const long width = (count + LANES - 1) / LANES * LANES;
+    const long width = parts(count, LANES) * LANES;
     const Array inside = zeros(p * width), row = zeros(width);
     std::vector<double> sizes(count);
     for (long i = 0; i < n; i++) {

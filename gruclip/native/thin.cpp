@@ -16,11 +16,8 @@ struct Thin {
     // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
     // += that.
     template <bool ADD>
-    static void multiply_rows(float* sums, const float* rows, long down, long across, const float* panel, long high,
-                              long n) {
-        if (high == HEIGHT) return multiply_in_place<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, n);
-        for (long i = 0; i < high; i++)
-            multiply_in_place<1, ADD, VECS>(sums + i * WIDTH, WIDTH, rows + i * down, down, across, panel, n);
+    static void multiply(float* sums, const float* rows, long down, long across, const float* panel, long high, long n) {
+        multiply_rows<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, high, n);
     }
 
     // The same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across` apart.
@@ -32,9 +29,8 @@ struct Thin {
             for (long i = 0; i < deep; i++)
                 std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
             for (long i = 0; i < high; i += HEIGHT)
-                (k == 0 && !ADD ? multiply_rows<false> : multiply_rows<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
-                                                                              panel + k * WIDTH,
-                                                                              std::min(HEIGHT, high - i), deep);
+                (k == 0 && !ADD ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
+                                                                    panel + k * WIDTH, std::min(HEIGHT, high - i), deep);
         }
     }
 
@@ -51,7 +47,7 @@ struct Thin {
             const float* rows = matrix + first * down;
             const long high = std::min(step, m - first);
             if (turned) multiply_turned<false>(sums, rows, across, panel.get(), high, n);
-            else multiply_rows<false>(sums, rows, down, across, panel.get(), high, n);
+            else multiply<false>(sums, rows, down, across, panel.get(), high, n);
             for (long i = 0; i < high; i++)
                 std::memcpy(result + (first + i) * width + left, sums + i * WIDTH, used * sizeof(float));
         }
@@ -75,8 +71,8 @@ struct Thin {
                     const float* rows = matrix + i * down;
                     float there[HIGH * WIDTH];
                     for (long r = 0; r < high; r += HEIGHT)
-                        multiply_rows<false>(there + r * WIDTH, rows + r * down, down, 1, panel.get(),
-                                             std::min(HEIGHT, high - r), n);
+                        multiply<false>(there + r * WIDTH, rows + r * down, down, 1, panel.get(),
+                                        std::min(HEIGHT, high - r), n);
                     for (long r = 0; r < high; r++)
                         std::memcpy(image + (i + r) * width + left, there + r * WIDTH, used * sizeof(float));
                     for (long j = 0; j < n; j += PIECE)
@@ -161,10 +157,10 @@ void gruclip_there_and_back_one(float* image, float* back, const float* matrix, 
 void gruclip_squared_distance(double* result, const float* a, const float* b, long m, long n, long a_down, long b_down,
                               int threads) {
     constexpr long ROWS = 16;
-    const long parts = (m + ROWS - 1) / ROWS;
-    std::unique_ptr<double[]> sums(new double[parts]);
+    const long count = parts(m, ROWS);
+    std::unique_ptr<double[]> sums(new double[count]);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (long part = 0; part < parts; part++) {
+    for (long part = 0; part < count; part++) {
         double sum = 0;
         for (long i = part * ROWS; i < std::min((part + 1) * ROWS, m); i++) {
             vec squares = {};
@@ -180,7 +176,7 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
     }
     // One order whatever the number of threads.
     *result = 0;
-    for (long part = 0; part < parts; part++) *result += sums[part];
+    for (long part = 0; part < count; part++) *result += sums[part];
 }
 
 }  // extern "C"

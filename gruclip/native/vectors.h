@@ -44,6 +44,11 @@ inline float total(vec v) {
     return parts[0];
 }
 
+// Pseudo-random bits, from Knuth's linear congruence.
+inline unsigned long next_bits(unsigned long& state) {
+    return state = state * 6364136223846793005ul + 1442695040888963407ul;
+}
+
 inline void subtract(float* a, const float* b, float factor, long n) {
     for (long i = 0; i < n; i++) a[i] -= factor * b[i];
 }
