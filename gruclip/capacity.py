@@ -10,8 +10,8 @@ import torch
 
 from gruclip.cells import NUM_GATES
 from gruclip.config import RunConfig
-from gruclip.engine import EVALUATION_STEPS
 from gruclip.errors import UserError
+from gruclip.evaluation import EVALUATION_STEPS
 
 #: Share of the free memory that a stack may take: allocators round up, and others may want some.
 SHARE = 0.9

@@ -8,16 +8,19 @@ costs there what its runs cost: so a run's numbers are the same bits alone and i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gruclip.clock import Clock
 from gruclip.config import RunConfig
-from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, train_lanes
+from gruclip.data import Lanes, MusicCorpus, WordCorpus, train_lanes
 from gruclip.dynamics import cell_jacobian, clipped_block, spectral_radius
 from gruclip.errors import NonFiniteError
+from gruclip.evaluation import COMPUTE_DTYPES, evaluate, stack_lanes
+from gruclip.graphs import Capture, Phase, capture_on
 from gruclip.memory import keep_freed_memory
 from gruclip.models import Parameters, dropout_masks, initial_parameters, nll, zero_states
 from gruclip.optimizers import clipping_factors, gradient_norms, sgd_step_
@@ -29,12 +32,11 @@ from gruclip.spectral import (
     clip_singular_values_deferred_,
     redo_uncertified_,
     spectral_norm,
+    spectral_norm_deferred,
 )
 
-#: Steps of a window in evaluation: longer than in training, since there is nothing to remember for a gradient.
-EVALUATION_STEPS = 70
-
-COMPUTE_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+#: Iterations before one is captured: libraries set themselves up in the first.
+WARM_UP = 3
 
 
 @dataclass
@@ -49,10 +51,34 @@ class StepMetrics:
     values_clipped: Tensor  #: singular values above the limit, all layers together, (R,)
 
 
-class Engine:
-    """Trains `configs`, all of one shape, side by side on `device`."""
+@dataclass
+class _Iteration:
+    """What the phases of one iteration read and hand on."""
 
-    def __init__(self, configs: Sequence[RunConfig], corpus: WordCorpus | MusicCorpus, device: torch.device) -> None:
+    window: Lanes
+    masks: list[Tensor] | None
+    total: Tensor = field(init=False)  #: negative log-likelihood (R,)
+    states: list[Tensor] = field(init=False)  #: after the window
+    gradients: list[Tensor] = field(init=False)
+    grad_norm: Tensor = field(init=False)
+    values_clipped: Tensor = field(init=False)
+    spectral_norm: Tensor = field(init=False)
+    deferred: list[ClipResult] = field(init=False)  #: of each layer, where nobody has looked at the flags
+
+
+class Engine:
+    """Trains `configs`, all of one shape, side by side on `device`.
+
+    `capture`: how iterations are captured and replayed; as is best on the device where it is not given.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        corpus: WordCorpus | MusicCorpus,
+        device: torch.device,
+        capture: Capture | None = None,
+    ) -> None:
         keep_freed_memory()
         self.configs, self.corpus, self.device = list(configs), corpus, device
         self.model, self.trainer = configs[0].model, configs[0].trainer
@@ -89,6 +115,11 @@ class Engine:
         self.limits = self._vector([limit if limit is not None else torch.inf for limit in limits])
         self.algorithm = algorithm_on(device, configs[0].optimizer.algorithm)
         self.rates = self._vector([o.lr for o in optimizers])
+        # torch's layers are called once for every stretch without a reset, which the host has to find.
+        captures = self.model.cell == "gru"
+        self._capture = (capture or capture_on(device)) if captures else None
+        self._captured: tuple[_Iteration, list[Phase]] | None = None
+        self._iterations = 0
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -116,60 +147,94 @@ class Engine:
         """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
         assert self._lanes is not None
         self._read_flags()
-        clock, runs = self.clock, len(self.configs)
+        clock = self.clock
         clock.start()
         window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
         steps, batch = window.inputs.shape[1:3]
         masks = dropout_masks(self.model, self.generators, steps, batch, self.parameters["output"])
+        done, phases = self._program(window, masks)
         clock.book("data")
-
-        total, self.states = nll(self.parameters, self.model, window, self.states, masks, self.compute)
-        # Sum over the steps of the mean over the batch: the divisor is the number of lanes.
-        objective = total / batch
-        clock.book("forward")
-
-        objective.sum().backward()
-        gradients = []
-        for parameter in self.parameters.values():
-            assert parameter.grad is not None
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad)
-        clock.book("backward")
-
-        norms = gradient_norms(gradients, runs)
-        sgd_step_(self.parameters.values(), self.rates * clipping_factors(norms, self.thresholds))
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        clock.book("update")
-
-        clipped, spectral_norms = self._project()
+        for part, phase in zip(("forward", "backward", "update", "clipping"), phases, strict=True):
+            phase()
+            clock.book(part if part != "clipping" or self.projects else "metrics")
+        self._deferred = done.deferred
         radius = self.spectral_radii() if with_radius else None
+        loss = done.total.detach() / (steps * batch)
+        # A replay writes to the same memory again.
+        norms, clipped = done.spectral_norm.clone(), done.values_clipped.clone()
+        self._reported = StepMetrics(steps, loss, done.grad_norm.clone(), norms, radius, clipped)
         clock.book("metrics")
-        loss = total.detach() / (steps * batch)
-        self._reported = StepMetrics(steps, loss, norms, spectral_norms, radius, clipped)
         return self._reported
+
+    def _program(self, window: Lanes, masks: list[Tensor] | None) -> tuple[_Iteration, list[Phase]]:
+        """The phases of an iteration on these data, and where they leave what they find.
+
+        Whole windows are captured after `WARM_UP` iterations, and then replayed on memory of their own. The
+        projection is part of that where it asks nothing of the host.
+        """
+        self._iterations += 1
+        whole = window.inputs.shape[1] == self.trainer.bptt
+        if self._capture is None or not whole or self._iterations <= WARM_UP:
+            return self._phases(_Iteration(window, masks))
+        if self._captured is None:
+            copies = window.clone(), None if masks is None else [mask.clone() for mask in masks]
+            iteration, phases = self._phases(_Iteration(*copies))
+            count = len(phases) if self.algorithm == "products" else len(phases) - 1
+            self._captured = iteration, [*self._capture(phases[:count]), *phases[count:]]
+            return self._captured
+        iteration, phases = self._captured
+        iteration.window.copy_(window)
+        for held, new in zip(iteration.masks or [], masks or [], strict=True):
+            held.copy_(new)
+        return self._captured
+
+    def _phases(self, iteration: _Iteration) -> tuple[_Iteration, list[Phase]]:
+        phases = (self._forward, self._backward, self._update, self._clip)
+        return iteration, [partial(phase, iteration) for phase in phases]
+
+    def _forward(self, it: _Iteration) -> None:
+        arguments = self.parameters, self.model, it.window, self.states, it.masks, self.compute
+        it.total, it.states = nll(*arguments, sparse=self._capture is None)
+
+    def _backward(self, it: _Iteration) -> None:
+        # Sum over the steps of the mean over the batch: the divisor is the number of lanes.
+        objective = (it.total / it.window.inputs.shape[2]).sum()
+        gradients = torch.autograd.grad(objective, list(self.parameters.values()))
+        it.gradients = [g.coalesce() if g.is_sparse else g for g in gradients]
+
+    def _update(self, it: _Iteration) -> None:
+        it.grad_norm = gradient_norms(it.gradients, len(self.configs))
+        factors = clipping_factors(it.grad_norm, self.thresholds)
+        sgd_step_(self.parameters.values(), it.gradients, self.rates * factors)
+        it.gradients = []
+        for held, new in zip(self.states, it.states, strict=True):
+            held.copy_(new)
+
+    def _clip(self, it: _Iteration) -> None:
+        it.values_clipped, it.spectral_norm, it.deferred = self._project()
 
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
         rows = clipped_block(self.model.cell, self.model.hidden_size)
         return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows] for k in range(self.model.num_layers)]
 
-    def _project(self) -> tuple[Tensor, Tensor]:
-        """Clip, where runs are clipped; the number of values clipped (R,) and the spectral norms (layers, R)."""
+    def _project(self) -> tuple[Tensor, Tensor, list[ClipResult]]:
+        """Clip, where runs are clipped: the number of values clipped (R,), the spectral norms (layers, R), and each
+        layer's result whose flags have not been read."""
         clipped = torch.zeros(len(self.configs), dtype=torch.int64, device=self.device)
-        norms = []
+        norms, deferred = [], []
         for weight, state in zip(self.recurrent_blocks(), self.projections, strict=True):
-            if self.projects and self.algorithm == "products":
-                result = clip_singular_values_deferred_(weight, self.limits)
-                self._deferred.append(result)
-            else:
+            if self.algorithm != "products":
                 result = self._project_now(weight, state)
+            elif self.projects:
+                result = clip_singular_values_deferred_(weight, self.limits)
+                deferred.append(result)
+            else:
+                norms.append(spectral_norm_deferred(weight))
+                continue
             clipped += result.values_clipped
-            if self.projects:
-                self.clock.book("clipping")
             norms.append(torch.where(result.finite, result.spectral_norm.to(torch.float64), torch.nan))
-        return clipped, torch.stack(norms)
+        return clipped, torch.stack(norms), deferred
 
     def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
@@ -207,7 +272,7 @@ class Engine:
                 any_redone = True
         if any_redone and metrics is not None and metrics.spectral_radius is not None:
             metrics.spectral_radius.copy_(self.spectral_radii())
-        self._deferred.clear()
+        self._deferred = []
 
     def _count(self, result: ClipResult) -> None:
         self._redone = [count + int(one) for count, one in zip(self._redone, result.redone.tolist(), strict=True)]
@@ -235,7 +300,7 @@ class Engine:
     # -- between epochs -------------------------------------------------------------------------------
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        self.rates = self._vector(rates)
+        self.rates.copy_(self._vector(rates))
 
     def run_state(self, index: int) -> dict[str, Tensor]:
         """Everything of one run that its continuation depends on, as tensors without the leading axis."""
@@ -278,51 +343,7 @@ class Engine:
         return losses
 
 
-def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
-    """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
-
-    Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
-    every tune whole, from a zero state.
-    """
-    like = parameters["output"]
-    runs = like.shape[0]
-    lanes = eval_lanes(corpus, split, config.trainer.batch_size)
-    stacked = stack_lanes([lanes], like.device)
-    states = zero_states(config.model, runs, stacked.inputs.shape[2], like)
-    total = torch.zeros(runs, dtype=torch.float64, device=like.device)
-    with torch.no_grad():
-        for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
-            window = stacked.window(start, EVALUATION_STEPS, axis=1)
-            window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
-            total += window_nll
-    return (total / lanes.predicted).tolist()
-
-
 def parameters_of(state: dict[str, Tensor]) -> Parameters:
     """The parameters alone of what `Engine.run_state` gave, under their own names."""
     prefix = "parameters/"
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def evaluate_weights(
-    tensors: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str, device: torch.device
-) -> float:
-    """`evaluate` for the weights of one run, without the leading axis, as checkpoints hold them."""
-    parameters = {name: tensor.to(device).unsqueeze(0) for name, tensor in tensors.items()}
-    if isinstance(corpus, WordCorpus):
-        parameters["input"] = parameters["input"][0]
-    return evaluate(parameters, config, corpus, split)[0]
-
-
-def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
-    """Lanes (L, B, ...) of several runs as one with a leading axis, (R, L, B, ...), on `device`."""
-
-    def stack(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        return torch.stack(present).to(device) if present else None
-
-    inputs, targets = stack([lane.inputs for lane in lanes]), stack([lane.targets for lane in lanes])
-    assert inputs is not None
-    assert targets is not None
-    keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
-    return Lanes(inputs, targets, keep, weight)

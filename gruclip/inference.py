@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gruclip.config import WORD_DATASETS, ModelConfig, RunConfig
 from gruclip.data import load as load_corpus
-from gruclip.engine import evaluate_weights
 from gruclip.errors import ConfigError, UserError
+from gruclip.evaluation import evaluate_weights
 from gruclip.gru import GRU
 from gruclip.runs import read_checkpoint, read_config
 from gruclip.train import choose_device

@@ -68,15 +68,16 @@ def nll(
     states: list[Tensor],
     masks: list[Tensor] | None = None,
     compute: torch.dtype | None = None,
+    sparse: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Negative log-likelihood of a window, summed over steps, lanes and notes: nats (R,); and the states after it.
 
     window: tensors (R, T, B, ...), or (1, T, B, ...) where all runs read the same; states as from
     `zero_states`; masks: dropout factors (R, T, B, n) for each layer's input and for the output layer's,
-    None without dropout.
+    None without dropout; sparse: as in `embed`.
     """
     runs = parameters["output"].shape[0]
-    x = config.input_scale * embed(parameters["input"], window.inputs, runs)
+    x = config.input_scale * embed(parameters["input"], window.inputs, runs, sparse)
     keep = None if window.keep is None else window.keep.to(x.dtype)
     after = []
     for layer, state in enumerate(states):
@@ -93,12 +94,16 @@ def nll(
     return logistic_nll(h if mask is None else h * mask, *output, targets.to(x.dtype), weights), after
 
 
-def embed(weight: Tensor, inputs: Tensor, runs: int) -> Tensor:
-    """``W_in v_t`` for words (gradient sparse: the rows that are used) or note vectors: (R, T, B, n)."""
+def embed(weight: Tensor, inputs: Tensor, runs: int, sparse: bool = True) -> Tensor:
+    """``W_in v_t`` for words or note vectors: (R, T, B, n).
+
+    The gradient for words is sparse, of the rows that are used; or dense, where the host must not wait to count them.
+    """
     if inputs.dim() == 3:
         vocabulary = weight.shape[0] // runs
-        first_row = torch.arange(runs, device=inputs.device).view(-1, 1, 1) * vocabulary
-        return torch.nn.functional.embedding(inputs + first_row, weight, sparse=True)
+        rows = inputs + torch.arange(runs, device=inputs.device).view(-1, 1, 1) * vocabulary
+        # An index and not `embedding`, whose dense gradient counts on the host too.
+        return torch.nn.functional.embedding(rows, weight, sparse=True) if sparse else weight[rows]
     notes = inputs.to(weight.dtype).expand(runs, *inputs.shape[1:])
     return (notes.flatten(1, 2) @ weight).unflatten(1, inputs.shape[1:3])
 

@@ -41,10 +41,11 @@ def gradient_norms(gradients: Iterable[Tensor], runs: int) -> Tensor:
 
 def _row_norms(a: Tensor) -> Tensor:
     """Norms along the last axis, as float64: a few thousand squares at a time lose nothing in float32."""
-    norms = torch.linalg.vector_norm(a, dim=-1)
-    if a.device.type == "cpu" and bool(torch.isfinite(norms).all()):
-        return norms.double()
-    # Their sum may overflow where the gradient does not; a pass in float64 takes twenty times as long on a CPU.
+    if a.device.type == "cpu" and a.dtype == torch.float32:
+        norms = torch.linalg.vector_norm(a, dim=-1)
+        # Their sum may overflow where the gradient does not; a pass in float64 takes twenty times as long on a CPU.
+        if bool(torch.isfinite(norms).all()):
+            return norms.double()
     return torch.linalg.vector_norm(a, dim=-1, dtype=torch.float64)
 
 
@@ -54,22 +55,21 @@ def clipping_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sgd_step_(parameters: Iterable[Tensor], step_sizes: Tensor) -> None:
-    """``p <- p - step_size * p.grad`` in place; step_sizes (R,) float64; sparse gradients touch their rows only."""
+def sgd_step_(parameters: Iterable[Tensor], gradients: Iterable[Tensor], step_sizes: Tensor) -> None:
+    """``p <- p - step_size * gradient`` in place; step_sizes (R,) float64; sparse gradients touch their rows only."""
     runs = step_sizes.shape[0]
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient.is_sparse:
             indices, values = gradient.indices()[0], gradient.values()
             factors = step_sizes[indices // (parameter.shape[0] // runs)].to(values.dtype)
             parameter.index_add_(0, indices, values * factors.unsqueeze(1), alpha=-1)
-        elif runs == 1:
+        elif runs == 1 and parameter.device.type == "cpu":
             parameter.add_(gradient, alpha=-step_sizes.item())
         else:
             factors = step_sizes.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
-            parameter.addcmul_(gradient, factors, value=-1)
+            # Rows of several runs may lie one after the other: (R V, n) for the input.
+            by_run = parameter.view(runs, -1, *parameter.shape[1:])
+            by_run.addcmul_(gradient.view_as(by_run), factors.unsqueeze(1), value=-1)
 
 
 @dataclass

@@ -27,9 +27,10 @@ from gruclip.capacity import stack_size as stack_size_of
 from gruclip.config import RunConfig
 from gruclip.data import MusicCorpus, WordCorpus, check_window, load
 from gruclip.display import Display
-from gruclip.engine import Engine, evaluate_weights, parameters_of
+from gruclip.engine import Engine, parameters_of
 from gruclip.environment import describe_environment
 from gruclip.errors import ConfigError
+from gruclip.evaluation import evaluate_weights
 from gruclip.loggers import Logger, check_loggers, open_loggers
 from gruclip.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
 from gruclip.runs import CSV_FILES, RunFolder

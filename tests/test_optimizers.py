@@ -12,11 +12,6 @@ from gruclip.config import OptimizerConfig, RunConfig, ScheduleConfig
 from gruclip.optimizers import ExplosionDetector, Schedule, clipping_factors, gradient_norms, sgd_step_
 
 
-def with_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    parameter.grad = gradient
-    return parameter
-
-
 def test_the_gradient_norm_is_global_over_all_parameters_and_separate_for_each_run() -> None:
     dense = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
     sparse = torch.sparse_coo_tensor([[1, 2]], [[4.0], [12.0]], (4, 1)).coalesce()  # rows 0, 1: run 0
@@ -34,18 +29,19 @@ def test_clipping_scales_to_the_threshold_only_what_is_above_it() -> None:
 
 @pytest.mark.parametrize("runs", [1, 2])
 def test_a_step_is_plain_sgd_dense_and_sparse(runs: int) -> None:
-    dense = with_gradient(torch.ones(runs, 3), torch.full((runs, 3), 2.0))
-    table = torch.ones(runs * 2, 1)
-    table.grad = torch.sparse_coo_tensor([[0]], [[4.0]], table.shape).coalesce()
-    sgd_step_([dense, table], torch.full((runs,), 0.25, dtype=torch.float64))
+    dense, table = torch.ones(runs, 3), torch.ones(runs * 2, 1)
+    gradients = torch.full((runs, 3), 2.0), torch.sparse_coo_tensor([[0]], [[4.0]], table.shape).coalesce()
+    sgd_step_([dense, table], gradients, torch.full((runs,), 0.25, dtype=torch.float64))
     assert torch.equal(dense, torch.full((runs, 3), 0.5))
     assert table.flatten().tolist() == [0.0] + [1.0] * (2 * runs - 1)
 
 
 def test_each_run_of_a_stack_has_its_own_rate() -> None:
-    parameter = with_gradient(torch.zeros(2, 1), torch.ones(2, 1))
-    sgd_step_([parameter], torch.tensor([1.0, 0.5], dtype=torch.float64))
+    parameter, table = torch.zeros(2, 1), torch.zeros(4, 1)  # rows 0, 1: run 0
+    rates = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    sgd_step_([parameter, table], [torch.ones(2, 1), torch.ones(4, 1)], rates)
     assert parameter.flatten().tolist() == [-1.0, -0.5]
+    assert table.flatten().tolist() == [-1.0, -1.0, -0.5, -0.5]
 
 
 def run_with(schedule: ScheduleConfig, lr: float) -> RunConfig:

@@ -6,7 +6,7 @@ of a split exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,20 @@ class Lanes:
         def part(tensor: Tensor) -> Tensor:
             return tensor.narrow(axis, start, min(length, tensor.shape[axis] - start))
 
-        keep, weight = (None if tensor is None else part(tensor) for tensor in (self.keep, self.weight))
-        return Lanes(part(self.inputs), part(self.targets), keep, weight)
+        return self._map(part)
+
+    def clone(self) -> Lanes:
+        return self._map(torch.clone)
+
+    def copy_(self, other: Lanes) -> None:
+        """Take the values of lanes of the same shape."""
+        for name, tensor in vars(self).items():
+            if tensor is not None:
+                tensor.copy_(getattr(other, name))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Lanes:
+        keep, weight = (None if tensor is None else function(tensor) for tensor in (self.keep, self.weight))
+        return Lanes(function(self.inputs), function(self.targets), keep, weight)
 
 
 def check_window(corpus: WordCorpus | MusicCorpus, batch_size: int, bptt: int) -> None:

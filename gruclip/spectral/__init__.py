@@ -8,6 +8,7 @@ from gruclip.spectral.clip import (
     clip_singular_values_deferred_,
     redo_uncertified_,
     spectral_norm,
+    spectral_norm_deferred,
 )
 from gruclip.spectral.state import SpectralState
 
@@ -20,4 +21,5 @@ __all__ = [
     "clip_singular_values_deferred_",
     "redo_uncertified_",
     "spectral_norm",
+    "spectral_norm_deferred",
 ]

@@ -138,8 +138,16 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     """
     if has_fast_float64(weight.device):
         _frobenius_norms(weight.detach(), [])
-        return norms_by_products(weight.detach())
+        return spectral_norm_deferred(weight)
     return clip_singular_values_(weight.detach(), torch.inf, state=state).spectral_norm
+
+
+def spectral_norm_deferred(weight: Tensor) -> Tensor:
+    """`spectral_norm` by matrix products, without waiting for the device; NaN for a matrix that is not finite."""
+    weight = weight.detach()
+    finite = torch.isfinite(weight).all(-1).all(-1)
+    norm = norms_by_products(torch.where(finite[..., None, None], weight, 0.0))
+    return torch.where(finite, norm, torch.nan)
 
 
 def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
