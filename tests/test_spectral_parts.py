@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gruclip.native import kernels
 from gruclip.spectral import bound as bounds
-from gruclip.spectral import eigen
+from gruclip.spectral import eigen, single
 from gruclip.spectral.eigen import Spectrum
 
 
@@ -148,3 +148,21 @@ def test_a_bound_that_cannot_be_had_is_infinite() -> None:
         assert bounds.bound(weight, nothing, guess, target, bounds.probes(30, weight, 0)) == math.inf
     broken = torch.full((30, 30), torch.nan)
     assert bounds.bound(broken, nothing, 1.0, 2.0, bounds.probes(30, broken, 0)) == math.inf
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("size", [1.2, 1.5, 3.0])
+def test_a_value_far_above_the_limit_is_seen_without_a_decomposition(size: float) -> None:
+    # As in training at a small limit: a step pushes one value far, the others lie near the limit, some far below.
+    values = torch.cat(
+        (torch.linspace(0.95, 1.02, 190, dtype=torch.float64), torch.linspace(0.1, 0.9, 9), torch.ones(1))
+    )
+    for seed in range(10):
+        values[-1] = size
+        weight = (orthogonal(200, seed) * values @ orthogonal(200, seed + 100).mT).float()
+        far = single.Squares(weight, 1.0).far
+        assert far is not None
+        assert (weight @ far).norm() / far.norm() > single.FARTHEST
+        values[-1] = 1.05
+        weight = (orthogonal(200, seed) * values @ orthogonal(200, seed + 100).mT).float()
+        assert single.Squares(weight, 1.0).far is None

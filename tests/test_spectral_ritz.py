@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gruclip.spectral import ritz
-from gruclip.spectral.thin import distance, there_and_back, thin_product
+from gruclip.spectral.thin import column_squares, distance, there_and_back, thin_product
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -103,3 +103,12 @@ def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
     residual = weight.mT @ block.left - block.right * theta
     torch.testing.assert_close(block.residual, residual, rtol=0, atol=3e-6)
     torch.testing.assert_close(torch.tensor(block.size), residual.norm(dim=0), rtol=0, atol=3e-6)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (7, 3), (650, 650), (90, 129)])
+def test_the_columns_squares_are_those_of_float64(m: int, n: int) -> None:
+    wide = torch.randn(m, n + 1, generator=torch.Generator().manual_seed(m))
+    for matrix in (wide[:, :n], wide[:, 1:].mT.contiguous().mT):  # rows that lie apart; columns that are contiguous
+        expected = matrix.double().square().sum(0)
+        torch.testing.assert_close(column_squares(matrix), expected, rtol=1e-14, atol=0)

@@ -26,62 +26,116 @@ void update_row(float* a, const float* v, const float* w, long stride, long i, l
     }
 }
 
+// Vectors of a row that are worked on while they are in registers, and in the first-level cache.
+constexpr int TILE = 3, CHUNK = 4 * TILE;
+
+// BAND rows at `a`, COUNT vectors of them: a -= v w^T + w v^T, with the numbers of the rows at v and w.
+template <int COUNT>
+void update(float* a, const float* v, const float* w, const float* along_v, const float* along_w, long stride) {
+    vec e[BAND][COUNT];
+#pragma GCC unroll 4
+    for (long r = 0; r < BAND; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) e[r][c] = load(a + r * stride + c * LANES);
+    for (long k = 0; k < BAND; k++, v += stride, w += stride, along_v += stride, along_w += stride)
+        for (const auto& [at, along] : {std::pair{v, along_w}, std::pair{w, along_v}}) {
+            vec x[COUNT];
+#pragma GCC unroll 4
+            for (int c = 0; c < COUNT; c++) x[c] = in_register(load(along + c * LANES));
+#pragma GCC unroll 4
+            for (long r = 0; r < BAND; r++)
+#pragma GCC unroll 4
+                for (int c = 0; c < COUNT; c++) e[r][c] -= splat(at[r]) * x[c];
+        }
+#pragma GCC unroll 4
+    for (long r = 0; r < BAND; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) store(a + r * stride + c * LANES, e[r][c]);
+}
+
+// sums (BAND, COUNT vectors) += x^T A for `rows` rows of A, with the numbers of the rows at x.
+template <int COUNT>
+void add_down(float* sums, const float* a, const float* x, long stride, long rows) {
+    vec s[BAND][COUNT];
+#pragma GCC unroll 4
+    for (long k = 0; k < BAND; k++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) s[k][c] = load(sums + k * stride + c * LANES);
+    for (long r = 0; r < rows; r++, a += stride) {
+        vec e[COUNT];
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) e[c] = in_register(load(a + c * LANES));
+#pragma GCC unroll 4
+        for (long k = 0; k < BAND; k++)
+#pragma GCC unroll 4
+            for (int c = 0; c < COUNT; c++) s[k][c] += splat(x[k * stride + r]) * e[c];
+    }
+#pragma GCC unroll 4
+    for (long k = 0; k < BAND; k++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) store(sums + k * stride + c * LANES, s[k][c]);
+}
+
+// sums (rows, BAND, a vector each) += A x lane by lane, for `count` vectors of `rows` rows.
+void add_across(vec (*sums)[BAND], const float* a, const float* x, long stride, long rows, long count) {
+    constexpr long ROWS = 2;
+    for (long r = 0; r < rows; r += ROWS, a += ROWS * stride) {
+        vec s[ROWS][BAND];
+        std::memcpy(s, sums + r, sizeof s);
+        for (long j = 0; j < count * LANES; j += LANES) {
+            const vec e[ROWS] = {load(a + j), load(a + stride + j)};
+#pragma GCC unroll 4
+            for (long k = 0; k < BAND; k++) {
+                const vec along = in_register(load(x + k * stride + j));
+#pragma GCC unroll 2
+                for (long i = 0; i < ROWS; i++) s[i][k] += e[i] * along;
+            }
+        }
+        std::memcpy(sums + r, s, sizeof s);
+    }
+}
+
 // A share of the rows of A (n, n), of which the lower half is there: A -= v w^T + w v^T and, with what results,
-// sums (BAND, n) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A are.
+// sums (BAND, n) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A are; n a multiple of BAND.
 void update_and_multiply(float* a, float* sums, const float* v, const float* w, const float* x, long stride, long n,
                          long share) {
-    constexpr long ROWS = 2;
     ivec lane;
     for (int l = 0; l < LANES; l++) lane[l] = l;
-    for (long first = share * LANES; first < n; first += SHARES * LANES)
-        for (long row = first; row < std::min<long>(first + LANES, n); row += ROWS) {
-            vec at_v[BAND][ROWS], at_w[BAND][ROWS], at_x[BAND][ROWS], across[BAND][ROWS] = {};
-            for (long k = 0; k < BAND; k++)
-                for (long r = 0; r < ROWS; r++) {
-                    at_v[k][r] = splat(v[k * stride + row + r]);
-                    at_w[k][r] = splat(w[k * stride + row + r]);
-                    at_x[k][r] = splat(x[k * stride + row + r]);
+    for (long first = share * LANES; first < n; first += SHARES * LANES) {
+        float* group = a + first * stride;
+        const long rows = std::min<long>(LANES, n - first);
+        vec across[LANES][BAND] = {};
+        for (long j = 0; j <= first; j += CHUNK * LANES) {
+            // The last vector is that of the diagonal.
+            const long before = (first - j) / LANES, left = std::min<long>(CHUNK, before);
+            const long count = std::min<long>(CHUNK, before + 1);
+            for (long r = 0; r < rows; r += BAND)
+                for (long c = 0; c < count; c += TILE) {
+                    const long at = j + c * LANES, row = first + r;
+                    (count - c >= TILE ? update<TILE> : count - c == 2 ? update<2> : update<1>)(
+                        group + r * stride + at, v + row, w + row, v + at, w + at, stride);
                 }
-            float* place = a + row * stride;
-            const auto step = [&](long j, bool diagonal) __attribute__((always_inline)) {
-                vec e[ROWS], below[ROWS];
-#pragma GCC unroll 2
-                for (long r = 0; r < ROWS; r++) e[r] = load(place + r * stride + j);
-#pragma GCC unroll 4
-                for (long k = 0; k < BAND; k++) {
-                    const vec along_v = load(v + k * stride + j), along_w = load(w + k * stride + j);
-#pragma GCC unroll 2
-                    for (long r = 0; r < ROWS; r++) {
-                        e[r] -= at_v[k][r] * along_w;
-                        e[r] -= at_w[k][r] * along_v;
-                    }
-                }
-#pragma GCC unroll 2
-                for (long r = 0; r < ROWS; r++) {
-                    store(place + r * stride + j, e[r]);
-                    below[r] = e[r];
-                    if (!diagonal) continue;
-                    // Up to the diagonal, which counts once.
-                    below[r] = select(lane < static_cast<int>(row + r - first), e[r], vec{});
-                    e[r] = select(lane <= static_cast<int>(row + r - first), e[r], vec{});
-                }
-#pragma GCC unroll 4
-                for (long k = 0; k < BAND; k++) {
-                    const vec along = load(x + k * stride + j);
-                    vec down = load(sums + k * stride + j);
-#pragma GCC unroll 2
-                    for (long r = 0; r < ROWS; r++) {
-                        across[k][r] += e[r] * along;
-                        down += below[r] * at_x[k][r];
-                    }
-                    store(sums + k * stride + j, down);
-                }
-            };
-            for (long j = 0; j < first; j += LANES) step(j, false);
-            step(first, true);
-            for (long k = 0; k < BAND; k++)
-                for (long r = 0; r < ROWS; r++) sums[k * stride + row + r] += total(across[k][r]);
+            for (long c = 0; c < left; c += TILE) {
+                const long at = j + c * LANES;
+                (left - c >= TILE ? add_down<TILE> : left - c == 2 ? add_down<2> : add_down<1>)(
+                    sums + at, group + at, x + first, stride, rows);
+            }
+            add_across(across, group + j, x + j, stride, rows, left);
         }
+        // At the diagonal, up to it, which counts once.
+        for (long r = 0; r < rows; r++) {
+            const vec e = load(group + r * stride + first);
+            const int diagonal = static_cast<int>(r);
+            const vec below = select(lane < diagonal, e, vec{}), whole = select(lane <= diagonal, e, vec{});
+            for (long k = 0; k < BAND; k++) {
+                float* down = sums + k * stride + first;
+                store(down, load(down) + splat(x[k * stride + first + r]) * below);
+                across[r][k] += load(x + k * stride + first) * whole;
+            }
+        }
+        for (long r = 0; r < rows; r++)
+            for (long k = 0; k < BAND; k++) sums[k * stride + first + r] += total(across[r][k]);
+    }
 }
 
 }  // namespace

@@ -45,71 +45,97 @@ void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
     }
 }
 
-// LU factors, with row exchanges, of the band less a shift.
+inline dvec size_of(dvec x) { return x < 0 ? -x : x; }
+
+// a and b exchanged in the lanes of `where`.
+inline void exchange(lvec where, dvec& a, dvec& b) {
+    const dvec old = a;
+    a = where ? b : a;
+    b = where ? old : b;
+}
+
+// LU factors, with row exchanges, of the band less a shift, which is another one in each lane.
 struct Factors {
+    static constexpr long REACH = 2 * BAND + 1;
     long n;
-    std::vector<double> upper, lower;  // (n, 2 BAND + 1), (n, BAND)
-    std::vector<long> exchanged;
+    std::vector<dvec> upper, lower;  // (n, REACH), (n, BAND)
+    std::vector<lvec> exchanged;     // (n, BAND): row i with row i + m, for m = 1 ... in turn
 
-    explicit Factors(long n) : n(n), upper(n * (2 * BAND + 1)), lower(n * BAND), exchanged(n) {}
+    explicit Factors(long n) : n(n), upper(n * REACH), lower(n * BAND), exchanged(n * BAND) {}
 
-    // band (n + 2 BAND + 1, WIDTH), its end zero.
-    void factor(const double* band, double shift, double least) {
-        constexpr long REACH = 2 * BAND + 1;
-        double active[WIDTH][REACH] = {};  // the next rows, from column i
-        for (long m = 0; m < WIDTH; m++)
-            for (long c = 0; c <= m + BAND; c++)
-                active[m][c] = band[std::max(m, c) * WIDTH + std::abs(m - c)] - (m == c ? shift : 0.0);
+    // band (n + REACH, WIDTH), its end zero.
+    void factor(const double* band, dvec shift, double least) {
+        dvec active[WIDTH][REACH] = {};  // the next rows, from column i
+        for (long m = 0; m < WIDTH; m++) {
+            for (long c = 0; c <= m + BAND; c++) active[m][c] += band[std::max(m, c) * WIDTH + std::abs(m - c)];
+            active[m][m] -= shift;
+        }
         for (long i = 0; i < n; i++) {
-            long best = 0;
-            for (long m = 1; m < WIDTH; m++)
-                if (std::fabs(active[m][0]) > std::fabs(active[best][0])) best = m;
-            exchanged[i] = best;
-            if (best) std::swap_ranges(active[0], active[0] + REACH, active[best]);
-            if (std::fabs(active[0][0]) < least) active[0][0] = least;
-            double* row = &upper[i * REACH];
-            std::copy(active[0], active[0] + REACH, row);
-            row[0] = 1 / row[0];
+            // The largest of the column comes first.
             for (long m = 1; m < WIDTH; m++) {
-                const double factor = lower[i * BAND + m - 1] = active[m][0] * row[0];
+                const lvec where = exchanged[i * BAND + m - 1] = size_of(active[m][0]) > size_of(active[0][0]);
+                for (long c = 0; c < REACH; c++) exchange(where, active[0][c], active[m][c]);
+            }
+            const dvec pivot = active[0][0];
+            dvec* row = &upper[i * REACH];
+            std::copy(active[0], active[0] + REACH, row);
+            row[0] = 1 / (size_of(pivot) < least ? dvec{} + least : pivot);
+            for (long m = 1; m < WIDTH; m++) {
+                const dvec factor = lower[i * BAND + m - 1] = active[m][0] * row[0];
                 for (long c = 0; c + 1 < REACH; c++) active[m - 1][c] = active[m][c + 1] - factor * row[c + 1];
-                active[m - 1][REACH - 1] = 0;
+                active[m - 1][REACH - 1] = dvec{};
             }
             const double* row_after = band + (i + WIDTH) * WIDTH;
-            for (long d = 0; d <= BAND; d++)
-                active[BAND][BAND - d] = row_after[d], active[BAND][BAND + d] = row_after[d * WIDTH + d];
+            for (long d = 0; d <= BAND; d++) {
+                active[BAND][BAND - d] = row_after[d] + dvec{};
+                active[BAND][BAND + d] = row_after[d * WIDTH + d] + dvec{};
+            }
             active[BAND][BAND] -= shift;
         }
     }
 
-    // x (n + 2 BAND), its end zero.
-    void solve(double* x) const {
-        constexpr long REACH = 2 * BAND + 1;
+    // x (n + 2 BAND).
+    void solve(dvec* x) const {
+        std::fill(x + n, x + n + 2 * BAND, dvec{});
         for (long i = 0; i < n; i++) {
-            std::swap(x[i], x[i + exchanged[i]]);
+            for (long m = 1; m < WIDTH; m++) exchange(exchanged[i * BAND + m - 1], x[i], x[i + m]);
             for (long m = 1; m < WIDTH; m++) x[i + m] -= lower[i * BAND + m - 1] * x[i];
         }
-        std::fill(x + n, x + n + 2 * BAND, 0.0);
+        std::fill(x + n, x + n + 2 * BAND, dvec{});
         for (long i = n - 1; i >= 0; i--) {
-            const double* row = &upper[i * REACH];
-            double even = 0, odd = 0;
+            const dvec* row = &upper[i * REACH];
+            dvec even = {}, odd = {};
             for (long c = 2; c < REACH; c += 2) even += row[c] * x[i + c];
             for (long c = 3; c < REACH; c += 2) odd += row[c] * x[i + c];
             // Last what the row before has only just found.
             x[i] = ((x[i] - even - odd) - row[1] * x[i + 1]) * row[0];
         }
     }
+
+    // An eigenvector for the shift in each lane, of length about 1, from random numbers that `seed` picks.
+    void iterate(dvec* x, unsigned long seed) const {
+        for (int lane = 0; lane < DOUBLES; lane++) {
+            unsigned long state = seed + lane;
+            for (long i = 0; i < n; i++) x[i][lane] = double(next_bits(state) >> 11) / 9007199254740992.0 - 0.5;
+        }
+        for (int round = 0; round < 2; round++) {
+            solve(x);
+            // Inverse iteration overshoots: the largest first, so that no square overflows.
+            dvec largest = {}, sum = {};
+            for (long i = 0; i < n; i++) largest = size_of(x[i]) > largest ? size_of(x[i]) : largest;
+            const dvec inverse = 1 / largest;
+            for (long i = 0; i < n; i++) x[i] *= inverse, sum += x[i] * x[i];
+            for (int lane = 0; lane < DOUBLES; lane++) sum[lane] = 1 / std::sqrt(sum[lane]);
+            for (long i = 0; i < n; i++) x[i] *= sum;
+        }
+    }
 };
 
 // Scales x to length 1; its length before.
 double normalise(double* x, long n) {
-    // Inverse iteration overshoots: the largest first, so that no square overflows.
-    double largest = 0, sum = 0;
-    for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-    if (!(largest > 0)) return 0;
-    for (long i = 0; i < n; i++) sum += (x[i] / largest) * (x[i] / largest);
-    const double size = largest * std::sqrt(sum);
-    for (long i = 0; i < n; i++) x[i] /= size;
+    const double size = std::sqrt(dot(x, x, n));
+    if (size > 0)
+        for (long i = 0; i < n; i++) x[i] /= size;
     return size;
 }
 
@@ -159,50 +185,55 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     const double least = 1e-16 * std::max(std::fabs(low), std::fabs(high)) + 1e-290;
     std::vector<double> padded((n + 2 * BAND + 1) * WIDTH);
     std::copy(band, band + n * WIDTH, padded.begin());
-    const long place = n + 2 * BAND;
-    std::vector<double> found(wanted * place);
-    const auto start = [&](double* x, unsigned long seed) {
-        unsigned long state = seed;
-        for (long i = 0; i < n; i++) {
-            x[i] = double(next_bits(state) >> 11) / 9007199254740992.0 - 0.5;
-        }
-    };
+    const long groups = parts(wanted, DOUBLES), tasks = parts(groups, CHAINS);
+    std::vector<dvec> shifts(tasks * CHAINS);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long left = 0; left < wanted; left += SHIFTS) {
-        dvec lows[CHAINS], highs[CHAINS], middles[CHAINS];
+    for (long task = 0; task < tasks; task++) {
+        dvec lows[CHAINS], highs[CHAINS], *middles = &shifts[task * CHAINS];
         lvec above[CHAINS], rank[CHAINS];
-        for (int s = 0; s < SHIFTS; s++) rank[s / DOUBLES][s % DOUBLES] = left + s;
-        for (int c = 0; c < CHAINS; c++) lows[c] = low + dvec{}, highs[c] = high + dvec{};
+        for (int s = 0; s < SHIFTS; s++) rank[s / DOUBLES][s % DOUBLES] = task * SHIFTS + s;
+        for (int c = 0; c < CHAINS; c++) {
+            lows[c] = low + dvec{}, highs[c] = high + dvec{};
+            middles[c] = (lows[c] + highs[c]) / 2;
+        }
         for (int round = 0; round < ROUNDS; round++) {
-            for (int c = 0; c < CHAINS; c++) middles[c] = (lows[c] + highs[c]) / 2;
             count_above(band, n, middles, above);
             for (int c = 0; c < CHAINS; c++) {
                 lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
                 highs[c] = above[c] > rank[c] ? highs[c] : middles[c];
+                middles[c] = (lows[c] + highs[c]) / 2;
             }
         }
+    }
+    std::vector<double> found(wanted * n);
+    const auto keep = [&](const std::vector<dvec>& x, int lane, long k) {
+        for (long i = 0; i < n; i++) found[k * n + i] = x[i][lane];
+    };
+#pragma omp parallel num_threads(threads)
+    {
         Factors factors(n);
-        for (long k = left; k < std::min(left + SHIFTS, wanted); k++) {
-            const long c = (k - left) / DOUBLES, s = (k - left) % DOUBLES;
-            values[k] = (lows[c][s] + highs[c][s]) / 2;
-            factors.factor(padded.data(), values[k], least);
-            double* x = &found[k * place];
-            start(x, k + 1);
-            for (int round = 0; round < 2; round++) {
-                factors.solve(x);
-                normalise(x, n);
+        std::vector<dvec> x(n + 2 * BAND);
+#pragma omp for schedule(dynamic)
+        for (long group = 0; group < groups; group++) {
+            const long first = group * DOUBLES;
+            factors.factor(padded.data(), shifts[group], least);
+            factors.iterate(x.data(), first + 1);
+            for (long k = first; k < std::min(first + DOUBLES, wanted); k++) {
+                values[k] = shifts[group][k - first];
+                keep(x, k - first, k);
             }
         }
     }
     // Values that are next to each other may have found one vector.
     Factors factors(n);
+    std::vector<dvec> again(n + 2 * BAND);
     for (long k = 0; k < wanted; k++) {
-        double* x = &found[k * place];
+        double* x = &found[k * n];
         const auto apart = [&] {
             double smallest = 1;
             for (double left = 0; left < SETTLED;) {
                 for (long other = 0; other < k; other++) {
-                    const double* y = &found[other * place];
+                    const double* y = &found[other * n];
                     const double along = dot(x, y, n);
                     for (long i = 0; i < n; i++) x[i] -= along * y[i];
                 }
@@ -213,13 +244,10 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
             return smallest;
         };
         if (apart() > LOST) continue;
-        factors.factor(padded.data(), values[k], least);
-        start(x, k + 1 + wanted);
-        for (int round = 0; round < 2; round++) {
-            factors.solve(x);
-            normalise(x, n);
-            apart();
-        }
+        factors.factor(padded.data(), values[k] + dvec{}, least);
+        factors.iterate(again.data(), k + 1 + wanted);
+        keep(again, 0, k);
+        apart();
     }
 
     // Back, in columns of whole vectors.
@@ -227,7 +255,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     const Array turned = zeros(n * width);
     for (long k = 0; k < wanted; k++)
         for (long i = 0; i < n; i++)
-            turned[(k / LANES * n + i) * LANES + k % LANES] = static_cast<float>(found[k * place + i]);
+            turned[(k / LANES * n + i) * LANES + k % LANES] = static_cast<float>(found[k * n + i]);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long left = 0; left < width; left += LANES) {
         float* rows = &turned[left * n];

@@ -33,6 +33,7 @@ TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[type]] = {
     "gruclip_band": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
     "gruclip_chebyshev": [TENSOR] * 7 + [COUNT] * 3,
+    "gruclip_column_squares": [TENSOR] * 2 + [COUNT] * 3 + [FLAG],
     "gruclip_count_above": [TENSOR] * 3 + [COUNT],
     "gruclip_eigenpairs": [TENSOR] * 5 + [COUNT] * 3 + [FLAG],
     "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],

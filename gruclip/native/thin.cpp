@@ -179,4 +179,24 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
     for (long part = 0; part < count; part++) *result += sums[part];
 }
 
+// squares (n): the sum of the squares of each column of a (m, n), rows `down` apart, in double precision.
+void gruclip_column_squares(double* squares, const float* a, long m, long n, long down, int threads) {
+    constexpr long COLUMNS = 64;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long left = 0; left < n; left += COLUMNS) {
+        const long used = std::min(COLUMNS, n - left);
+        double sums[COLUMNS] = {};
+        const auto add = [&](const float* row, long count) __attribute__((always_inline)) {
+            for (long j = 0; j < count; j++) sums[j] += static_cast<double>(row[j]) * row[j];
+        };
+        for (long i = 0; i < m; i++) {
+            const float* row = a + i * down + left;
+            // A size that the compiler knows goes into registers.
+            if (used == COLUMNS) add(row, COLUMNS);
+            else add(row, used);
+        }
+        std::copy(sums, sums + used, squares + left);
+    }
+}
+
 }  // extern "C"

@@ -23,6 +23,16 @@ inline vec load(const float* p) { return *reinterpret_cast<const loose_vec*>(p);
 inline void store(float* p, vec v) { *reinterpret_cast<loose_vec*>(p) = v; }
 inline vec splat(float x) { return x - vec{}; }
 
+// The same value, which the compiler then keeps in a register; it would rather load it again for each of its uses.
+inline vec in_register(vec v) {
+#if defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 // The first `count` lanes; the others are zero and are not touched.
 inline vec load(const float* p, int count) {
     if (count >= LANES) return load(p);

@@ -22,7 +22,7 @@ from gruclip.products import gram_matrix
 from gruclip.spectral import ritz
 from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
-from gruclip.spectral.thin import there_and_back, thin_product
+from gruclip.spectral.thin import column_squares, there_and_back, thin_product
 
 #: sigma_1 / limit, at most: eigenvectors are orthonormal to 4e-6 and the excess is multiplied by that.
 FARTHEST = 1.1
@@ -30,8 +30,8 @@ FARTHEST = 1.1
 LARGEST = 1024
 #: Error of sigma / limit, at most.
 NOISE = 5e-7
-#: Of the power method that tells a matrix far above the limit.
-POWER_STEPS = 8
+#: Products with X that a matrix far above the limit is told by.
+KRYLOV_STEPS = 4
 #: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
 SET_APART = 1.05
 #: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
@@ -66,8 +66,7 @@ class Squares:
 
     def _set_diagonal(self, weight: Tensor) -> None:
         """From the columns' norms in float64: the diagonal holds half of the error of X."""
-        squares = torch.linalg.vector_norm(weight, dim=0, dtype=torch.float64).square()
-        self.matrix.diagonal().copy_(squares / self.limit**2 - 1)
+        self.matrix.diagonal().copy_(column_squares(weight) / self.limit**2 - 1)
 
     def follow(self, weight: Tensor, block: ritz.Block, count: int) -> None:
         """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block, all that are far:
@@ -148,15 +147,20 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
 
 
 def _direction_above(x: Tensor, bound: float) -> Tensor | None:
-    """A vector (n, 1) of Rayleigh quotient above `bound`, if a few steps of the power method on X + I find one.
+    """A vector (n, 1) of Rayleigh quotient above `bound`, if the Krylov space of the longest column of X holds one.
 
-    They start from the longest column of X, and cost a hundredth of the decomposition that would be of no use.
+    A value that is far from all others shows after a few steps, which cost a hundredth of the decomposition that would
+    be of no use.
     """
-    longest = int(x.diagonal().argmax())
-    vector = x[longest].clone()
-    vector[longest] += 1
-    size = torch.linalg.vector_norm(vector)
-    for _ in range(POWER_STEPS):
-        vector = torch.addmv(vector, x, vector).div_(size)
-        size = torch.linalg.vector_norm(vector)
-    return None if float(size) <= 1 + bound else vector[:, None]
+    new, basis, images = x[int(x.diagonal().argmax())][:, None], None, []
+    for _ in range(min(KRYLOV_STEPS, x.shape[0])):
+        new = ritz.orthonormal(new, basis)
+        basis = new if basis is None else torch.cat((basis, new), 1)
+        new = x @ new
+        images.append(new)
+    assert basis is not None
+    quotients = (basis.mT @ torch.cat(images, 1)).double()
+    if not bool(quotients.isfinite().all()):
+        return new
+    values, vectors = torch.linalg.eigh((quotients + quotients.mT) / 2)
+    return basis @ vectors[:, -1:].to(x) if float(values[-1]) > bound else None

@@ -50,3 +50,12 @@ def distance(a: Tensor, b: Tensor | None = None) -> float:
     # In float64: torch's own float32 sums of so many squares lose digits that a certificate counts on.
     norms = (torch.linalg.vector_norm(x if y is None else x - y, dtype=torch.float64) for x, y in parts)
     return math.hypot(*map(float, norms))
+
+
+def column_squares(a: Tensor) -> Tensor:
+    """The squared norm of each column, in float64."""
+    if kernels.takes(a) and a.stride(1) == 1:
+        squares = a.new_empty(a.shape[1], dtype=torch.float64)
+        kernels.call("gruclip_column_squares", [squares, a], [*a.shape, a.stride(0)], torch.get_num_threads())
+        return squares
+    return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64).square()
