@@ -11,10 +11,8 @@
 
 namespace {
 
-// Doubles of a register, and registers side by side, since each waits for its own last division.
-constexpr int DOUBLES = LANES / 2, CHAINS = 3, SHIFTS = CHAINS * DOUBLES;
-typedef double dvec __attribute__((vector_size(DOUBLES * sizeof(double))));
-typedef long lvec __attribute__((vector_size(DOUBLES * sizeof(long))));
+// Registers side by side, since each waits for its own last division.
+constexpr int CHAINS = 3, SHIFTS = CHAINS * DOUBLES;
 
 // How many eigenvalues of the band are above each of `SHIFTS` numbers: the signs of the pivots of L D L^T.
 void count_above(const double* band, long n, const dvec* shifts, lvec* above) {

@@ -8,12 +8,17 @@
 
 namespace {
 
-// matrix (rows, columns) transposed.
+constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
+
+// How far apart columns of n numbers are kept: by a power of two they would drive each other out of the cache.
+inline long apart(long n) { return n + 16; }
+
+// The columns of matrix (rows, columns), one after the other, and zeros up to `most` of them.
 template <typename Number>
-std::vector<Number> turn(const float* matrix, long rows, long columns) {
-    std::vector<Number> turned(rows * columns);
+std::vector<Number> turn(const float* matrix, long rows, long columns, long most) {
+    std::vector<Number> turned(apart(rows) * most);
     for (long i = 0; i < rows; i++)
-        for (long j = 0; j < columns; j++) turned[j * rows + i] = matrix[i * columns + j];
+        for (long j = 0; j < columns; j++) turned[j * apart(rows) + i] = matrix[i * columns + j];
     return turned;
 }
 
@@ -41,10 +46,12 @@ extern "C" {
 void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others) {
     constexpr double LOST = 1e-5, SETTLED = 0.7;
     constexpr int MOST_ROUNDS = 30;
-    std::vector<float> mine = turn<float>(columns, n, count), theirs = turn<float>(against, n, others);
+    const long stride = apart(n);
+    std::vector<float> mine = turn<float>(columns, n, count, count);
+    const std::vector<float> theirs = turn<float>(against, n, others, others);
     unsigned long state = 1;
     for (long c = 0; c < count; c++) {
-        float* x = mine.data() + c * n;
+        float* x = &mine[c * stride];
         // First to a size whose square is a float32 number.
         float largest = 0;
         for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
@@ -52,8 +59,9 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
             for (long i = 0; i < n; i++) x[i] /= largest;
         double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
         for (int round = 0;; round++) {
-            for (long k = 0; k < others; k++) subtract(x, &theirs[k * n], dot(x, &theirs[k * n], n), n);
-            for (long k = 0; k < c; k++) subtract(x, &mine[k * n], dot(x, &mine[k * n], n), n);
+            const auto take_off = [&](const float* other) { subtract(x, other, dot(x, other, n), n); };
+            for (long k = 0; k < others; k++) take_off(&theirs[k * stride]);
+            for (long k = 0; k < c; k++) take_off(&mine[k * stride]);
             const double left = std::sqrt(dot(x, x, n));
             if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) {
                 std::fill(columns, columns + n * count, NAN);
@@ -72,18 +80,36 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
         }
     }
     for (long i = 0; i < n; i++)
-        for (long c = 0; c < count; c++) columns[i * count + c] = mine[c * n + i];
+        for (long c = 0; c < count; c++) columns[i * count + c] = mine[c * stride + i];
 }
 
 // gram (q, q) = image^T image for image (m, q), summed in double precision.
 void gruclip_gram(double* gram, const float* image, long m, long q, int threads) {
-    constexpr long WORTH_A_THREAD = 1000000;  // products of numbers
-    const std::vector<double> turned = turn<double>(image, m, q);
+    constexpr long TILE = 4, WIDE = 3;  // products that are summed at once, so that a column is read a few times only
+    const long stride = apart(m);
+    const std::vector<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
     if (m * q * q < WORTH_A_THREAD) threads = 1;
-#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
-    for (long a = 0; a < q; a++)
-        for (long b = a; b < q; b++)
-            gram[a * q + b] = gram[b * q + a] = dot(turned.data() + a * m, turned.data() + b * m, m);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long a = 0; a < q; a += TILE)
+        for (long b = 0; b < a + TILE; b += WIDE) {
+            dvec sums[TILE][WIDE] = {};
+            double rest[TILE][WIDE] = {};
+            const double *x = &turned[a * stride], *y = &turned[b * stride];
+            long i = 0;
+            for (; i + DOUBLES <= m; i += DOUBLES)
+#pragma GCC unroll 4
+                for (long c = 0; c < WIDE; c++) {
+                    const dvec along = load(y + c * stride + i);
+#pragma GCC unroll 4
+                    for (long r = 0; r < TILE; r++) sums[r][c] += load(x + r * stride + i) * along;
+                }
+            for (; i < m; i++)
+                for (long r = 0; r < TILE; r++)
+                    for (long c = 0; c < WIDE; c++) rest[r][c] += x[r * stride + i] * y[c * stride + i];
+            for (long r = a; r < std::min(a + TILE, q); r++)
+                for (long c = b; c < std::min(b + WIDE, r + 1); c++)
+                    gram[r * q + c] = gram[c * q + r] = total(sums[r - a][c - b]) + rest[r - a][c - b];
+        }
 }
 
 // The triplets with `values` (k) that the columns of turns (q, k), any layout, make of a basis of q columns (n, q), its
@@ -91,7 +117,8 @@ void gruclip_gram(double* gram, const float* image, long m, long q, int threads)
 // residual (n, k) = back turns / values - right values, and sizes (k), the norms of the residual's columns.
 void gruclip_ritz_triplets(float* left, float* right, float* residual, double* sizes, const float* columns,
                            const float* image, const float* back, const double* turns, const double* values, long m,
-                           long n, long q, long k, long down, long across) {
+                           long n, long q, long k, long down, long across, int threads) {
+    constexpr long ROWS = 32 * BLOCK;
     const long width = parts(k, PANEL) * PANEL;
     const Array turn = zeros(q * width), scaled = zeros(q * width);  // panel by panel
     std::vector<float> factors(values, values + k);
@@ -102,16 +129,29 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
             turn[at] = static_cast<float>(y);
             scaled[at] = static_cast<float>(y / std::max(values[j], 1e-300));
         }
-    multiply_thin(left, image, scaled.get(), m, q, k);
-    multiply_thin(right, columns, turn.get(), n, q, k);
-    multiply_thin(residual, back, scaled.get(), n, q, k);
+    const long shares = parts(std::max(m, n), ROWS);
+    std::vector<double> squares(shares * k);
+    if (m * q * k < WORTH_A_THREAD) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long share = 0; share < shares; share++) {
+        const long first = share * ROWS;
+        if (first < m) multiply_thin(left + first * k, image + first * q, scaled.get(), std::min(ROWS, m - first), q, k);
+        if (first >= n) continue;
+        const long rows = std::min(ROWS, n - first);
+        float *mine = right + first * k, *rest = residual + first * k;
+        multiply_thin(mine, columns + first * q, turn.get(), rows, q, k);
+        multiply_thin(rest, back + first * q, scaled.get(), rows, q, k);
+        for (long i = 0; i < rows; i++)
+            for (long j = 0; j < k; j++) {
+                float& entry = rest[i * k + j];
+                entry -= mine[i * k + j] * factors[j];
+                squares[share * k + j] += double(entry) * entry;
+            }
+    }
+    // One order whatever the number of threads.
     std::fill(sizes, sizes + k, 0.0);
-    for (long i = 0; i < n; i++)
-        for (long j = 0; j < k; j++) {
-            float& entry = residual[i * k + j];
-            entry -= right[i * k + j] * factors[j];
-            sizes[j] += double(entry) * entry;
-        }
+    for (long share = 0; share < shares; share++)
+        for (long j = 0; j < k; j++) sizes[j] += squares[share * k + j];
     for (long j = 0; j < k; j++) sizes[j] = std::sqrt(sizes[j]);
 }
 

@@ -8,10 +8,11 @@ namespace {
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
 constexpr long FAR_APART = 1024, DEEP = 32, TILES = 16, PIECE = TILES * BLOCK;
 
-// Products with a panel of VECS vectors: of HEIGHT rows at once, so that as many sums as there are registers are taken.
+// Products with a panel of VECS vectors: of HEIGHT rows at once. More rows than a first-level cache has ways drive each
+// other out of it where they lie a power of two apart.
 template <int VECS>
 struct Thin {
-    static constexpr long WIDTH = VECS * LANES, HEIGHT = 2 * BLOCK / VECS;
+    static constexpr long WIDTH = VECS * LANES, HEIGHT = BLOCK;
 
     // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
     // += that.
@@ -20,8 +21,8 @@ struct Thin {
         multiply_rows<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, high, n);
     }
 
-    // The same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across` apart.
-    template <bool ADD>
+    // sums = the same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across`
+    // apart.
     static void multiply_turned(float* sums, const float* rows, long across, const float* panel, long high, long n) {
         float piece[DEEP * PIECE];
         for (long k = 0; k < n; k += DEEP) {
@@ -29,7 +30,7 @@ struct Thin {
             for (long i = 0; i < deep; i++)
                 std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
             for (long i = 0; i < high; i += HEIGHT)
-                (k == 0 && !ADD ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
+                (k == 0 ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
                                                                     panel + k * WIDTH, std::min(HEIGHT, high - i), deep);
         }
     }
@@ -46,17 +47,40 @@ struct Thin {
             float sums[PIECE * WIDTH];
             const float* rows = matrix + first * down;
             const long high = std::min(step, m - first);
-            if (turned) multiply_turned<false>(sums, rows, across, panel.get(), high, n);
+            if (turned) multiply_turned(sums, rows, across, panel.get(), high, n);
             else multiply<false>(sums, rows, down, across, panel.get(), high, n);
             for (long i = 0; i < high; i++)
                 std::memcpy(result + (first + i) * width + left, sums + i * WIDTH, used * sizeof(float));
         }
     }
 
+    // sums (n, WIDTH) += the transpose of ROWS rows, `down` apart, times there (ROWS, WIDTH), which stays in registers.
+    template <int ROWS>
+    static void add_back(float* sums, const float* rows, long down, const float* there, long n) {
+        vec t[ROWS][VECS];
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) t[r][v] = in_register(load(there + r * WIDTH + v * LANES));
+        for (long j = 0; j < n; j++, sums += WIDTH) {
+            vec s[VECS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) s[v] = load(sums + v * LANES);
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++) {
+                const vec element = splat(rows[r * down + j]);
+#pragma GCC unroll 2
+                for (int v = 0; v < VECS; v++) s[v] += element * t[r][v];
+            }
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) store(sums + v * LANES, s[v]);
+        }
+    }
+
     // The same columns of image (m, width) = W X and of back (n, width) = W^T image.
     static void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                                long width, long left, long used, long down, int threads) {
-        constexpr long SHARES = 4, HIGH = DEEP / HEIGHT * HEIGHT;
+        constexpr long SHARES = 4;
         const Array panel = allocate(n * WIDTH), sums = allocate(SHARES * n * WIDTH);
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel num_threads(threads)
@@ -66,17 +90,16 @@ struct Thin {
                 float* sum = sums.get() + share * n * WIDTH;
                 std::memset(sum, 0, n * WIDTH * sizeof(float));
                 const long end = m * (share + 1) / SHARES;
-                for (long i = m * share / SHARES; i < end; i += HIGH) {
-                    const long high = std::min(HIGH, end - i);
+                for (long i = m * share / SHARES; i < end; i += HEIGHT) {
+                    const long high = std::min(HEIGHT, end - i);
                     const float* rows = matrix + i * down;
-                    float there[HIGH * WIDTH];
-                    for (long r = 0; r < high; r += HEIGHT)
-                        multiply<false>(there + r * WIDTH, rows + r * down, down, 1, panel.get(),
-                                        std::min(HEIGHT, high - r), n);
+                    float there[HEIGHT * WIDTH];
+                    multiply<false>(there, rows, down, 1, panel.get(), high, n);
                     for (long r = 0; r < high; r++)
                         std::memcpy(image + (i + r) * width + left, there + r * WIDTH, used * sizeof(float));
-                    for (long j = 0; j < n; j += PIECE)
-                        multiply_turned<true>(sum + j * WIDTH, rows + j, down, there, std::min(PIECE, n - j), high);
+                    if (high == HEIGHT) add_back<HEIGHT>(sum, rows, down, there, n);
+                    else
+                        for (long r = 0; r < high; r++) add_back<1>(sum, rows + r * down, down, there + r * WIDTH, n);
                 }
             }
 #pragma omp for schedule(static)

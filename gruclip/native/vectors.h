@@ -16,10 +16,16 @@ constexpr int LANES = 4, REGISTERS = 16;
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int ivec __attribute__((vector_size(LANES * sizeof(int))));
+// And of double.
+constexpr int DOUBLES = LANES / 2;
+typedef double dvec __attribute__((vector_size(DOUBLES * sizeof(double))));
+typedef long lvec __attribute__((vector_size(DOUBLES * sizeof(long))));
 // The same at any address.
+typedef double loose_dvec __attribute__((vector_size(DOUBLES * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef float loose_vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 inline vec load(const float* p) { return *reinterpret_cast<const loose_vec*>(p); }
+inline dvec load(const double* p) { return *reinterpret_cast<const loose_dvec*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<loose_vec*>(p) = v; }
 inline vec splat(float x) { return x - vec{}; }
 
@@ -52,6 +58,12 @@ inline float total(vec v) {
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int lane = 0; lane < half; lane++) parts[lane] += parts[lane + half];
     return parts[0];
+}
+
+inline double total(dvec v) {
+    double sum = 0;
+    for (int lane = 0; lane < DOUBLES; lane++) sum += v[lane];
+    return sum;
 }
 
 // Pseudo-random bits, from Knuth's linear congruence.

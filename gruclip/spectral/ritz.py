@@ -96,7 +96,7 @@ def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) 
         left, right, residual = (weight.new_empty(rows, k) for rows in (m, n, n))
         size = torch.empty_like(theta)
         made: list[Tensor | None] = [left, right, residual, size, *(part.contiguous() for part in basis), Y, theta]
-        kernels.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()])
+        kernels.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
         return Block(values, left, right, residual, size.tolist())
     Y = Y[:, : len(values)]
     scaled = (Y / theta.clamp(min=torch.finfo(torch.float64).tiny)).to(weight.dtype)
