@@ -31,7 +31,7 @@ from gruclip.native import kernels
 
 #: Multiply-adds of a product from which the compiled kernel is worth the packing of both factors, and up to which it
 #: beats MKL: by a tenth to a third in between, while MKL is a tenth faster at (700, 650) @ (650, 10000).
-LARGE, LARGEST = 200_000_000, 2_000_000_000
+LARGE, LARGEST = 200_000_000, 1_500_000_000
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
 

@@ -5,9 +5,11 @@
 
 namespace {
 
-constexpr long ROWS = 16 * BLOCK;  // of a task: DEEP columns of them stay in the second-level cache
-constexpr long DEEP = 352;         // of a panel, so that it stays in the first-level cache for all blocks of rows
-constexpr long TILE = 32;          // of the matrix that is reflected
+// Rows of a task: few, so that no thread is left alone at the end, where the right factor, which every task reads, stays in
+// the third-level cache.
+constexpr long FEW = 3 * BLOCK, MANY = 16 * BLOCK, CACHED = 1500000;
+constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
+constexpr long TILE = 32;   // of the matrix that is reflected
 
 // to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, PANEL), or += that.
 template <bool ADD>
@@ -28,7 +30,8 @@ extern "C" {
 void gruclip_product(float* result, const float* left, const float* right, long m, long depth, long n, long down,
                      long left_down, long left_across, long right_down, long right_across, int symmetric, int threads) {
     const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
-    const long panels = parts(n, PANEL), tasks = parts(m, ROWS);
+    const long rows_a_task = depth * n <= CACHED ? FEW : MANY;
+    const long panels = parts(n, PANEL), tasks = parts(m, rows_a_task);
     const long deep = parts(depth, std::max<long>(1, parts(depth, DEEP)));
     const Array columns = allocate(panels * depth * PANEL + 1);
 #pragma omp parallel num_threads(threads)
@@ -37,10 +40,10 @@ void gruclip_product(float* result, const float* left, const float* right, long 
         for (long p = 0; p < panels; p++)
             pack(columns.get() + p * depth * PANEL, PANEL, factor, 0, depth, p * PANEL,
                  std::min<long>(PANEL, n - p * PANEL));
-        const Array rows = allocate(ROWS * deep + 1);
+        const Array rows = allocate(rows_a_task * deep + 1);
 #pragma omp for schedule(dynamic)
         for (long task = tasks - 1; task >= 0; task--) {  // the longest first, where half is left out
-            const long first = task * ROWS, high = std::min(ROWS, m - first);
+            const long first = task * rows_a_task, high = std::min(rows_a_task, m - first);
             const long needed = symmetric ? parts(first + high, PANEL) : panels;
             for (long k = 0; k < depth; k += deep) {
                 const long d = std::min(deep, depth - k);

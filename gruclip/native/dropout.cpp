@@ -65,20 +65,27 @@ std::vector<Kept> kept_rows(const Matrix& matrix, long rows, long depth, long mo
 }
 
 // What is read next, fetched while the processor multiplies: rows of a panel lie far apart in memory.
-struct Ahead {
-    const float* first;
-    long lines, lines_a_row, down;
+class Ahead {
+  public:
+    Ahead(const Matrix& matrix, long first, long rows, long left_column, long used, long steps)
+        : row(matrix.at(first, left_column)),
+          rows(matrix.across == 1 ? rows : 0),
+          used(used),
+          down(matrix.down),
+          lines_a_step(parts(rows * parts(used, LINE), steps)) {}
 
-    Ahead(const Matrix& matrix, long row, long rows, long left, long used)
-        : first(matrix.at(row, left)), lines_a_row(parts(used, LINE)), down(matrix.down) {
-        lines = matrix.across == 1 ? rows * lines_a_row : 0;
+    void step() {
+        for (long line = 0; line < lines_a_step && rows > 0; line++) {
+            __builtin_prefetch(row + column);
+            column += LINE;
+            if (column < used) continue;
+            column = 0, row += down, rows--;
+        }
     }
 
-    // The share of step i of `steps`.
-    void fetch(long i, long steps) const {
-        for (long line = lines * i / steps; line < lines * (i + 1) / steps; line++)
-            __builtin_prefetch(first + line / lines_a_row * down + line % lines_a_row * LINE);
-    }
+  private:
+    const float* row;
+    long rows, used, down, lines_a_step, column = 0;
 };
 
 // to (rows, COUNT vectors), `down` apart, = the kept elements of block q times packed (block, COUNT vectors), plus sums
@@ -105,10 +112,10 @@ void multiply_kept(float* to, long down, const float* sums, const Kept& kept, lo
 // sums (kept elements of block q, a vector each) += for every kept element (i, k) of block q, lane by lane, row i of
 // left (rows, WIDTH) times row k of packed (block, WIDTH).
 void multiply_where_kept(float* sums, const Kept& kept, long q, const float* left, const float* packed,
-                         const Ahead& ahead) {
+                         Ahead& ahead) {
     const uint64_t* which = kept.which.get() + q * kept.rows;
     for (long i = 0; i < kept.rows; i++, left += WIDTH) {
-        ahead.fetch(i, kept.rows);
+        ahead.step();
         vec x[VECS];
 #pragma GCC unroll 16
         for (int v = 0; v < VECS; v++) x[v] = load(left + v * LANES);
@@ -189,28 +196,31 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
 // a slow core holds up the others for a part of a block of rows at most.
 void gruclip_product_where_kept(float* result, const float* left, const float* right, const float* mask, long m,
                                 long depth, long n, long right_down, long right_across, int threads) {
-    // Rows whose sums for a block of columns stay in the second-level cache.
-    constexpr long ROWS = 176, PART = 16 * WIDTH;
+    // Rows whose sums for a block of columns stay in the second-level cache, and panels of the depth's parts, at most.
+    constexpr long ROWS = 176, MOST_PANELS = 24, FEWEST_PARTS = 2;
     const long most = std::max<long>(1, std::min(ROWS, parts(m, threads)));
     const std::vector<Kept> all = kept_rows({mask, n, 1}, m, n, most, threads);
     const Matrix factor = {right, right_down, right_across}, source = {left, depth, 1};
     const long chunks = all.size(), blocks = all[0].blocks;
-    const long count = std::max<long>(1, parts(depth, PART));
+    const long all_panels = std::max<long>(1, parts(depth, WIDTH));
+    const long part = parts(all_panels, std::max(FEWEST_PARTS, parts(all_panels, MOST_PANELS))) * WIDTH;
+    const long count = parts(all_panels * WIDTH, part);
     std::vector<long> start(chunks * blocks + 1);  // of the kept elements of a block
     for (long b = 0; b < chunks * blocks; b++) {
         const Kept& kept = all[b / blocks];
         start[b + 1] = start[b];
-        for (long i = 0; i < kept.rows; i++) start[b + 1] += __builtin_popcountll(kept.which[b % blocks * kept.rows + i]);
+        const uint64_t* which = kept.which.get() + b % blocks * kept.rows;
+        for (long i = 0; i < kept.rows; i++) start[b + 1] += __builtin_popcountll(which[i]);
     }
     const long elements = start[chunks * blocks];
     const Array partial = allocate(count * elements + 1);
 #pragma omp parallel num_threads(threads)
     {
-        const Array packed = allocate(DEEPEST * WIDTH), piece = allocate(most * PART);
+        const Array packed = allocate(DEEPEST * WIDTH), piece = allocate(most * part);
         const Array sums = allocate(most * DEEPEST * LANES);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < chunks * count; task++) {
-            const long b = task % chunks, first = task / chunks * PART, end = std::min(first + PART, depth);
+            const long b = task % chunks, first = task / chunks * part, end = std::min(first + part, depth);
             const Kept& kept = all[b];
             const long panels = parts(end - first, WIDTH);
             const auto used = [&](long p) { return std::min<long>(WIDTH, end - first - p * WIDTH); };
@@ -222,7 +232,7 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
                 for (long p = 0; p < panels; p++) {
                     pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH, used(p));
                     const long next = std::min(p + 1 < panels ? q : q + 1, blocks - 1), then = (p + 1) % panels;
-                    const Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then));
+                    Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then), kept.rows);
                     multiply_where_kept(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
                 }
                 float* to = partial.get() + task / chunks * elements + here;
@@ -239,7 +249,7 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
                 for (long i = 0; i < kept.rows; i++)
                     for (uint64_t bits = kept.which[q * kept.rows + i]; bits; bits &= bits - 1, e++) {
                         float sum = partial[e];
-                        for (long part = 1; part < count; part++) sum += partial[part * elements + e];
+                        for (long other = 1; other < count; other++) sum += partial[other * elements + e];
                         result[(kept.first + i) * n + q * kept.block + __builtin_ctzll(bits)] = *value++ * sum;
                     }
             }
