@@ -175,22 +175,25 @@ class Engine:
         self._iterations += 1
         whole = window.inputs.shape[1] == self.trainer.bptt
         if self._capture is None or not whole or self._iterations <= WARM_UP:
-            return self._phases(_Iteration(window, masks))
+            iteration = _Iteration(window, masks)
+            return iteration, self._phases(iteration)
         if self._captured is None:
-            copies = window.clone(), None if masks is None else [mask.clone() for mask in masks]
-            iteration, phases = self._phases(_Iteration(*copies))
-            count = len(phases) if self.algorithm == "products" else len(phases) - 1
-            self._captured = iteration, [*self._capture(phases[:count]), *phases[count:]]
-            return self._captured
-        iteration, phases = self._captured
-        iteration.window.copy_(window)
-        for held, new in zip(iteration.masks or [], masks or [], strict=True):
-            held.copy_(new)
-        return self._captured
+            iteration = _Iteration(window.clone(), None if masks is None else [mask.clone() for mask in masks])
+            phases = self._phases(iteration)
+            asks_nothing = len(phases) if self.algorithm == "products" else len(phases) - 1
+            self._captured = iteration, self._capture(phases[:asks_nothing])
+        else:
+            iteration = self._captured[0]
+            iteration.window.copy_(window)
+            for held, new in zip(iteration.masks or [], masks or [], strict=True):
+                held.copy_(new)
+        iteration, replays = self._captured
+        # The others are not kept: they hold the engine, whose memory must be free as soon as nobody else does.
+        return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
 
-    def _phases(self, iteration: _Iteration) -> tuple[_Iteration, list[Phase]]:
+    def _phases(self, iteration: _Iteration) -> list[Phase]:
         phases = (self._forward, self._backward, self._update, self._clip)
-        return iteration, [partial(phase, iteration) for phase in phases]
+        return [partial(phase, iteration) for phase in phases]
 
     def _forward(self, it: _Iteration) -> None:
         arguments = self.parameters, self.model, it.window, self.states, it.masks, self.compute

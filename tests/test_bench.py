@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gruclip.cli
-from gruclip.bench import floor, gru, keras_peer, projection, step, sweep
+from gruclip.bench import floor, gru, keras_peer, projection, stack, step, sweep
 from gruclip.bench.floor import Machine, Work, gru_work, output_work, precisions, product_rates
 from gruclip.bench.output import number, timing_table
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, language_step, layer_step, music_epoch, torch_gru
@@ -295,6 +295,17 @@ def test_bench_step_shows_where_the_time_goes(tmp_path, capsys):
     assert {"forward", "backward", "update", "clipping"} <= set(tables["Parts"][0])
 
 
+def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stack, "PRODUCT_SIZE", {"cpu": 64, "cuda": 64})
+    arguments = ["--shape", "5,2,16", "--vocabulary", "50", "--sizes", "2", "1", "--device", "cpu"]
+    assert stack.main([*SMALL, *arguments, "--out", str(tmp_path)]) == 0
+    (rows,) = read(tmp_path, "stack")["tables"].values()
+    assert [row["runs"] for row in rows] == [1, 2]
+    operations = (gru_work(5, 2, 16, 16) + output_work(10, 16, 50)).operations
+    assert all(row["rate"] == pytest.approx(operations * row["runs"] / row["seconds"]) for row in rows)
+    assert stack.ON_CPU in capsys.readouterr().out
+
+
 def test_bench_projection_writes_table_and_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(projection, "example_step_seconds", lambda: 0.25)
     monkeypatch.setattr(projection, "FRACTIONS_AT", 16)
@@ -335,6 +346,7 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["projection", "--fractions", "2"], "argument --fractions: 2: should be a number from 0 to 1"),
         (["projection", "--record", "5", "--keep", "9"], "--keep 9: more than the 5 iterations of --record"),
         (["projection", "--sizes"], "argument --sizes: expected at least one argument"),
+        (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Measurements against peers, side by side in one process: ``gruclip bench projection | gru | step | sweep``."""
+"""Measurements, side by side in one process: ``gruclip bench projection | gru | step | stack | sweep``."""

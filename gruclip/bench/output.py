@@ -79,11 +79,14 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
-def write(bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out: Path) -> None:
-    """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`."""
-    environment = describe_environment(torch.device("cpu"))
+def write(
+    bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out: Path, device: torch.device | None = None
+) -> None:
+    """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`; of a GPU where `device` is one."""
+    environment = describe_environment(device or torch.device("cpu"))
     versions = f"{environment['threads']} threads, torch {torch.__version__}"
-    head = f"`gruclip bench {bench}`: {environment['processor']}, {versions}"
+    machine = environment["processor"] if environment["device"] == "cpu" else environment["device"]
+    head = f"`gruclip bench {bench}`: {machine}, {versions}"
     text = f"{head}\n\n{markdown(tables)}"
     content = {
         "bench": bench,

@@ -69,11 +69,12 @@ class LanguageModel(nn.Module):
 def language_step(
     model: LanguageModel, lanes: Tensor, steps: int, lr: float = 1.0, clip: float = 5.0
 ) -> Callable[[], float]:
-    """A training step on the next `steps` of the tokens (L, B), round and round; the loss in nats per token."""
+    """A training step on the next `steps` of the tokens (L, B), round and round, on their device; the loss in nats
+    per token."""
     criterion = nn.NLLLoss()
     starts = _round_and_round(0, len(lanes) - 1 - steps, steps)
-    hidden = torch.zeros(1, lanes.shape[1], model.decoder.in_features)
-    model.train()
+    hidden = torch.zeros(1, lanes.shape[1], model.decoder.in_features, device=lanes.device)
+    model.to(lanes.device).train()
 
     def step() -> float:
         nonlocal hidden

@@ -18,7 +18,7 @@ from gruclip.errors import UserError
 TABLES = ("1", "2", "lr", "cells")
 FIGURES = ("1", "2", "lr")
 REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
-BENCHMARKS = ("projection", "gru", "step", "sweep")
+BENCHMARKS = ("projection", "gru", "step", "stack", "sweep")
 
 #: Exit codes. 0: done, every run recorded, failed and diverged ones too. 1: a bug of ours, with its traceback.
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141

@@ -1,0 +1,144 @@
+"""``gruclip bench stack``: an iteration of more and more runs as one batched program, which is what a GPU trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import pandas as pd
+import torch
+
+from gruclip.bench import options as command
+from gruclip.bench.floor import gru_work, output_work
+from gruclip.bench.output import number, write
+from gruclip.bench.peers import LanguageModel, language_step, torch_gru
+from gruclip.bench.step import EXAMPLE, SHAPES, random_words, run_config
+from gruclip.bench.timing import interleave
+from gruclip.config import PRECISIONS, ModelConfig, RunConfig
+from gruclip.engine import COMPUTE_DTYPES, WARM_UP, Engine
+from gruclip.report.render import Table
+from gruclip.train import choose_device
+
+SIZES = (1, 2, 4, 8, 16, 32, 45, 64, 90)
+
+#: Of the square product that the device's rate is measured with.
+PRODUCT_SIZE = {"cuda": 8192, "cpu": 2048}
+
+ON_CPU = (
+    "On a CPU the runner gives each run of a stack a process of its own; this is the program that a GPU would be given."
+)
+
+
+def product_rate(device: torch.device, precision: str, size: int) -> float:
+    """Operations a second of a square product in a precision, at the fastest."""
+    dtype = torch.float64 if precision == "fp64" else COMPUTE_DTYPES[precision]
+    a, b, c = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
+
+    def product() -> None:
+        torch.mm(a, b, out=c)
+        _wait(device)
+
+    return 2 * size**3 / min(interleave({"product": product}, 7)["product"].seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(step: Callable[[], object], rounds: int, device: torch.device) -> float:
+    """Median over `rounds` calls, after those in which libraries set themselves up and an iteration is captured."""
+    for _ in range(WARM_UP + 2):
+        step()
+    taken = []
+    for _ in range(rounds):
+        _wait(device)
+        started = time.perf_counter()
+        step()
+        _wait(device)
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def stack_step(configs: list[RunConfig], engine: Engine) -> Callable[[], None]:
+    """An iteration of all runs, and what the runner reads of it."""
+    iterations, done = engine.begin_epoch([1] * len(configs)), 0
+
+    def step() -> None:
+        nonlocal done
+        metrics = engine.step(done % iterations, False)
+        engine.redone()
+        metrics.loss.tolist()
+        done += 1
+
+    return step
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that was taken on a GPU since the last call."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def main(argv: list[str]) -> int:
+    parser = command.parser("stack", "An iteration of the language model as its stack of runs grows.", 10)
+    parser.add_argument("--sizes", nargs="+", type=command.positive, default=SIZES, help="runs; default: 1 to 90")
+    parser.add_argument(
+        "--shape", type=command.shape, default=SHAPES["ptb"], metavar="T,B,n", help="default: 35,20,650"
+    )
+    parser.add_argument("--vocabulary", type=command.positive, default=10_000, help="default: 10000")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    arguments = parser.parse_args(argv)
+    command.prepare(arguments.threads)
+    (steps, batch, n), precision, rounds = arguments.shape, arguments.precision, arguments.repetitions
+    base = replace(run_config("ptb", ModelConfig(hidden_size=n), 1.0, steps, batch, precision), device=arguments.device)
+    device = choose_device(base)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    corpus = random_words(steps, batch, arguments.vocabulary)
+    work = gru_work(steps, batch, n, n) + output_work(steps * batch, n, arguments.vocabulary)
+    rate = product_rate(device, precision, PRODUCT_SIZE[device.type])
+
+    lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
+    example = seconds_of(language_step(LanguageModel(arguments.vocabulary, n, torch_gru), lanes, steps), rounds, device)
+    rows, notes = [], [ON_CPU] if device.type == "cpu" else []
+    for runs in sorted(set(arguments.sizes)):
+        peak_bytes(device)
+        configs = [replace(base, seed=seed) for seed in range(runs)]
+        try:
+            taken = seconds_of(stack_step(configs, Engine(configs, corpus, device)), rounds, device)
+        except torch.OutOfMemoryError:
+            notes.append(f"{runs} runs do not fit into the memory of {torch.cuda.get_device_name(device)}.")
+            break
+        done = work.operations * runs / taken
+        rows.append({"runs": runs, "seconds": taken, "rate": done, "share": done / rate, "bytes": peak_bytes(device)})
+    first = rows[0]["runs"] if rows else 0
+    alone = rows[0]["seconds"] / first if rows else 0.0
+    cells = [
+        {
+            "runs": row["runs"],
+            "iteration, ms": number(1e3 * row["seconds"]),
+            "of a run, ms": number(1e3 * row["seconds"] / row["runs"]),
+            f"faster than {first} at a time": f"{row['runs'] * alone / row['seconds']:.2f}",
+            f"ratio to {EXAMPLE}": f"{row['seconds'] / row['runs'] / example:.2f}",
+            "GFLOP/s": number(row["rate"] / 1e9),
+            "share of the product's": f"{row['share']:.2f}",
+            "memory, GiB": "" if row["bytes"] is None else number(row["bytes"] / 2**30),
+        }
+        for row in rows
+    ]
+    values = pd.DataFrame([row | {"example_seconds": example, "product_rate": rate} for row in rows])
+    title = f"Stack, T={steps}, B={batch}, n={n}, {arguments.vocabulary:,} words, {precision}"
+    caption = (
+        f"An iteration of a run is {work.operations / 1e9:.1f} GFLOP; products of {PRODUCT_SIZE[device.type]} squared "
+        f"reach {number(rate / 1e9)} GFLOP/s here; a step of the {EXAMPLE} takes {number(1e3 * example)} ms."
+    )
+    write("stack", [Table(title, caption, pd.DataFrame(cells), values, notes)], vars(arguments), arguments.out, device)
+    return 0
