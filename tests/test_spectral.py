@@ -165,12 +165,12 @@ def test_a_direction_hidden_from_the_tracked_subspace_is_found():
 def test_the_block_falls_back_to_no_decomposition_while_its_certificate_holds(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     weight, state = near_limit(generator, 200, 3, 1.8).float(), SpectralState()
-    clip_singular_values_(weight, 1.8, state=state)
+    clip_singular_values_(weight, 1.8, algorithm="block", state=state)
     monkeypatch.setattr(single, "Spectrum", lambda matrix: pytest.fail("decomposed"))
     monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed"))
     for _ in range(20):
         weight += 0.002 * random(generator, 200, 200).float() / math.sqrt(200)
-        result = clip_singular_values_(weight, 1.8, state=state)
+        result = clip_singular_values_(weight, 1.8, algorithm="block", state=state)
         assert result.certified
         assert not result.redone
 
@@ -222,11 +222,26 @@ def test_a_value_inside_the_tolerance_leaves_no_room_for_its_residual():
 def test_a_state_of_another_version_is_a_new_one():
     state = SpectralState()
     matrix = drifting(1)[0]
-    clip_singular_values_(matrix.clone(), 1.8, state=state)
+    clip_singular_values_(matrix.clone(), 1.8, algorithm="block", state=state)
     del state.matrices[0]["leading"]
     after = matrix.clone()
-    clip_singular_values_(after, 1.8, state=state)
+    clip_singular_values_(after, 1.8, algorithm="block", state=state)
     assert_projected(matrix, after, 1.8, "auto")
+
+
+def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked(monkeypatch):
+    """As 200 units on music: every step moves W by a good part of its norm."""
+    generator, state = torch.Generator().manual_seed(12), SpectralState()
+    monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed in float64"))
+    weight = orthogonal(generator, 200).float()
+    for _ in range(15):
+        weight += (0.5 * random(generator, 200, 2) @ random(generator, 2, 200) / 200).float()
+        before = weight.clone()
+        result = clip_singular_values_(weight, 1.8, state=state)
+        assert_projected(before, weight, 1.8, "auto")
+        assert result.certified
+        assert not result.redone
+        assert not state.matrices[0]
 
 
 def values_near_the_limit(generator: torch.Generator, n: int) -> dict[str, Tensor]:
@@ -269,17 +284,18 @@ def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
     monkeypatch.setattr(single, "Spectrum", lambda matrix: used.append(matrix.dtype) or reduce(matrix))
     monkeypatch.setattr(exact, "gram", lambda weight: used.append(torch.float64) or gram(weight))
     for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.9, torch.float64)):
-        before = above * orthogonal(generator, 150).float()
+        before = above * orthogonal(generator, 230).float()
         clip_singular_values_(before, 1.0)
         assert used.pop() == dtype
         assert not used
 
 
+@pytest.mark.parametrize("n", [200, 300])  # decomposed at once, and after a look
 @pytest.mark.parametrize("far", [1.2, 1.8, 3.5])
-def test_a_few_values_far_above_a_spectrum_near_the_limit_are_taken_off_first(far, monkeypatch):
+def test_a_few_values_far_above_a_spectrum_near_the_limit_are_taken_off_first(far, n, monkeypatch):
     """As an update of few large values leaves an orthogonal start; without a decomposition in float64."""
     generator = torch.Generator().manual_seed(10)
-    values = 1 - 1e-2 * torch.rand(300, generator=generator, dtype=torch.float64)
+    values = 1 - 1e-2 * torch.rand(n, generator=generator, dtype=torch.float64)
     values[:3] = torch.tensor([far, 1.15, 1.003])
     before = with_values(generator, values).float()
     after = before.clone()

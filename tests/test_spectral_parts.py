@@ -155,14 +155,14 @@ def test_a_bound_that_cannot_be_had_is_infinite() -> None:
 def test_a_value_far_above_the_limit_is_seen_without_a_decomposition(size: float) -> None:
     # As in training at a small limit: a step pushes one value far, the others lie near the limit, some far below.
     values = torch.cat(
-        (torch.linspace(0.95, 1.02, 190, dtype=torch.float64), torch.linspace(0.1, 0.9, 9), torch.ones(1))
+        (torch.linspace(0.95, 1.02, 230, dtype=torch.float64), torch.linspace(0.1, 0.9, 9), torch.ones(1))
     )
     for seed in range(10):
         values[-1] = size
-        weight = (orthogonal(200, seed) * values @ orthogonal(200, seed + 100).mT).float()
+        weight = (orthogonal(240, seed) * values @ orthogonal(240, seed + 100).mT).float()
         far = single.Squares(weight, 1.0).far
         assert far is not None
         assert (weight @ far).norm() / far.norm() > single.FARTHEST
         values[-1] = 1.05
-        weight = (orthogonal(200, seed) * values @ orthogonal(200, seed + 100).mT).float()
+        weight = (orthogonal(240, seed) * values @ orthogonal(240, seed + 100).mT).float()
         assert single.Squares(weight, 1.0).far is None

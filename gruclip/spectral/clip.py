@@ -58,7 +58,8 @@ def clip_singular_values_(
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
-    - ``auto``: ``products`` on a GPU with fast float64; elsewhere ``gram`` below 128 rows or columns, and ``block``.
+    - ``auto``: ``products`` on a GPU with fast float64; elsewhere ``gram`` below 128 rows or columns, the way out of
+      ``block`` up to 224 in float32, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
     norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A
@@ -174,7 +175,8 @@ def _clip_one(
     """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not."""
     near = tolerance(weight.dtype, algorithm)
     if algorithm == "auto":
-        algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
+        at_once = single.takes(weight) and weight.shape[1] <= single.LARGEST_AT_ONCE and limit < torch.inf
+        algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "single" if at_once else "block"
     in_range = 1e-15 < norm < 1e15  # its square is a float32 number
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
@@ -186,7 +188,7 @@ def _clip_one(
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
-    if tracks and in_range and limit < torch.inf and single.takes(weight):
+    if algorithm in ("single", "block") and in_range and limit < torch.inf and single.takes(weight):
         squares, wanted = single.Squares(weight, limit), partial(block.pairs_wanted, size=min(weight.shape))
         quick = single.clip(weight, squares, near, block.NEAR, wanted)
         if quick is None:
@@ -194,7 +196,10 @@ def _clip_one(
             quick = single.clip(weight, squares, near, block.NEAR, wanted) if far else None
     if quick is not None:
         count, values = far + quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
-        _track(held, weight, limit, values, quick.right)
+        if tracks:
+            _track(held, weight, limit, values, quick.right)
+        else:
+            held.clear()
         return count, float(values[0]), True, tracked
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
@@ -205,7 +210,7 @@ def _clip_one(
         _track(held, weight, limit, values, parts.right)
     else:
         held.clear()
-    return count, float(values[0]), True, tracked
+    return count, float(values[0]), True, tracked or algorithm == "single"
 
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
