@@ -204,6 +204,8 @@ class Engine:
         objective = (it.total / it.window.inputs.shape[2]).sum()
         gradients = torch.autograd.grad(objective, list(self.parameters.values()))
         it.gradients = [g.coalesce() if g.is_sparse else g for g in gradients]
+        # Without its graph, which belongs to the stream of the capture.
+        it.total = it.total.detach()
 
     def _update(self, it: _Iteration) -> None:
         it.grad_norm = gradient_norms(it.gradients, len(self.configs))
@@ -212,6 +214,7 @@ class Engine:
         it.gradients = []
         for held, new in zip(self.states, it.states, strict=True):
             held.copy_(new)
+        it.states = []  # views that keep the outputs of all steps
 
     def _clip(self, it: _Iteration) -> None:
         it.values_clipped, it.spectral_norm, it.deferred = self._project()

@@ -58,7 +58,7 @@ struct Thin {
     template <int ROWS>
     static void add_back(float* sums, const float* rows, long down, const float* there, long n) {
         vec t[ROWS][VECS];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
             for (int v = 0; v < VECS; v++) t[r][v] = in_register(load(there + r * WIDTH + v * LANES));
@@ -66,7 +66,7 @@ struct Thin {
             vec s[VECS];
 #pragma GCC unroll 2
             for (int v = 0; v < VECS; v++) s[v] = load(sums + v * LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const vec element = splat(rows[r * down + j]);
 #pragma GCC unroll 2
