@@ -66,10 +66,10 @@ def sgd_step_(parameters: Iterable[Tensor], gradients: Iterable[Tensor], step_si
         elif runs == 1 and parameter.device.type == "cpu":
             parameter.add_(gradient, alpha=-step_sizes.item())
         else:
-            factors = step_sizes.to(parameter.dtype).view(-1, *[1] * (parameter.dim() - 1))
+            factors = step_sizes.to(parameter.dtype).view(-1, *[1] * parameter.dim())
             # Rows of several runs may lie one after the other: (R V, n) for the input.
             by_run = parameter.view(runs, -1, *parameter.shape[1:])
-            by_run.addcmul_(gradient.view_as(by_run), factors.unsqueeze(1), value=-1)
+            by_run.addcmul_(gradient.view_as(by_run), factors, value=-1)
 
 
 @dataclass

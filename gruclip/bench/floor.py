@@ -14,6 +14,8 @@ from gruclip.bench.timing import Contestant, interleave
 from gruclip.native import kernels as native
 from gruclip.products import has_bf16_products, onednn_product, our_product
 
+CPU = torch.device("cpu")
+
 Shape = tuple[int, int, int]  #: (m, k) @ (k, n)
 
 #: Bytes of each of the three arrays that the bandwidth is measured with: far more than a cache holds.
@@ -112,17 +114,20 @@ def output_work(rows: int, n: int, outputs: int, bytes_each: int = 4, dropout: f
     return Work(products, passed, dropout * 3 * 2 * rows * n * outputs)
 
 
-def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) -> dict[Shape, dict[str, float]]:
-    """Operations a second of each product, at its fastest: by torch's default and, in float32, by oneDNN and ours.
+def product_rates(
+    shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7, device: torch.device = CPU
+) -> dict[Shape, dict[str, float]]:
+    """Operations a second of each product, at its fastest: by torch's default and, in float32 on a CPU, by oneDNN and
+    ours.
 
     `gruclip.products` has the rule which of them gruclip takes; in bfloat16 torch calls oneDNN itself.
     """
     rates = {}
     for m, k, n in dict.fromkeys(shapes):
-        a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+        a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
         repeats = min(MOST_REPEATS, max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n))))
         kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
-        if dtype == torch.float32:
+        if dtype == torch.float32 and device.type == "cpu":
             kernels["oneDNN"] = partial(onednn_product, a, b)
             if native.library() is not None:
                 kernels["compiled"] = partial(our_product, a, b)
@@ -134,6 +139,8 @@ def product_rates(shapes: Iterable[Shape], dtype: torch.dtype, rounds: int = 7) 
 def _repeat(kernel: Contestant, repeats: int) -> None:
     for _ in range(repeats):
         kernel()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def bandwidth(rounds: int = 7) -> float:

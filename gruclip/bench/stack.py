@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 
 import pandas as pd
 import torch
 
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, output_work
+from gruclip.bench.floor import gru_work, output_work, product_rates
 from gruclip.bench.output import number, write
 from gruclip.bench.peers import LanguageModel, language_step, torch_gru
-from gruclip.bench.step import EXAMPLE, SHAPES, random_words, run_config
-from gruclip.bench.timing import interleave
-from gruclip.config import PRECISIONS, ModelConfig, RunConfig
-from gruclip.engine import COMPUTE_DTYPES, WARM_UP, Engine
+from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_config
+from gruclip.bench.timing import Contestant, interleave
+from gruclip.config import PRECISIONS, ModelConfig
+from gruclip.engine import WARM_UP, Engine
+from gruclip.evaluation import COMPUTE_DTYPES
 from gruclip.report.render import Table
 from gruclip.train import choose_device
 
@@ -31,56 +29,17 @@ ON_CPU = (
 )
 
 
-def product_rate(device: torch.device, precision: str, size: int) -> float:
-    """Operations a second of a square product in a precision, at the fastest."""
-    dtype = torch.float64 if precision == "fp64" else COMPUTE_DTYPES[precision]
-    a, b, c = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
-
-    def product() -> None:
-        torch.mm(a, b, out=c)
-        _wait(device)
-
-    return 2 * size**3 / min(interleave({"product": product}, 7)["product"].seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(step: Callable[[], object], rounds: int, device: torch.device) -> float:
+def seconds_of(step: Contestant, rounds: int) -> float:
     """Median over `rounds` calls, after those in which libraries set themselves up and an iteration is captured."""
-    for _ in range(WARM_UP + 2):
-        step()
-    taken = []
-    for _ in range(rounds):
-        _wait(device)
-        started = time.perf_counter()
-        step()
-        _wait(device)
-        taken.append(time.perf_counter() - started)
-    return median(taken)
-
-
-def stack_step(configs: list[RunConfig], engine: Engine) -> Callable[[], None]:
-    """An iteration of all runs, and what the runner reads of it."""
-    iterations, done = engine.begin_epoch([1] * len(configs)), 0
-
-    def step() -> None:
-        nonlocal done
-        metrics = engine.step(done % iterations, False)
-        engine.redone()
-        metrics.loss.tolist()
-        done += 1
-
-    return step
+    return interleave({"step": step}, rounds, WARM_UP + 2)["step"].median
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most memory that was taken on a GPU since the last call."""
+    """Most memory that torch held of a GPU since the last call, what only a graph can use included."""
     if device.type != "cuda":
         return None
-    peak = torch.cuda.max_memory_allocated(device)
+    peak = torch.cuda.max_memory_reserved(device)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return peak
 
@@ -104,16 +63,17 @@ def main(argv: list[str]) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     corpus = random_words(steps, batch, arguments.vocabulary)
     work = gru_work(steps, batch, n, n) + output_work(steps * batch, n, arguments.vocabulary)
-    rate = product_rate(device, precision, PRODUCT_SIZE[device.type])
+    square = (PRODUCT_SIZE[device.type],) * 3
+    rate = max(product_rates([square], COMPUTE_DTYPES[precision], device=device)[square].values())
 
     lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
-    example = seconds_of(language_step(LanguageModel(arguments.vocabulary, n, torch_gru), lanes, steps), rounds, device)
+    example = seconds_of(language_step(LanguageModel(arguments.vocabulary, n, torch_gru), lanes, steps), rounds)
     rows, notes = [], [ON_CPU] if device.type == "cpu" else []
     for runs in sorted(set(arguments.sizes)):
         peak_bytes(device)
         configs = [replace(base, seed=seed) for seed in range(runs)]
         try:
-            taken = seconds_of(stack_step(configs, Engine(configs, corpus, device)), rounds, device)
+            taken = seconds_of(engine_step(Engine(configs, corpus, device)), rounds)
         except torch.OutOfMemoryError:
             notes.append(f"{runs} runs do not fit into the memory of {torch.cuda.get_device_name(device)}.")
             break

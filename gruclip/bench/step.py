@@ -54,14 +54,15 @@ def run_config(dataset: str, model: ModelConfig, lr: float, steps: int, batch: i
 
 
 def engine_step(engine: Engine) -> Callable[[], float]:
-    """One iteration of one run, round and round its epoch; the loss in nats per token."""
-    iterations, done = engine.begin_epoch([1]), 0
+    """One iteration, round and round its epoch; the runs' mean loss in nats per token."""
+    iterations, done = engine.begin_epoch([1] * len(engine.configs)), 0
 
     def step() -> float:
         nonlocal done
         metrics = engine.step(done % iterations, False)
         done += 1
-        return metrics.loss.item()
+        engine.redone()  # as the runner does, before it reads
+        return metrics.loss.mean().item()
 
     return step
 

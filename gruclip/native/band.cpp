@@ -29,14 +29,27 @@ void update_row(float* a, const float* v, const float* w, long stride, long i, l
 // Vectors of a row that are worked on while they are in registers, and in the first-level cache.
 constexpr int TILE = 3, CHUNK = 4 * TILE;
 
+// BAND rows of COUNT vectors each, `stride` apart in memory, to registers and back.
+template <int COUNT>
+[[gnu::always_inline]] inline void load_rows(vec (&rows)[BAND][COUNT], const float* from, long stride) {
+#pragma GCC unroll 4
+    for (long r = 0; r < BAND; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) rows[r][c] = load(from + r * stride + c * LANES);
+}
+template <int COUNT>
+[[gnu::always_inline]] inline void store_rows(float* to, const vec (&rows)[BAND][COUNT], long stride) {
+#pragma GCC unroll 4
+    for (long r = 0; r < BAND; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; c++) store(to + r * stride + c * LANES, rows[r][c]);
+}
+
 // BAND rows at `a`, COUNT vectors of them: a -= v w^T + w v^T, with the numbers of the rows at v and w.
 template <int COUNT>
 void update(float* a, const float* v, const float* w, const float* along_v, const float* along_w, long stride) {
     vec e[BAND][COUNT];
-#pragma GCC unroll 4
-    for (long r = 0; r < BAND; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) e[r][c] = load(a + r * stride + c * LANES);
+    load_rows(e, a, stride);
     for (long k = 0; k < BAND; k++, v += stride, w += stride, along_v += stride, along_w += stride)
         for (const auto& [at, along] : {std::pair{v, along_w}, std::pair{w, along_v}}) {
             vec x[COUNT];
@@ -47,20 +60,14 @@ void update(float* a, const float* v, const float* w, const float* along_v, cons
 #pragma GCC unroll 4
                 for (int c = 0; c < COUNT; c++) e[r][c] -= splat(at[r]) * x[c];
         }
-#pragma GCC unroll 4
-    for (long r = 0; r < BAND; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) store(a + r * stride + c * LANES, e[r][c]);
+    store_rows(a, e, stride);
 }
 
 // sums (BAND, COUNT vectors) += x^T A for `rows` rows of A, with the numbers of the rows at x.
 template <int COUNT>
 void add_down(float* sums, const float* a, const float* x, long stride, long rows) {
     vec s[BAND][COUNT];
-#pragma GCC unroll 4
-    for (long k = 0; k < BAND; k++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) s[k][c] = load(sums + k * stride + c * LANES);
+    load_rows(s, sums, stride);
     for (long r = 0; r < rows; r++, a += stride) {
         vec e[COUNT];
 #pragma GCC unroll 4
@@ -70,10 +77,7 @@ void add_down(float* sums, const float* a, const float* x, long stride, long row
 #pragma GCC unroll 4
             for (int c = 0; c < COUNT; c++) s[k][c] += splat(x[k * stride + r]) * e[c];
     }
-#pragma GCC unroll 4
-    for (long k = 0; k < BAND; k++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) store(sums + k * stride + c * LANES, s[k][c]);
+    store_rows(sums, s, stride);
 }
 
 // sums (rows, BAND, a vector each) += A x lane by lane, for `count` vectors of `rows` rows.
