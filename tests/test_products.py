@@ -60,6 +60,21 @@ def test_a_thread_more_changes_no_bit(threads: None) -> None:
         assert torch.equal(symmetric, made[0][1])
 
 
+def test_a_factor_that_no_cache_holds_is_multiplied_as_well(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = made_matrix(193, 50_000, False, generator), made_matrix(50_000, 31, True, generator)
+    thin = made_matrix(4_000, 401, True, generator)
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append((our_product(left, right), our_product(thin.mT, thin, symmetric=True)))
+    for found, (a, b) in zip(made[0], ((left, right), (thin.mT, thin)), strict=True):
+        exact = a.double() @ b.double()
+        assert (found - exact).norm() <= 1e-6 * exact.norm()
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))
+
+
 def test_infinities_and_nan_stay() -> None:
     left, right = torch.ones(20, 30), torch.ones(30, 20)
     left[3, 5], left[7, 2] = torch.inf, torch.nan

@@ -244,6 +244,14 @@ def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked(mon
         assert not state.matrices[0]
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-20])
+def test_a_matrix_too_small_for_single_precision_is_not_counted_as_redone(scale):
+    weight = scale * orthogonal(torch.Generator().manual_seed(13), 200).float()
+    result = clip_singular_values_(weight, 1.8)
+    assert result.certified
+    assert not result.redone
+
+
 def values_near_the_limit(generator: torch.Generator, n: int) -> dict[str, Tensor]:
     """Relative to the limit: spectra of which float32 has to clip many values, and where its precision ends."""
     one = torch.ones(n, dtype=torch.float64)

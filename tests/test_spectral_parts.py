@@ -96,8 +96,9 @@ def test_pairs_that_inverse_iteration_did_not_find_come_from_a_full_decompositio
     assert (vectors.mT @ vectors - torch.eye(4)).abs().max() < 1e-5
 
 
-def test_a_thread_more_changes_no_bit_of_the_eigenpairs(threads: None) -> None:
-    matrix, found = SYMMETRIC["random"](150, 0).float(), []
+@pytest.mark.parametrize("n", [150, 331])  # a band made by one thread, and by as many as there are
+def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -> None:
+    matrix, found = SYMMETRIC["random"](n, 0).float(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         found.append(Spectrum(matrix).leading(20))
@@ -166,3 +167,10 @@ def test_a_value_far_above_the_limit_is_seen_without_a_decomposition(size: float
         values[-1] = 1.05
         weight = (orthogonal(240, seed) * values @ orthogonal(240, seed + 100).mT).float()
         assert single.Squares(weight, 1.0).far is None
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("size", [1.03, 1.09])
+def test_a_krylov_space_that_is_exhausted_makes_no_value_far(size: float) -> None:
+    values = torch.cat((torch.tensor([size]), torch.linspace(0.9, 1.0, 239)))
+    assert single.Squares(values.diag(), 1.0).far is None

@@ -112,3 +112,20 @@ def test_the_columns_squares_are_those_of_float64(m: int, n: int) -> None:
     for matrix in (wide[:, :n], wide[:, 1:].mT.contiguous().mT):  # rows that lie apart; columns that are contiguous
         expected = matrix.double().square().sum(0)
         torch.testing.assert_close(column_squares(matrix), expected, rtol=1e-14, atol=0)
+
+
+def test_a_thread_more_changes_no_bit_of_gram_matrix_and_triplets(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 650, generator=generator)
+    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(650, 50, generator=generator)))
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        values, Y = ritz.ritz_values(basis)
+        block = ritz.ritz_triplets(weight, basis, values, Y)
+        sizes = torch.tensor(block.size, dtype=torch.float64)
+        made.append((ritz.gram(basis.image), block.left, block.right, block.residual, sizes))
+    wide = basis.image.double()
+    torch.testing.assert_close(made[0][0], wide.mT @ wide, rtol=1e-12, atol=1e-10)
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))

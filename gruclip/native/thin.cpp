@@ -12,7 +12,7 @@ constexpr long FAR_APART = 1024, DEEP = 32, TILES = 16, PIECE = TILES * BLOCK;
 // other out of it where they lie a power of two apart.
 template <int VECS>
 struct Thin {
-    static constexpr long WIDTH = VECS * LANES, HEIGHT = BLOCK;
+    static constexpr long WIDTH = VECS * LANES, HEIGHT = std::min(BLOCK, 8);
 
     // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
     // += that.

@@ -15,7 +15,7 @@ from gruclip.algorithms import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.native import kernels
 from gruclip.spectral import block, exact, single, truncated
-from gruclip.spectral.products import clip_by_products_, norms_by_products
+from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.state import SpectralState
 from gruclip.spectral.thin import distance
 
@@ -145,10 +145,8 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
 
 def spectral_norm_deferred(weight: Tensor) -> Tensor:
     """`spectral_norm` by matrix products, without waiting for the device; NaN for a matrix that is not finite."""
-    weight = weight.detach()
-    finite = torch.isfinite(weight).all(-1).all(-1)
-    norm = norms_by_products(torch.where(finite[..., None, None], weight, 0.0))
-    return torch.where(finite, norm, torch.nan)
+    finite, matrices = finite_matrices(weight.detach())
+    return torch.where(finite, norms_by_products(matrices), torch.nan)
 
 
 def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
@@ -174,10 +172,12 @@ def _clip_one(
 ) -> tuple[int, float, bool, bool]:
     """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not."""
     near = tolerance(weight.dtype, algorithm)
+    # Its square is a float32 number.
+    in_range = 1e-15 < norm < 1e15
+    near_limit = in_range and limit < torch.inf and single.takes(weight)
     if algorithm == "auto":
-        at_once = single.takes(weight) and weight.shape[1] <= single.LARGEST_AT_ONCE and limit < torch.inf
+        at_once = near_limit and weight.shape[1] <= single.LARGEST_AT_ONCE
         algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "single" if at_once else "block"
-    in_range = 1e-15 < norm < 1e15  # its square is a float32 number
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
@@ -188,7 +188,7 @@ def _clip_one(
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
-    if algorithm in ("single", "block") and in_range and limit < torch.inf and single.takes(weight):
+    if algorithm in ("single", "block") and near_limit:
         squares, wanted = single.Squares(weight, limit), partial(block.pairs_wanted, size=min(weight.shape))
         quick = single.clip(weight, squares, near, block.NEAR, wanted)
         if quick is None:

@@ -82,9 +82,8 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
     """
     if weight.shape[-2] < weight.shape[-1]:
         return clip_by_products_(weight.mT, limits, tolerance)
-    finite = torch.isfinite(weight).all(-1).all(-1)
-    limits = limits.to(torch.float64)
-    wide = torch.where(_over(finite), weight, 0.0).double()
+    finite, matrices = finite_matrices(weight)
+    limits, wide = limits.to(torch.float64), matrices.double()
     identity = torch.eye(weight.shape[-1], dtype=torch.float64, device=weight.device)
     norm = norms_by_products(wide)
 
@@ -116,6 +115,12 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
         certified,
         finite,
     )
+
+
+def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each matrix of a batch is finite, and the batch with zeros for those that are not."""
+    finite = torch.isfinite(weight).all(-1).all(-1)
+    return finite, torch.where(_over(finite), weight, 0.0)
 
 
 def _over(vector: Tensor) -> Tensor:

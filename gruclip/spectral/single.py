@@ -168,8 +168,11 @@ def _direction_above(x: Tensor, bound: float) -> Tensor | None:
         new = x @ new
         images.append(new)
     assert basis is not None
-    quotients = (basis.mT @ torch.cat(images, 1)).double()
+    image = torch.cat(images, 1)
+    quotients = (basis.mT @ image).double()
     if not bool(quotients.isfinite().all()):
         return new
-    values, vectors = torch.linalg.eigh((quotients + quotients.mT) / 2)
-    return basis @ vectors[:, -1:].to(x) if float(values[-1]) > bound else None
+    leading = torch.linalg.eigh((quotients + quotients.mT) / 2)[1][:, -1:].to(x)
+    vector = basis @ leading
+    # Its own quotient: columns of a space that was exhausted before are not orthonormal.
+    return vector if float((vector * (image @ leading)).sum()) > bound * float(vector.square().sum()) else None
