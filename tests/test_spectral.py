@@ -291,17 +291,19 @@ def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
     used, reduce, gram = [], single.Spectrum, exact.gram
     monkeypatch.setattr(single, "Spectrum", lambda matrix: used.append(matrix.dtype) or reduce(matrix))
     monkeypatch.setattr(exact, "gram", lambda weight: used.append(torch.float64) or gram(weight))
-    for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.9, torch.float64)):
+    for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.9, torch.float32), (2.1, torch.float64)):
         before = above * orthogonal(generator, 230).float()
-        clip_singular_values_(before, 1.0)
+        after = before.clone()
+        clip_singular_values_(after, 1.0)
+        assert_projected(before, after, 1.0, "auto")
         assert used.pop() == dtype
         assert not used
 
 
 @pytest.mark.parametrize("n", [200, 300])  # decomposed at once, and after a look
-@pytest.mark.parametrize("far", [1.2, 1.8, 3.5])
-def test_a_few_values_far_above_a_spectrum_near_the_limit_are_taken_off_first(far, n, monkeypatch):
-    """As an update of few large values leaves an orthogonal start; without a decomposition in float64."""
+@pytest.mark.parametrize("far", [1.2, 1.8, 2.2, 3.5])
+def test_a_few_values_far_above_a_spectrum_near_the_limit_take_no_decomposition_in_float64(far, n, monkeypatch):
+    """As an update of few large values leaves an orthogonal start; beyond twice the limit they are taken off first."""
     generator = torch.Generator().manual_seed(10)
     values = 1 - 1e-2 * torch.rand(n, generator=generator, dtype=torch.float64)
     values[:3] = torch.tensor([far, 1.15, 1.003])

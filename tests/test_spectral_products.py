@@ -19,7 +19,15 @@ from gruclip.spectral import (
     clip_singular_values_deferred_,
     redo_uncertified_,
 )
-from gruclip.spectral.products import RESOLUTION, SIGN_POLYNOMIALS
+from gruclip.spectral.products import (
+    FARTHEST,
+    FLAT,
+    FLATTENINGS,
+    RESOLUTION,
+    ROOT_PIECES,
+    SIGN_POLYNOMIALS,
+    _inverse_root,
+)
 from gruclip.train import train
 
 
@@ -35,10 +43,18 @@ def projected(weight: Tensor, limit: float) -> Tensor:
 
 def test_the_polynomials_take_every_resolved_number_to_its_sign():
     x = torch.logspace(math.log10(RESOLUTION), 0, 5000, dtype=torch.float64)
-    s = torch.cat((x, -x))
-    for a, b, c in SIGN_POLYNOMIALS:
-        s = s * (a + s * s * (b + c * s * s))
-    assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < 1e-14
+    for dtype, error in ((torch.float32, 1e-9), (torch.float64, 1e-14)):
+        s = torch.cat((x, -x))
+        for a, b, c in [*SIGN_POLYNOMIALS, *[FLAT] * FLATTENINGS[dtype]]:
+            s = s * (a + s * s * (b + c * s * s))
+        assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < error
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 2e-10)])
+def test_the_series_of_the_inverse_root_reaches_the_precision_of_a_matrix(dtype: torch.dtype, error: float):
+    a = torch.linspace(0, FARTHEST**2 - 1, 300, dtype=torch.float64)
+    root = _inverse_root([a.pow(k).diag() for k in range(5)], ROOT_PIECES[dtype])
+    assert (root.diagonal() * (1 + a).sqrt() - 1).abs().max() < error
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (40, 25), (25, 40)])

@@ -58,8 +58,8 @@ def clip_singular_values_(
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
-    - ``auto``: ``products`` on a GPU with fast float64; elsewhere ``gram`` below 128 rows or columns, the way out of
-      ``block`` up to 224 in float32, and ``block``.
+    - ``auto``: ``products`` on a GPU with fast float64; elsewhere, in float32, the way out of ``block`` from 80 to 224
+      columns; apart from that ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
     norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A
@@ -176,8 +176,8 @@ def _clip_one(
     in_range = 1e-15 < norm < 1e15
     near_limit = in_range and limit < torch.inf and single.takes(weight)
     if algorithm == "auto":
-        at_once = near_limit and weight.shape[1] <= single.LARGEST_AT_ONCE
-        algorithm = "gram" if min(weight.shape) < SMALLEST_TRACKED else "single" if at_once else "block"
+        at_once = near_limit and single.SMALLEST <= weight.shape[1] <= single.LARGEST_AT_ONCE
+        algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"

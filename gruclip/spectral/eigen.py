@@ -12,7 +12,8 @@ from gruclip.spectral.thin import thin_product
 LARGEST_SHARE = 0.25
 #: Of the compiled band: floats that a row's length is a multiple of, and its diagonals from the main one down.
 ROW_STEP, BAND_WIDTH = 16, 5
-#: Deviation from orthonormality, and residual relative to the largest entry of X, beyond which it is not trusted.
+#: Deviation from orthonormality, and residual relative to the largest entry of X or to a pair's own value, beyond which
+#: it is not trusted.
 PRECISION = 4e-6
 
 
@@ -65,8 +66,9 @@ class Spectrum:
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
         apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
-        residual = (thin_product(self.matrix, vectors) - vectors * values.float()).abs().max()
-        return float(apart) <= PRECISION and float(residual) <= PRECISION * self._size
+        residuals = (thin_product(self.matrix, vectors) - vectors * values.float()).abs().amax(0)
+        allowed = PRECISION * values.abs().clamp(min=self._size)
+        return float(apart) <= PRECISION and bool((residuals <= allowed).all())
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ eigenvectors V_C are computed, where they are few: it then takes a quarter of th
 tracked subspace can help here: from an orthogonal start the whole spectrum lies within a percent of the limit, as far
 as a step moves it.
 
-Where this precision does not tell whether sigma_1 is inside the tolerance, the answer is None.
+Where this precision does not tell whether sigma_1 is inside the tolerance, and where sigma_1 is too far above the limit,
+the answer is None.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, there_and_back, thin_product
 
-#: sigma_1 / limit, at most: eigenvectors are orthonormal to 4e-6 and the excess is multiplied by that.
-FARTHEST = 1.1
+#: sigma_1 / limit, at most: the errors grow with the norm of X, which values near zero alone make 1.
+FARTHEST = 2.0
+#: sigma_1 / limit up to which eigenvectors are orthonormal enough, to 4e-6: the excess is multiplied by what they lack.
+NEAREST = 1.1
 #: min(m, n), at most: the error of X grows with it.
 LARGEST = 1024
 #: Error of sigma / limit, at most.
 NOISE = 5e-7
+#: n below which ``gram`` costs no more.
+SMALLEST = 80
 #: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
 #: Nottingham: 2.7 ms against 7.7), or to look first whether it will be of use.
 LARGEST_AT_ONCE = 224
@@ -119,6 +124,8 @@ def clip(
     count = min(above, int((relative > 1).sum())) if leading > tolerance else 0
     if count:
         columns = right[:, :count]
+        if leading > NEAREST - 1:
+            columns = ritz.orthonormal(columns)
         excess = (1 - 1 / relative[:count]).float()
         weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
