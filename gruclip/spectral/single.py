@@ -7,8 +7,8 @@ eigenvectors V_C are computed, where they are few: it then takes a quarter of th
 tracked subspace can help here: from an orthogonal start the whole spectrum lies within a percent of the limit, as far
 as a step moves it.
 
-Where this precision does not tell whether sigma_1 is inside the tolerance, and where sigma_1 is too far above the limit,
-the answer is None.
+Where this precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far above the limit, the
+answer is None.
 """
 
 from __future__ import annotations
