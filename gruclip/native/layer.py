@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gruclip.native import kernels
-from gruclip.native.dropout import product_of_kept, product_where_kept
+from gruclip.native.dropout import product_of_kept
 from gruclip.products import matmul
 
 
@@ -69,15 +69,15 @@ class NativeGRULayer(torch.autograd.Function):
             compute == torch.bfloat16,
         )
         inputs, d_x = x.reshape(steps * batch, -1), None
+        if ctx.needs_input_grad[0]:
+            # Dense with a mask, too: of so short sums half cost as much as all.
+            d_x = matmul(d_sums, weight_ih, compute).view_as(x)
+            d_x = d_x if mask is None else d_x.mul_(mask)
         if mask is None:
-            d_x = matmul(d_sums, weight_ih, compute) if ctx.needs_input_grad[0] else None
             d_weight_ih = matmul(d_sums.mT, inputs, compute)
         else:
-            if ctx.needs_input_grad[0]:
-                d_x = product_where_kept(d_sums, weight_ih, mask.reshape(steps * batch, -1))
             d_weight_ih = torch.empty_like(weight_ih)
             product_of_kept(inputs.mT, d_sums, out=d_weight_ih.mT)
-        d_x = None if d_x is None else d_x.view_as(x)
         d_weight_hh = torch.empty_like(weight_hh)
         matmul(d_sums[:, : 2 * n].mT, h, compute, out=d_weight_hh[: 2 * n])
         matmul(d_sums[:, 2 * n :].mT, rh, compute, out=d_weight_hh[2 * n :])
