@@ -78,7 +78,7 @@ class Floor:
 def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4, dropout: float = 0.0) -> Work:
     """Forward and backward of one layer: 9 T B n (n + k) multiply-adds.
 
-    `dropout`: the share of its inputs that is zero and left out of the products.
+    `dropout`: the share of its inputs that is zero and left out of the two products that read them.
     """
     rows = steps * batch
     products = Counter(
@@ -95,7 +95,7 @@ def gru_work(steps: int, batch: int, inputs: int, n: int, bytes_each: int = 4, d
         products[m, k, columns] += 1
     weights = 3 * n * (inputs + n)
     # Weights read forward and backward, their gradient written; inputs, states and the gradients of both once.
-    spared = dropout * 3 * 2 * rows * inputs * 3 * n
+    spared = dropout * 2 * 2 * rows * inputs * 3 * n
     return Work(products, bytes_each * (3 * weights + 2 * rows * (inputs + n)), spared)
 
 
