@@ -106,6 +106,27 @@ def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("width", "steps"), [(1, 1), (1, 4), (3, 2)])
+@pytest.mark.parametrize("scale", [1.0, 0.0])  # of zeros, the Krylov space is exhausted at once
+def test_a_basis_grows_by_the_krylov_space_that_begins_with_some_columns(width: int, steps: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = scale * torch.randn(70, 60, generator=generator) / 8
+    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(60, 5, generator=generator)))
+    start = torch.randn(60, width, generator=generator)
+    grown = ritz._expanded(weight, basis, start, steps)
+    assert grown.columns.shape == (60, 5 + steps * width)
+    assert torch.equal(grown.columns[:, :5], basis.columns)
+    Q, W, block = grown.columns.double(), weight.double(), start.double()
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(Q.shape[1]).double(), rtol=0, atol=3e-6)
+    torch.testing.assert_close(grown.image.double(), W @ Q, rtol=0, atol=3e-6)
+    torch.testing.assert_close(grown.back.double(), W.mT @ (W @ Q), rtol=0, atol=1e-5)
+    for _ in range(steps):
+        block = block - Q[:, :5] @ (Q[:, :5].mT @ block)
+        assert (block - Q @ (Q.mT @ block)).norm() <= 1e-4 * block.norm()
+        block = W.mT @ (W @ block)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (7, 3), (650, 650), (90, 129)])
 def test_the_columns_squares_are_those_of_float64(m: int, n: int) -> None:
     wide = torch.randn(m, n + 1, generator=torch.Generator().manual_seed(m))

@@ -36,6 +36,7 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_column_squares": [TENSOR] * 2 + [COUNT] * 3 + [FLAG],
     "gruclip_count_above": [TENSOR] * 3 + [COUNT],
     "gruclip_eigenpairs": [TENSOR] * 5 + [COUNT] * 3 + [FLAG],
+    "gruclip_expand": [TENSOR] * 8 + [COUNT] * 6 + [FLAG],
     "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
     "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
     "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,

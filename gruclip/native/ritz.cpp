@@ -6,6 +6,12 @@
 
 #include "panels.h"
 
+extern "C" {
+// thin.cpp's.
+void gruclip_there_and_back(float*, float*, const float*, const float*, long, long, long, long, int);
+void gruclip_there_and_back_one(float*, float*, const float*, const float*, long, long, long, int);
+}
+
 namespace {
 
 constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
@@ -13,13 +19,60 @@ constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, startin
 // How far apart columns of n numbers are kept: by a power of two they would drive each other out of the cache.
 inline long apart(long n) { return n + 16; }
 
-// The columns of matrix (rows, columns), one after the other, and zeros up to `most` of them.
+// The columns of matrix (rows, columns), one after the other.
+template <typename Number>
+void turn(const float* matrix, long rows, long columns, Number* turned) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j++) turned[j * apart(rows) + i] = matrix[i * columns + j];
+}
+
+// The same, and zeros up to `most` of them.
 template <typename Number>
 std::vector<Number> turn(const float* matrix, long rows, long columns, long most) {
     std::vector<Number> turned(apart(rows) * most);
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < columns; j++) turned[j * apart(rows) + i] = matrix[i * columns + j];
+    turn(matrix, rows, columns, turned.data());
     return turned;
+}
+
+void turn_back(float* matrix, long columns, const float* turned, long rows, long count) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < count; j++) matrix[i * columns + j] = turned[j * apart(rows) + i];
+}
+
+// Columns of n numbers one after the other, `others` of them orthonormal: in place an orthonormal basis of the part of the
+// `count` that follow that is orthogonal to these. Gram and Schmidt's method, each column until nothing more comes off;
+// where a column has no part of its own, one of pseudo-random numbers takes its place. False where that comes to nothing.
+bool orthonormalise(float* all, long n, long others, long count) {
+    constexpr double LOST = 1e-5, SETTLED = 0.7;
+    constexpr int MOST_ROUNDS = 30;
+    const long stride = apart(n);
+    unsigned long state = 1;
+    for (long c = others; c < others + count; c++) {
+        float* x = all + c * stride;
+        // First to a size whose square is a float32 number.
+        float largest = 0;
+        for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+        if (largest > 0)
+            for (long i = 0; i < n; i++) x[i] /= largest;
+        double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
+        for (int round = 0;; round++) {
+            for (long k = 0; k < c; k++) {
+                const float* other = all + k * stride;
+                subtract(x, other, dot(x, other, n), n);
+            }
+            const double left = std::sqrt(dot(x, x, n));
+            if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) return false;
+            if (left <= least) {
+                for (long i = 0; i < n; i++) x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
+                least = 0, before = HUGE_VAL;
+                continue;
+            }
+            for (long i = 0; i < n; i++) x[i] *= static_cast<float>(1 / left);
+            if (left > SETTLED * before) break;
+            before = 1;
+        }
+    }
+    return true;
 }
 
 // result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
@@ -41,46 +94,46 @@ void multiply_thin(float* result, const float* matrix, const float* panels, long
 extern "C" {
 
 // columns (n, count), count <= n - others: in place an orthonormal basis of their part that is orthogonal to `against`
-// (n, others), orthonormal itself. Gram and Schmidt's method, each column until nothing more comes off; where a column
-// has no part of its own, one of pseudo-random numbers takes its place. NaN where that comes to nothing.
+// (n, others), orthonormal itself. NaN where that comes to nothing.
 void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others) {
-    constexpr double LOST = 1e-5, SETTLED = 0.7;
-    constexpr int MOST_ROUNDS = 30;
-    const long stride = apart(n);
-    std::vector<float> mine = turn<float>(columns, n, count, count);
-    const std::vector<float> theirs = turn<float>(against, n, others, others);
-    unsigned long state = 1;
-    for (long c = 0; c < count; c++) {
-        float* x = &mine[c * stride];
-        // First to a size whose square is a float32 number.
-        float largest = 0;
-        for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-        if (largest > 0)
-            for (long i = 0; i < n; i++) x[i] /= largest;
-        double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
-        for (int round = 0;; round++) {
-            const auto take_off = [&](const float* other) { subtract(x, other, dot(x, other, n), n); };
-            for (long k = 0; k < others; k++) take_off(&theirs[k * stride]);
-            for (long k = 0; k < c; k++) take_off(&mine[k * stride]);
-            const double left = std::sqrt(dot(x, x, n));
-            if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) {
-                std::fill(columns, columns + n * count, NAN);
-                return;
-            }
-            if (left <= least) {
-                for (long i = 0; i < n; i++) {
-                    x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
-                }
-                least = 0, before = HUGE_VAL;
-                continue;
-            }
-            for (long i = 0; i < n; i++) x[i] *= static_cast<float>(1 / left);
-            if (left > SETTLED * before) break;
-            before = 1;
+    std::vector<float> all = turn<float>(against, n, others, others + count);
+    float* mine = &all[others * apart(n)];
+    turn(columns, n, count, mine);
+    if (orthonormalise(all.data(), n, others, count)) turn_back(columns, count, mine, n, count);
+    else columns[0] = NAN;
+}
+
+// A basis (n, q), its image (m, q) under W (m, n), rows `down` apart, and what comes back of that (n, q), and after them
+// the same of `steps` orthonormal blocks of k columns: the Krylov space of W^T W that begins with start (n, k), as far as
+// it is orthogonal to the basis. Written to columns (n, q + steps k), image (m, q + steps k) and back (n, q + steps k);
+// NaN comes first where that comes to nothing.
+void gruclip_expand(float* columns, float* image, float* back, const float* old_columns, const float* old_image,
+                    const float* old_back, const float* weight, const float* start, long m, long n, long q, long k,
+                    long steps, long down, int threads) {
+    const long width = q + steps * k, stride = apart(n);
+    const auto copy = [&](float* to, const float* from, long rows) {
+        for (long i = 0; i < rows; i++) std::memcpy(to + i * width, from + i * q, q * sizeof(float));
+    };
+    copy(columns, old_columns, n), copy(image, old_image, m), copy(back, old_back, n);
+    std::vector<float> all = turn<float>(old_columns, n, q, width);
+    std::vector<float> block(start, start + n * k), there(m * k), returned(n * k);
+    for (long step = 0; step < steps; step++) {
+        const long done = q + step * k;
+        float* mine = &all[done * stride];
+        turn(block.data(), n, k, mine);
+        if (!orthonormalise(all.data(), n, done, k)) {
+            columns[0] = NAN;
+            return;
         }
+        turn_back(block.data(), k, mine, n, k);
+        if (k == 1) gruclip_there_and_back_one(there.data(), returned.data(), weight, block.data(), m, n, down, threads);
+        else gruclip_there_and_back(there.data(), returned.data(), weight, block.data(), m, n, k, down, threads);
+        const auto put = [&](float* to, const std::vector<float>& from, long rows) {
+            for (long i = 0; i < rows; i++) std::memcpy(to + i * width + done, &from[i * k], k * sizeof(float));
+        };
+        put(columns, block, n), put(image, there, m), put(back, returned, n);
+        block.swap(returned);
     }
-    for (long i = 0; i < n; i++)
-        for (long c = 0; c < count; c++) columns[i * count + c] = mine[c * stride + i];
 }
 
 // gram (q, q) = image^T image for image (m, q), summed in double precision.

@@ -153,16 +153,27 @@ def converge(
         # How much smaller a step makes the residuals, by the last steps if there were any.
         rate = math.log(before / now) / steps if steps and now < before else _expected_rate(values, chosen[-1])
         before, steps = now, max(1, min(math.ceil(math.log(now) / rate), MOST_KRYLOV))
-        grown = [basis]
-        for _ in range(steps):
-            columns = torch.cat([part.columns for part in grown], 1)
-            if columns.shape[1] + new.shape[1] > widest:
-                return None
-            # The next columns are there as soon as the last ones have been pulled back.
-            grown.append(Basis.of(weight, orthonormal(new, columns)))
-            new = grown[-1].back
-        basis = Basis(*(torch.cat(parts, 1) for parts in zip(*grown, strict=True)))
+        if basis.columns.shape[1] + steps * new.shape[1] > widest:
+            return None
+        basis = _expanded(weight, basis, new, steps)
     return None
+
+
+def _expanded(weight: Tensor, basis: Basis, new: Tensor, steps: int) -> Basis:
+    """The basis and so many steps of the Krylov space of W^T W that begins with `new` (n, k)."""
+    (m, q), (n, k) = basis.image.shape, new.shape
+    if kernels.takes(weight, *basis, new) and weight.stride(1) == 1 and q + steps * k <= n:
+        grown = Basis(*(part.new_empty(part.shape[0], q + steps * k) for part in basis))
+        made: list[Tensor | None] = [*grown, *(part.contiguous() for part in basis), weight, new.contiguous()]
+        kernels.call("gruclip_expand", made, [m, n, q, k, steps, weight.stride(0)], torch.get_num_threads())
+        if not math.isnan(grown.columns[0, 0]):
+            return grown
+    blocks = [basis]
+    for _ in range(steps):
+        blocks.append(Basis.of(weight, orthonormal(new, torch.cat([block.columns for block in blocks], 1))))
+        # The next columns are there as soon as the last ones have been pulled back.
+        new = blocks[-1].back
+    return Basis(*(torch.cat(parts, 1) for parts in zip(*blocks, strict=True)))
 
 
 def _expected_rate(values: list[float], last: int) -> float:
