@@ -54,7 +54,8 @@ class Block(NamedTuple):
 
 
 def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
-    """An orthonormal basis of the columns' part orthogonal to `against`; twice, for rounding."""
+    """An orthonormal basis of the columns' part orthogonal to `against`, orthonormal itself; any directions where
+    columns have none of their own."""
     others = columns.new_empty(columns.shape[0], 0) if against is None else against.contiguous()
     # QR takes more columns than there are dimensions, too, and gives as many as there are.
     if kernels.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
@@ -62,11 +63,7 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
         kernels.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
         if not math.isnan(basis[0, 0]):
             return basis
-    if against is not None:
-        for _ in range(2):
-            columns = torch.linalg.qr(columns - against @ (against.mT @ columns))[0]
-        return columns
-    return torch.linalg.qr(columns)[0]
+    return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
 
 
 def gram(columns: Tensor) -> Tensor:
