@@ -60,9 +60,10 @@ class NativeWarning(RuntimeWarning):
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels can work on these: float32 on the CPU, and compiled."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in present)
-    return plain and library() is not None
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return library() is not None
 
 
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
