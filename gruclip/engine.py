@@ -112,6 +112,11 @@ class Engine:
         self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
         limits = [config.spectral_limit for config in configs]
         self.projects = any(limit is not None for limit in limits)
+        #: Runs whose matrices are clipped, and those whose are only measured.
+        self._limited, self._free = (
+            torch.tensor([run for run, limit in enumerate(limits) if (limit is None) is free], device=device).long()
+            for free in (False, True)
+        )
         self.limits = self._vector([limit if limit is not None else torch.inf for limit in limits])
         self.algorithm = algorithm_on(device, configs[0].optimizer.algorithm)
         self.rates = self._vector([o.lr for o in optimizers])
@@ -233,7 +238,7 @@ class Engine:
             if self.algorithm != "products":
                 result = self._project_now(weight, state)
             elif self.projects:
-                result = clip_singular_values_deferred_(weight, self.limits)
+                result = self._project_deferred(weight)
                 deferred.append(result)
             else:
                 norms.append(spectral_norm_deferred(weight))
@@ -241,6 +246,22 @@ class Engine:
             clipped += result.values_clipped
             norms.append(torch.where(result.finite, result.spectral_norm.to(torch.float64), torch.nan))
         return clipped, torch.stack(norms), deferred
+
+    def _project_deferred(self, weight: Tensor) -> ClipResult:
+        """Clip those matrices of a layer that have a limit; the others cost a fifth, since they are only measured."""
+        if not len(self._free):
+            return clip_singular_values_deferred_(weight, self.limits)
+        matrices, norms = weight[self._limited], spectral_norm_deferred(weight[self._free])
+        clipped = clip_singular_values_deferred_(matrices, self.limits[self._limited])
+        weight.index_copy_(0, self._limited, matrices)
+        finite, none = ~norms.isnan(), torch.zeros_like(norms, dtype=torch.bool)
+        measured = ClipResult(none.long(), norms, ~none, finite, none)
+
+        def merge(of_limited: Tensor, of_free: Tensor) -> Tensor:
+            merged = of_limited.new_empty(len(self.configs))
+            return merged.index_copy(0, self._limited, of_limited).index_copy(0, self._free, of_free)
+
+        return ClipResult(*map(merge, clipped, measured))
 
     def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the

@@ -124,6 +124,25 @@ def test_training_with_products_is_training_with_full_decompositions(tmp_path: P
     assert clipped > 40
 
 
+def test_runs_that_are_not_clipped_are_measured_beside_those_that_are(tmp_path: Path):
+    spectral = run(tmp_path, "fp64", algorithm="products")
+    free = dataclasses.replace(spectral, seed=1, optimizer=OptimizerConfig("sgd", lr=0.5, algorithm="products"))
+    stacks = [[free, spectral, free], [free], [spectral]]
+    engines = [Engine(stack, load("pydoc"), torch.device("cpu")) for stack in stacks]
+    for engine, stack in zip(engines, stacks, strict=True):
+        engine.begin_epoch([1] * len(stack))
+    for iteration in range(10):
+        stacked, *alone = (engine.step(iteration, False) for engine in engines)
+        for position, one in ((0, alone[0]), (1, alone[1]), (2, alone[0])):
+            for name in ("values_clipped", "spectral_norm", "loss"):
+                values = getattr(stacked, name)[..., position], getattr(one, name)[..., 0]
+                torch.testing.assert_close(*values, rtol=1e-9, atol=0)
+    assert int(stacked.values_clipped[1]) > 0
+    norms = torch.linalg.matrix_norm(engines[0].recurrent_blocks()[0], 2)
+    torch.testing.assert_close(stacked.spectral_norm[0], norms, rtol=1e-4, atol=0)
+    assert norms[1] <= 0.95 * (1 + 1e-9) < norms[0]
+
+
 def test_what_is_not_certified_is_redone_in_full_before_the_next_step_and_counted(tmp_path: Path):
     # A rate at which an update takes sigma_1 to more than FARTHEST times the limit.
     (result,) = train([run(tmp_path, lr=300.0, algorithm="products", delta=1.9)], quiet=True)
