@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-Phase = Callable[[], None]
+Phase = Callable[[], object]
 #: Takes the phases of an iteration and gives those that repeat them, to be called in the same order; runs nothing.
 Capture = Callable[[Sequence[Phase]], list[Phase]]
 

@@ -23,6 +23,7 @@ from gruclip.data import MusicCorpus
 from gruclip.errors import UserError
 from gruclip.gru import GRU, plain_gru
 
+CPU = torch.device("cpu")
 SMALL = ["--threads", "1", "--repetitions", "2"]
 
 
@@ -222,7 +223,7 @@ def test_a_drifting_sequence_moves_little_from_step_to_step_and_turns_its_vector
 
 
 def test_every_algorithm_is_measured_against_the_exact_projection():
-    measured, above = projection.measure(drifting(32, 2, steps=6), seconds=10.0)
+    measured, above = projection.measure(drifting(32, 2, steps=6), 10.0, CPU)
     assert above == 2
     assert set(measured) == {projection.NAIVE, *projection.ALGORITHMS}
     for name, result in measured.items():
@@ -231,14 +232,25 @@ def test_every_algorithm_is_measured_against_the_exact_projection():
 
 
 def test_a_contestant_leaves_once_its_time_is_used_up_but_not_before_three_rounds():
-    measured, _ = projection.measure(drifting(16, 1, steps=8), seconds=0.0)
+    measured, _ = projection.measure(drifting(16, 1, steps=8), 0.0, CPU)
     assert {len(result.seconds) for result in measured.values()} == {projection.FEWEST_ROUNDS}
 
 
+def test_what_a_gpu_captures_projects_every_matrix_of_a_stack_on_its_own_memory():
+    sequence = drifting(24, 3, steps=4)
+    project = projection.deferred(sequence.limit)
+    for first in (0, 2):
+        weight = sequence.matrices[first : first + 2].clone()
+        project(weight)
+        for matrix, clipped in zip(sequence.matrices[first:], weight, strict=False):
+            assert torch.linalg.vector_norm(clipped.double() - projection.exact(matrix, sequence.limit)[0]) < 1e-5
+        assert not torch.equal(weight[0], sequence.matrices[first])
+
+
 def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
-    monkeypatch.setattr(projection, "projections", lambda limit: {"idle": lambda weight: None})
+    monkeypatch.setattr(projection, "projections", lambda limit, device: {"idle": lambda weight: None})
     sequence = Sequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
-    measured, above = projection.measure(sequence, seconds=10.0)
+    measured, above = projection.measure(sequence, 10.0, CPU)
     assert above == 1
     # The exact projection has diag(1, 0.5): 1 away, over the matrix's norm.
     assert measured["idle"].error == pytest.approx(1 / (4 + 0.25) ** 0.5)
@@ -307,12 +319,14 @@ def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys,
 
 
 def test_bench_projection_writes_table_and_figure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(projection, "example_step_seconds", lambda: 0.25)
+    monkeypatch.setattr(projection, "example_step_seconds", lambda device: 0.25)
     monkeypatch.setattr(projection, "FRACTIONS_AT", 16)
     save_recorded(drifting(12, 2, steps=5), tmp_path)
-    arguments = ["--sizes", "12", "--fractions", "0", "0.5", "--out", str(tmp_path)]
+    arguments = ["--sizes", "12", "--fractions", "0", "0.5", "--stacks", "1", "3", "--out", str(tmp_path)]
     assert projection.main(["--threads", "1", "--repetitions", "4", *arguments]) == 0
-    rows = read(tmp_path, "projection")["tables"]["Projection"]
+    tables = read(tmp_path, "projection")["tables"]
+    assert [row["matrices"] for row in tables["Stacks"]] == [1, 3]
+    rows = tables["Projection"]
     assert {(row["n"], row["above"]) for row in rows} == {(12, 2), (12, 10), (16, 0), (16, 8)}
     assert (tmp_path / "projection.png").exists()
     assert (tmp_path / "projection.pdf").exists()

@@ -115,6 +115,30 @@ def test_layer_and_softmax_with_a_mask_are_those_of_the_masked_input(n: int, kep
 
 
 @pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.usefixtures("kernels_or_not")
+def test_the_random_bits_are_splitmix64_s() -> None:
+    # The first numbers that its authors' own program gives for the seed 1234567.
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    bits = dropout.random_bits(torch.tensor([1234567, -1]), 5)
+    assert [number % 2**64 for number in bits[0].tolist()] == published
+    assert torch.equal(bits[1], dropout.random_bits(torch.tensor([-1]), 5)[0])
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+def test_every_random_bit_is_as_often_set_as_not_and_independent_of_the_others() -> None:
+    bits = dropout.random_bits(torch.arange(3), 20_000).flatten()
+    ones = (bits[:, None] >> torch.arange(64) & 1).double()
+    assert (ones.mean(0) - 0.5).abs().max() < 5 * 0.5 / 60_000**0.5
+    correlation = torch.corrcoef(ones.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 5.5 / 60_000**0.5
+
+
 def test_a_mask_has_its_factor_where_the_bits_are_below_the_threshold() -> None:
     bits = torch.arange(-(2**15), 2**15).to(torch.int16).view(1, 2, -1)
     found = dropout.factors(bits, 100, 2.5, torch.empty(0))

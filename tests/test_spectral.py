@@ -291,13 +291,28 @@ def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
     used, reduce, gram = [], single.Spectrum, exact.gram
     monkeypatch.setattr(single, "Spectrum", lambda matrix: used.append(matrix.dtype) or reduce(matrix))
     monkeypatch.setattr(exact, "gram", lambda weight: used.append(torch.float64) or gram(weight))
-    for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.9, torch.float32), (2.1, torch.float64)):
+    for above, dtype in ((1.0, torch.float32), (1.09, torch.float32), (1.39, torch.float32), (2.1, torch.float64)):
         before = above * orthogonal(generator, 230).float()
         after = before.clone()
         clip_singular_values_(after, 1.0)
         assert_projected(before, after, 1.0, "auto")
         assert used.pop() == dtype
         assert not used
+
+
+@pytest.mark.parametrize(("n", "far"), [(200, 1.69), (1000, 1.39)])
+def test_values_within_the_tolerance_stay_there_beside_values_far_above_the_limit(n, far):
+    """The rounding of W^T W grows with the values, and all are at the limit afterwards."""
+    generator = torch.Generator().manual_seed(11)
+    values = torch.full((n,), 1 + 1.5e-6, dtype=torch.float64)
+    values[: n // 2] = far
+    before = with_values(generator, values).float()
+    after = before.clone()
+    clip_singular_values_(after, 1.0)
+    assert_projected(before, after, 1.0, "auto")
+    again = after.clone()
+    clip_singular_values_(again, 1.0)
+    assert torch.equal(again, after)
 
 
 @pytest.mark.parametrize("n", [200, 300])  # decomposed at once, and after a look

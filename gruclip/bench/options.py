@@ -8,8 +8,10 @@ from typing import NoReturn
 
 import torch
 
+from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.memory import keep_freed_memory
+from gruclip.train import choose_device
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +28,19 @@ def parser(bench: str, description: str, repetitions: int | None, default: str |
     options.add_argument("--repetitions", type=positive, default=repetitions, help=f"default: {default or repetitions}")
     options.add_argument("--out", type=Path, default=Path("outputs/bench"), metavar="DIR", help="default: %(default)s")
     return options
+
+
+def add_device(options: argparse.ArgumentParser, default: str) -> None:
+    """``--device``, which `device_of` reads."""
+    choices = ("auto", "cpu", "cuda")
+    options.add_argument(
+        "--device", choices=choices, default=default, help="auto: a GPU if there is one; default: %(default)s"
+    )
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device that was asked for; `ConfigError` where it is not to be had."""
+    return choose_device(RunConfig(device=arguments.device))
 
 
 def positive(text: str) -> int:

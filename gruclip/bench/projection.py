@@ -20,8 +20,9 @@ from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, s
 from gruclip.bench.step import SHAPES, random_words
 from gruclip.bench.timing import interleave, rotated
 from gruclip.errors import UserError
+from gruclip.graphs import Phase, capture_on
 from gruclip.report.render import Table
-from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_
+from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, clip_singular_values_deferred_
 
 SIZES = (100, 200, 350, 650, 1024, 2048)
 LARGE = 4096
@@ -31,6 +32,9 @@ FRACTIONS_AT = 650  #: the size where the fraction varies
 
 #: What people write: torch's float32 SVD of the whole matrix.
 NAIVE = "torch SVD"
+
+#: What training calls on a GPU, and replays there as a CUDA graph.
+DEFERRED = "deferred"
 
 #: Every contestant takes part in so many rounds, before it leaves because its time is used up.
 FEWEST_ROUNDS = 3
@@ -59,13 +63,44 @@ def naive(weight: Tensor, limit: float) -> None:
     weight.copy_((left * values.clamp(max=limit)) @ right)
 
 
-def projections(limit: float) -> dict[str, Projection]:
+def deferred(limit: float) -> Projection:
+    """`clip_singular_values_deferred_` on matrices (..., n, n) of one shape, as an iteration that was captured does it:
+    on memory of its own."""
+    held: list[tuple[Tensor, Phase]] = []
+
+    def project(weight: Tensor) -> None:
+        if not held:
+            memory = weight.clone()
+            limits = torch.full(weight.shape[:-2], limit, dtype=torch.float64, device=weight.device)
+            phase, capture = partial(clip_singular_values_deferred_, memory, limits), capture_on(weight.device)
+            phase()  # libraries set themselves up, which a graph cannot hold
+            held.append((memory, capture([phase])[0] if capture else phase))
+        memory, replay = held[0]
+        memory.copy_(weight)
+        replay()
+        weight.copy_(memory)
+
+    return project
+
+
+def projections(limit: float, device: torch.device) -> dict[str, Projection]:
     """Every contestant with a state of its own that knows nothing yet."""
     ours = {
         algorithm: partial(clip_singular_values_, limit=limit, algorithm=algorithm, state=SpectralState())
         for algorithm in ALGORITHMS
     }
-    return {NAIVE: partial(naive, limit=limit), **ours}
+    on_gpu = {} if device.type == "cpu" else {DEFERRED: deferred(limit)}
+    return {NAIVE: partial(naive, limit=limit), **ours, **on_gpu}
+
+
+def seconds_of(projection: Projection, weight: Tensor) -> float:
+    """What a projection takes, to the end of its work on a GPU."""
+    wait = torch.cuda.synchronize if weight.device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    projection(weight)
+    wait()
+    return time.perf_counter() - started
 
 
 def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
@@ -74,14 +109,14 @@ def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
     return (left * values.clamp(max=limit)) @ right, int((values > limit).sum())
 
 
-def measure(sequence: Sequence, seconds: float) -> tuple[dict[str, Measured], int]:
-    """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own.
+def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
+    """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own on the device.
 
     A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its error is taken in the third
     round and in the last. The first matrix is not timed: nothing is known of it yet. Returns what was measured
     by algorithm, and the number of values above the limit in the third round.
     """
-    contestants = projections(sequence.limit)
+    contestants = projections(sequence.limit, device)
     measured = {name: Measured() for name in contestants}
     last, above = len(sequence.matrices) - 1, 0
     for turn, matrix in enumerate(sequence.matrices):
@@ -90,36 +125,47 @@ def measure(sequence: Sequence, seconds: float) -> tuple[dict[str, Measured], in
             taken = measured[name].seconds
             if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
                 continue
-            weight = matrix.clone()
-            started = time.perf_counter()
-            contestants[name](weight)
+            results[name] = matrix.to(device, copy=True)
+            needed = seconds_of(contestants[name], results[name])
             if turn > 0:
-                taken.append(time.perf_counter() - started)
-            results[name] = weight
+                taken.append(needed)
         if turn == FEWEST_ROUNDS or (turn == last and results):
             target, count = exact(matrix, sequence.limit)
             above = count if turn == FEWEST_ROUNDS else above
             scale = max(float(torch.linalg.vector_norm(matrix)), sequence.limit)
             for name, weight in results.items():
-                error = float(torch.linalg.vector_norm(weight.double() - target)) / scale
+                error = float(torch.linalg.vector_norm(weight.cpu().double() - target)) / scale
                 measured[name].error = max(measured[name].error, error)
     return measured, above
 
 
-def example_step_seconds() -> float:
+def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.device) -> pd.DataFrame:
+    """`deferred` on so many matrices at once: the median over three rounds, after one in which it is captured."""
+    rows = []
+    for count in counts:
+        repeated = sequence.matrices[:1].expand(count, -1, -1).to(device, copy=True)
+        project = deferred(sequence.limit)
+        taken = [seconds_of(project, repeated.clone()) for _ in range(4)][1:]
+        rows.append({"matrices": count, "seconds": median(taken), "each": median(taken) / count})
+    return pd.DataFrame(rows)
+
+
+def example_step_seconds(device: torch.device) -> float:
     """Median seconds of the PyTorch example's training step at Penn Treebank's shapes."""
     steps, batch, n = SHAPES["ptb"]
     corpus = random_words(steps, batch, 10_000)
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous()
+    lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
     step = language_step(LanguageModel(corpus.num_outputs, n, torch_gru), lanes, steps)
     return interleave({"step": step}, rounds=5)["step"].median
 
 
-def measure_all(sequences: Iterable[Sequence], seconds: float, step_seconds: float) -> pd.DataFrame:
+def measure_all(
+    sequences: Iterable[Sequence], seconds: float, step_seconds: float, device: torch.device
+) -> pd.DataFrame:
     """A row for each sequence and algorithm."""
     rows = []
     for sequence in sequences:
-        measured, above = measure(sequence, seconds)
+        measured, above = measure(sequence, seconds, device)
         base = measured[NAIVE]
         for name, result in measured.items():
             row = {"sequence": sequence.name, "n": sequence.matrices.shape[-1], "above": above, "algorithm": name}
@@ -153,6 +199,18 @@ def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
     return Table("Projection", caption, cells, frame, [])
 
 
+def stack_table(frame: pd.DataFrame) -> Table:
+    cells = pd.DataFrame(
+        {
+            "matrices at once": frame["matrices"].astype(str),
+            "ms": [number(1e3 * seconds) for seconds in frame["seconds"]],
+            "ms a matrix": [number(1e3 * seconds) for seconds in frame["each"]],
+        }
+    )
+    caption = f"n = {FRACTIONS_AT}, {FEW_ABOVE} values above the limit; `products` without waiting for the device."
+    return Table("Stacks", caption, cells, frame, [])
+
+
 def main(argv: list[str]) -> int:
     parser = command.parser("projection", "Every algorithm of the projection against a full SVD.", 30)
     parser.add_argument("--sizes", nargs="+", type=command.positive, default=SIZES, metavar="N", help="n")
@@ -165,7 +223,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data", metavar="DIR", help="the folder with Penn Treebank; default: $GRUCLIP_DATA, the cache"
     )
+    parser.add_argument("--stacks", nargs="+", type=command.positive, metavar="R", help="R matrices at once, n = 650")
+    command.add_device(parser, "cpu")
     arguments = parser.parse_args(argv)
+    device = command.device_of(arguments)
     if arguments.record is not None and arguments.keep > arguments.record:
         raise UserError(f"--keep {arguments.keep}: more than the {arguments.record} iterations of --record")
     command.prepare(arguments.threads)
@@ -173,7 +234,7 @@ def main(argv: list[str]) -> int:
         for delta in arguments.delta:
             sequence = record(arguments.record, arguments.keep, delta, arguments.data)
             print(f"bench projection: {save_recorded(sequence, arguments.out)}")
-    step_seconds = example_step_seconds()
+    step_seconds = example_step_seconds(device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
     sequences: dict[str, Iterable[Sequence]] = {
@@ -181,9 +242,11 @@ def main(argv: list[str]) -> int:
         "by size": (drifting(n, min(FEW_ABOVE, n), steps) for n in sizes),
         "by share": (drifting(n, round(fraction * n), steps) for fraction in arguments.fractions),
     }
-    frames = {kind: measure_all(some, arguments.seconds, step_seconds) for kind, some in sequences.items()}
-    table = projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)
-    write("projection", [table], vars(arguments), arguments.out)
+    frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in sequences.items()}
+    tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)]
+    if arguments.stacks:
+        tables.append(stack_table(measure_stacks(drifting(n, min(FEW_ABOVE, n), 1), arguments.stacks, device)))
+    write("projection", tables, vars(arguments), arguments.out, device)
     for path in projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf")):
         print(f"bench projection: {path}")
     return 0

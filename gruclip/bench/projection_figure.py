@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from gruclip.report import style
 
 #: Okabe and Ito's, what is the paper's alone in grey; the rest takes what is left.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
-MARKERS = "osD^vPX"
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#888888")
+MARKERS = "osD^vPX*"
 
 
 def projection_figure(by_size: pd.DataFrame, by_share: pd.DataFrame, path: Path, formats: Sequence[str]) -> list[Path]:

@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--vocabulary", type=command.positive, default=10_000, help="default: 10000")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    command.add_device(parser, "auto")
     arguments = parser.parse_args(argv)
     command.prepare(arguments.threads)
     (steps, batch, n), precision, rounds = arguments.shape, arguments.precision, arguments.repetitions

@@ -9,6 +9,9 @@ from gruclip.native import kernels
 
 #: Units from which skipping pays, and the share of them that may be left: below, a library's product is as fast.
 FEWEST_UNITS, MOST_KEPT = 256, 0.75
+#: SplitMix64's numbers, as int64.
+STEP = 0x9E3779B97F4A7C15 - 2**64
+SCRAMBLING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
@@ -19,6 +22,27 @@ def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
     if mask is None or mask.shape[-1] < FEWEST_UNITS or not kernels.takes(mask, *others):
         return False
     return MOST_KEPT * float(mask.max()) >= 1
+
+
+def random_bits(seeds: Tensor, words: int) -> Tensor:
+    """64 random bits in each of `words` numbers, int64, for each seed (R,): (R, words), the same on every device.
+
+    By SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), which scrambles a
+    count: multiplications and shifts, of which none waits for another number's.
+    """
+    if seeds.device.type == "cpu" and kernels.takes():
+        bits = seeds.new_empty(len(seeds), words)
+        kernels.call("gruclip_random_bits", [bits, seeds.contiguous()], [len(seeds), words], torch.get_num_threads())
+        return bits
+    z = seeds[:, None] + torch.arange(1, words + 1, device=seeds.device) * STEP
+    for shift, factor in SCRAMBLING:
+        z = (z ^ _shifted(z, shift)) * factor
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, shift: int) -> Tensor:
+    """To the right, with zeros from the left: torch's own shift repeats the sign."""
+    return (z >> shift) & ((1 << 64 - shift) - 1)
 
 
 def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor:

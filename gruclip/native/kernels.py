@@ -45,6 +45,7 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_product": [TENSOR] * 3 + [COUNT] * 8 + [FLAG] * 2,
     "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
+    "gruclip_random_bits": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
     "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6 + [FLAG],
     "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
     "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 4 + [FLAG],

@@ -14,7 +14,7 @@ from gruclip.products import matmul
 
 class NativeGRULayer(torch.autograd.Function):
     """One run: x and mask (T, B, k), h0 (B, n), weight_ih (3n, k), weight_hh (3n, n), bias (3n,), keep (T, B); states
-    (T, B, n). With a mask the input is x * mask, and what is zero in it takes no time.
+    (T, B, n). With a mask the input is x * mask, and what is zero in it takes no time where it is read.
 
     The recurrence is one call forward and one backward; what does not recur is one product over all steps.
     """

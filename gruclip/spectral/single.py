@@ -25,13 +25,13 @@ from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, there_and_back, thin_product
 
-#: sigma_1 / limit, at most: the errors grow with the norm of X, which values near zero alone make 1.
-FARTHEST = 2.0
+#: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
+FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
 #: sigma_1 / limit up to which eigenvectors are orthonormal enough, to 4e-6: the excess is multiplied by what they lack.
 NEAREST = 1.1
-#: min(m, n), at most: the error of X grows with it.
+#: min(m, n), at most.
 LARGEST = 1024
-#: Error of sigma / limit, at most.
+#: Error of sigma / limit, but for the largest X: there it may be twice as large, which the tolerance has room for.
 NOISE = 5e-7
 #: n below which ``gram`` costs no more.
 SMALLEST = 80
@@ -115,8 +115,9 @@ def clip(
     x, right = spectrum.leading(max(1, above, wanted(spectrum.count_above(near**2 - 1))))
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
-    if leading > FARTHEST - 1 or abs(leading - tolerance) <= NOISE:
-        if leading > FARTHEST - 1:
+    farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
+    if leading > farthest - 1 or abs(leading - tolerance) <= NOISE:
+        if leading > farthest - 1:
             apart = int((relative > SET_APART).sum())
             squares.far = right[:, : apart + 1] if apart < len(relative) else spectrum.leading(apart + 1)[1]
         return None
@@ -181,5 +182,5 @@ def _direction_above(x: Tensor, bound: float) -> Tensor | None:
         return new
     leading = torch.linalg.eigh((quotients + quotients.mT) / 2)[1][:, -1:].to(x)
     vector = basis @ leading
-    # Its own quotient: columns of a space that was exhausted before are not orthonormal.
+    # Its own quotient, whatever the rounding of the columns.
     return vector if float((vector * (image @ leading)).sum()) > bound * float(vector.square().sum()) else None

@@ -1,0 +1,127 @@
+"""What a GPU has to compute as a CPU does. Skipped where torch finds none; `scripts/gpu` runs them where one is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from gruclip import GRU, SpectralClipping
+from gruclip.bench.projection import deferred
+from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.data import load
+from gruclip.engine import Engine, StepMetrics
+from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs on one is not tested")
+
+DEVICE = torch.device("cuda")
+
+
+def runs(count: int) -> list[RunConfig]:
+    """In float64, with dropout; every second one clipped spectrally."""
+    base = RunConfig(
+        model=ModelConfig(hidden_size=24),
+        trainer=TrainerConfig(max_epochs=None, max_steps=50, bptt=10),
+        precision="fp64",
+        device=DEVICE.type,
+    )
+    optimizers = [OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05), OptimizerConfig("sgd", lr=0.1)]
+    return [dataclasses.replace(base, seed=seed, optimizer=optimizers[seed % 2]) for seed in range(count)]
+
+
+def numbers(metrics: StepMetrics) -> dict[str, Tensor]:
+    names = ("loss", "grad_norm", "spectral_norm", "values_clipped")
+    return {name: getattr(metrics, name).clone() for name in names}
+
+
+def with_values(values: Tensor) -> Tensor:
+    """(n, n) in float64, with these singular values and random vectors."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(len(values), len(values), generator=generator).double())[0] for _ in "UV"
+    )
+    return (left * values) @ right.mT
+
+
+def spectra(n: int) -> dict[str, Tensor]:
+    """Around a limit of 1."""
+    spread = torch.linspace(0, 0.9, n, dtype=torch.float64)
+    few = spread.clone()
+    few[-3:] = torch.tensor([1.01, 1.2, 3.0])
+    near = 1 + 1e-2 * torch.randn(n, generator=torch.Generator().manual_seed(1)).double()
+    return {"inside": spread, "few above": few, "all near": near, "all at": torch.ones(n).double(), "zero": 0 * spread}
+
+
+def test_a_run_in_a_stack_agrees_with_the_run_alone_to_1e_9_over_50_iterations() -> None:
+    stack = Engine(runs(5), load("pydoc"), DEVICE)
+    alone = [Engine([config], load("pydoc"), DEVICE) for config in runs(5)]
+    for engine in (stack, *alone):
+        engine.begin_epoch([1] * len(engine.configs))
+    for iteration in range(50):
+        together = numbers(stack.step(iteration, with_radius=False))
+        for position, engine in enumerate(alone):
+            for name, values in numbers(engine.step(iteration, with_radius=False)).items():
+                torch.testing.assert_close(together[name][..., position], values[..., 0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [12, 200, 650])
+@pytest.mark.parametrize("spectrum", ["inside", "few above", "all near", "all at", "zero"])
+def test_a_projection_is_that_of_float64(n: int, spectrum: str) -> None:
+    before = with_values(spectra(n)[spectrum]).float()
+    left, values, right = torch.linalg.svd(before.double())
+    expected = (left * values.clamp(max=1)) @ right
+    after = before.to(DEVICE, copy=True)
+    result = clip_singular_values_(after, 1.0, state=SpectralState())
+    assert torch.linalg.vector_norm(after.cpu().double() - expected) <= 2e-6 * max(float(values.norm()), 1)
+    assert float(torch.linalg.matrix_norm(after.cpu().double(), 2)) <= 1 + 1e-5
+    assert float(result.spectral_norm) == pytest.approx(min(float(values[0]), 1.0), rel=1e-4, abs=1e-30)
+    assert torch.equal(after.cpu(), before) or float(values[0]) > 1
+    assert float(spectral_norm(before.to(DEVICE))) == pytest.approx(float(values[0]), rel=1e-4, abs=1e-30)
+
+
+def test_a_captured_projection_is_the_same_as_one_that_is_not() -> None:
+    matrices = torch.stack([with_values(values) for values in spectra(100).values()]).float().to(DEVICE)
+    captured, project = matrices.clone(), deferred(1.0)
+    project(captured)
+    expected = matrices.clone()
+    clip_singular_values_(expected, 1.0, algorithm="products")
+    torch.testing.assert_close(captured, expected, rtol=0, atol=1e-6)
+    again = matrices.flip(0).clone()
+    project(again)
+    torch.testing.assert_close(again, captured.flip(0), rtol=0, atol=1e-6)
+
+
+def test_the_layer_s_outputs_and_gradients_are_those_of_the_cpu() -> None:
+    made = []
+    for device in (torch.device("cpu"), DEVICE):
+        torch.manual_seed(0)
+        layer = GRU(7, 9, num_layers=2).double().to(device)
+        x = torch.randn(11, 4, 7, generator=torch.Generator().manual_seed(1)).double().to(device).requires_grad_()
+        output, hidden = layer(x)
+        gradients = torch.autograd.grad(output.square().sum() + hidden.sum(), [x, *layer.parameters()])
+        made.append([part.cpu() for part in (output, hidden, *gradients)])
+    torch.testing.assert_close(*made, rtol=1e-9, atol=1e-12)
+
+
+def test_cudnn_s_flattened_weights_stay_where_they_are() -> None:
+    torch.manual_seed(0)
+    rnn = torch.nn.GRU(8, 32, num_layers=2, bias=False).to(DEVICE)
+    with torch.no_grad():
+        for name, parameter in rnn.named_parameters():
+            if "weight_hh" in name:
+                parameter.mul_(20)
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
+    clipping = SpectralClipping(rnn, delta=0.2).attach(optimizer)
+    places = [parameter.data_ptr() for parameter in rnn.parameters()]
+    for _ in range(3):
+        loss = rnn(torch.randn(5, 3, 8, device=DEVICE))[0].square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert [parameter.data_ptr() for parameter in rnn.parameters()] == places
+    # The candidate's block is what is clipped.
+    for weight in (rnn.weight_hh_l0, rnn.weight_hh_l1):
+        assert float(torch.linalg.matrix_norm(weight[-32:].double(), 2)) <= clipping.limits[0] * (1 + 1e-5)
