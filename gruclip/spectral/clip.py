@@ -58,8 +58,8 @@ def clip_singular_values_(
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
-    - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices of 80 to 224
-      columns and no fewer rows; apart from these ``gram`` below 128 rows or columns, and ``block``.
+    - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices of 80
+      to 224 columns and no fewer rows; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
     norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A

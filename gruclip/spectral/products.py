@@ -139,7 +139,7 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
     count = ((sign.diagonal(dim1=-2, dim2=-1).sum(-1) + identity.shape[0]) / 2).round().nan_to_num().long()
     return Projected(
         torch.where(changed, count, 0),
-        torch.where(changed, limits, torch.where(finite, norm, torch.nan)),
+        torch.where(finite, torch.where(certified, torch.minimum(norm, limits), norm), torch.nan),
         certified,
         finite,
     )
