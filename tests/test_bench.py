@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,15 @@ def read(folder: Path, bench: str) -> dict:
 # -- timing and floors ---------------------------------------------------------------------------------
 
 
-def test_every_round_calls_every_contestant_once_and_starts_one_further_on():
+def test_every_round_calls_every_contestant_once_and_none_always_in_the_wake_of_the_same_other():
     calls: list[str] = []
-    timings = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, warmup=1)
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert [len(timing.seconds) for timing in timings.values()] == [4, 4, 4]
+    timings = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=30, warmup=1)
+    assert calls[:3] == list("abc")
+    rounds = [calls[start : start + 3] for start in range(3, len(calls), 3)]
+    assert len(rounds) == 30
+    assert all(sorted(names) == list("abc") for names in rounds)
+    assert {pair for names in rounds for pair in pairwise(names)} == set(permutations("abc", 2))
+    assert {name: len(timing.seconds) for name, timing in timings.items()} == dict.fromkeys("abc", 30)
 
 
 def test_a_timing_gives_its_median_mean_and_quartiles():

@@ -18,7 +18,7 @@ from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.projection_figure import projection_figure
 from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
 from gruclip.bench.step import SHAPES, random_words
-from gruclip.bench.timing import interleave, rotated
+from gruclip.bench.timing import interleave, shuffled
 from gruclip.errors import UserError
 from gruclip.graphs import Phase, capture_on
 from gruclip.report.render import Table
@@ -121,7 +121,7 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
     last, above = len(sequence.matrices) - 1, 0
     for turn, matrix in enumerate(sequence.matrices):
         results = {}
-        for name in rotated(contestants, turn):
+        for name in shuffled(contestants, turn):
             taken = measured[name].seconds
             if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -42,22 +43,23 @@ class Timing:
 def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int = WARMUP) -> dict[str, Timing]:
     """Call every contestant `warmup` times untimed, then once in each of `rounds` rounds, timed.
 
-    Each round starts one contestant further on, so that none always runs in the wake of the same other.
+    Each round has an order of its own, so that none always runs in the wake of the same other, whose threads may still
+    be looking for work.
     """
     for contestant in contestants.values():
         for _ in range(warmup):
             contestant()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds):
-        for name in rotated(contestants, turn):
+        for name in shuffled(contestants, turn):
             started = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - started)
     return {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
 
 
-def rotated(names: Iterable[str], turn: int) -> list[str]:
-    """The names in their order, from the one whose turn it is to be first."""
+def shuffled(names: Iterable[str], turn: int) -> list[str]:
+    """The names in an order of its own for every turn, the same whenever it is asked for."""
     order = list(names)
-    first = turn % len(order)
-    return order[first:] + order[:first]
+    random.Random(turn).shuffle(order)
+    return order
