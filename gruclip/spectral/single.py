@@ -36,7 +36,7 @@ NOISE = 5e-7
 #: n below which ``gram`` costs no more.
 SMALLEST = 80
 #: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
-#: Nottingham: 2.7 ms against 7.7), or to look first whether it will be of use.
+#: Nottingham: 2 ms against 7.7), or to look first whether it will be of use.
 LARGEST_AT_ONCE = 224
 #: Products with X that a matrix far above the limit is told by.
 KRYLOV_STEPS = 4
