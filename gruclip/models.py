@@ -114,7 +114,7 @@ def dropout_masks(
     """Factors 0 and 1/(1-p), one array (R, T, B, n) for each site of dropout; run r draws from its own generator.
 
     A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. A generator gives a seed for all of
-    them, so that the same numbers are counted out on every device, ten times faster than by the generator itself.
+    them, so that the same numbers are counted out on every device, seven times faster than by the generator itself.
     """
     if config.dropout == 0:
         return None
