@@ -93,8 +93,8 @@ class Engine:
         for config in configs:
             generator = torch.Generator().manual_seed(config.seed)
             initial.append(initial_parameters(self.model, corpus.num_outputs, generator))
-            # Weights are drawn on the CPU, so that a seed means the same start on every device.
-            self.generators.append(torch.Generator(device).manual_seed(config.seed + 2**32))
+            # On the CPU, so that a seed means the same weights and masks on every device.
+            self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
         self.parameters: Parameters = {}
         for name in initial[0]:
             stacked = torch.stack([parameters[name] for parameters in initial]).to(device, self.dtype)

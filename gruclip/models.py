@@ -113,17 +113,17 @@ def dropout_masks(
 ) -> list[Tensor] | None:
     """Factors 0 and 1/(1-p), one array (R, T, B, n) for each site of dropout; run r draws from its own generator.
 
-    A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. A generator gives a seed for all of
-    them, so that the same numbers are counted out on every device, seven times faster than by the generator itself.
+    A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. A generator, of the CPU, gives a seed
+    for all of them, so that they are the same on every device, and there seven times faster than the generator's own.
     """
     if config.dropout == 0:
         return None
     sites, n = config.num_layers + 1, config.hidden_size
     shape = (len(generators), sites, steps, batch, n)
-    seeds = torch.empty(len(generators), dtype=torch.int64, device=like.device)
+    seeds = torch.empty(len(generators), dtype=torch.int64)
     for seed, generator in zip(seeds.split(1), generators, strict=True):
         seed.random_(-(2**63), None, generator=generator)
-    bits = random_bits(seeds, -(-sites * steps * batch * n // 4))
+    bits = random_bits(seeds.to(like.device), -(-sites * steps * batch * n // 4))
     halves = bits.view(torch.int16)[:, : sites * steps * batch * n].view(shape)
     threshold = round((1 - config.dropout) * 2**16) - 2**15
     return list(factors(halves, threshold, 1 / (1 - config.dropout), like).unbind(1))

@@ -67,6 +67,16 @@ def test_a_run_in_a_stack_agrees_with_the_run_alone_to_1e_9_over_50_iterations()
                 torch.testing.assert_close(together[name][..., position], values[..., 0], rtol=1e-9, atol=1e-12)
 
 
+def test_training_is_that_of_the_cpu_masks_included() -> None:
+    engines = [Engine(runs(2), load("pydoc"), device) for device in (torch.device("cpu"), DEVICE)]
+    for engine in engines:
+        engine.begin_epoch([1, 1])
+    for iteration in range(20):
+        expected, found = (numbers(engine.step(iteration, with_radius=False)) for engine in engines)
+        for name in ("loss", "grad_norm"):
+            torch.testing.assert_close(found[name].cpu(), expected[name], rtol=1e-7, atol=0)
+
+
 @pytest.mark.parametrize("n", [12, 200, 650])
 @pytest.mark.parametrize("spectrum", ["inside", "few above", "all near", "all at", "zero"])
 def test_a_projection_is_that_of_float64(n: int, spectrum: str) -> None:
