@@ -254,14 +254,12 @@ class Engine:
         matrices, norms = weight[self._limited], spectral_norm_deferred(weight[self._free])
         clipped = clip_singular_values_deferred_(matrices, self.limits[self._limited])
         weight.index_copy_(0, self._limited, matrices)
-        finite, none = ~norms.isnan(), torch.zeros_like(norms, dtype=torch.bool)
-        measured = ClipResult(none.long(), norms, ~none, finite, none)
 
         def merge(of_limited: Tensor, of_free: Tensor) -> Tensor:
             merged = of_limited.new_empty(len(self.configs))
             return merged.index_copy(0, self._limited, of_limited).index_copy(0, self._free, of_free)
 
-        return ClipResult(*map(merge, clipped, measured))
+        return ClipResult(*map(merge, clipped, _measured(norms)))
 
     def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
@@ -277,9 +275,7 @@ class Engine:
 
     def _clip_or_measure(self, weight: Tensor, state: SpectralState) -> ClipResult:
         if not self.projects:
-            norm = spectral_norm(weight, state)
-            none = torch.zeros_like(norm, dtype=torch.bool)
-            return ClipResult(none.long(), norm, none, ~none, none)
+            return _measured(spectral_norm(weight, state))
         result = clip_singular_values_(weight, self.limits, algorithm=self.algorithm, state=state)
         self._count(result)
         return result
@@ -368,6 +364,12 @@ class Engine:
         losses = evaluate(detached, self.configs[0], self.corpus, split)
         self.clock.book("evaluation")
         return losses
+
+
+def _measured(norms: Tensor) -> ClipResult:
+    """The result for matrices that were left as they were; NaN: they are not finite."""
+    none = torch.zeros_like(norms, dtype=torch.bool)
+    return ClipResult(none.long(), norms, ~none, ~norms.isnan(), none)
 
 
 def parameters_of(state: dict[str, Tensor]) -> Parameters:

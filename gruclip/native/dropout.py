@@ -47,12 +47,7 @@ def _shifted(z: Tensor, shift: int) -> Tensor:
 
 def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor:
     """`factor` where the random bits, int16, are below `threshold` and zero elsewhere, in the dtype of `like`."""
-    if (
-        like.dtype == torch.float32
-        and like.device.type == "cpu"
-        and kernels.library() is not None
-        and bits.is_contiguous()
-    ):
+    if kernels.takes(like) and bits.is_contiguous():
         mask, number = like.new_empty(bits.shape), torch.tensor(factor, dtype=torch.float32)
         kernels.call("gruclip_mask", [mask, bits, number], [bits.numel(), threshold], torch.get_num_threads())
         return mask

@@ -117,9 +117,9 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
 
     scaled = wide / _over(limits)
     x = scaled.mT @ scaled - identity
-    # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues. Larger, and it is not certified.
+    # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
-    size = torch.minimum(size, ((norm / limits) ** 2 - 1).clamp(min=1.0, max=FARTHEST**2 - 1))
+    size = torch.minimum(size, ((norm / limits) ** 2 - 1).clamp(min=1.0))
     sign = _sign(x / _over(size), identity, SIGN_POLYNOMIALS[weight.dtype])
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
