@@ -80,17 +80,23 @@ def _dense(a: Tensor) -> Tensor:
     return a.t().contiguous().t() if a.stride(0) == 1 else a.contiguous()
 
 
+def operand(x: Tensor, compute: torch.dtype | None) -> Tensor:
+    """`x` rounded to `compute` (None: as it is), in that dtype where its products are faster, else in its own."""
+    if compute is None or compute == x.dtype:
+        return x
+    return x.to(compute) if has_bf16_products(x.device) else x.to(compute).to(x.dtype)
+
+
 def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
     """``a @ b`` for (m, k) and (k, n), or for batches of both with one leading axis.
 
     The operands are rounded to `compute` first (None: left as they are), products are summed in float32
     or better, and the result, which goes to `out` if that is given, has the dtype of `a`.
     """
-    if compute is not None and compute != a.dtype:
-        if has_bf16_products(a.device):
-            product = (a.to(compute) @ b.to(compute)).to(a.dtype)
-            return product if out is None else out.copy_(product)
-        a, b = a.to(compute).to(a.dtype), b.to(compute).to(b.dtype)
+    dtype, a, b = a.dtype, operand(a, compute), operand(b, compute)
+    if a.dtype != dtype:
+        product = torch.matmul(a, b)
+        return product.to(dtype) if out is None else out.copy_(product)
     if _takes_onednn(a):
         product = onednn_product(a, b)
         return product if out is None else out.copy_(product)
@@ -129,13 +135,10 @@ def repeated_product(
     `compute` as in `matmul`. The weight may be repacked here, so `f` must not outlive a change of it.
     """
     if compute is not None and compute != weight.dtype:
-        dtype, weight = weight.dtype, weight.to(compute)
-        if not has_bf16_products(weight.device):
-            single = weight.to(dtype)
-            return lambda x, c: (
-                x.to(compute).to(dtype) @ single if c is None else c.add_(x.to(compute).to(dtype) @ single)
-            )
-        return lambda x, c: (x.to(compute) @ weight).to(dtype) if c is None else c.add_(x.to(compute) @ weight)
+        dtype, weight = weight.dtype, operand(weight, compute)
+        return lambda x, c: (
+            (operand(x, compute) @ weight).to(dtype) if c is None else c.add_(operand(x, compute) @ weight)
+        )
     if weight.dim() == 3:
         return lambda x, c: torch.bmm(x, weight) if c is None else c.baddbmm_(x, weight)
     if _takes_onednn(weight) and weight.numel() >= PACKED_ELEMENTS:

@@ -71,15 +71,28 @@ def test_the_layer_equals_the_equations_outputs_and_every_gradient(**shape: obje
         assert (one.double() - other).abs().max() <= 4e-6 * max(1.0, other.abs().max().item())
 
 
+@settings(deadline=None, max_examples=60)
+@given(**shapes)
+def test_in_bf16_every_output_and_gradient_is_that_of_the_equations_to_its_precision(**shape: object) -> None:
+    arguments, keep = made_layer(**shape)  # type: ignore[arg-type]
+    found = passed(gru_layer, arguments, keep, compute=torch.bfloat16)
+    exact = [argument.detach().double().requires_grad_() for argument in arguments]
+    expected = passed(plain_gru, exact, None if keep is None else keep.double())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one.double() - other).abs().max() <= 0.03 * max(1.0, other.abs().max().item())
+
+
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
 @pytest.mark.parametrize("n", [13, 200])
-def test_a_thread_more_changes_no_bit_of_the_recurrence(n: int, threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_the_recurrence(n: int, compute: torch.dtype | None, threads: None) -> None:
     arguments, keep = made_layer(7, 20, 5, n, 0, True, True)
     arguments[0].data.zero_()  # the input's product is torch's, and may be summed in another order
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         with torch.no_grad():
-            results.append(gru_layer(*arguments, keep))
+            results.append(gru_layer(*arguments, keep, compute))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
@@ -149,6 +162,46 @@ def test_the_softmax_equals_the_definition(rows: int, width: int, scale: float, 
         assert (one.double() - other).abs().max() <= 2e-5 * max(1.0, other.abs().max().item())
     with torch.no_grad():
         assert torch.equal(softmax_nll(h, weight, bias, targets), found)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 40), width=st.integers(1, 300), seed=st.integers(0, 2**31))
+def test_the_softmax_of_logits_in_bf16_is_that_of_the_same_logits(rows: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    half = (3 * torch.randn(rows, width, generator=generator)).bfloat16()
+    bias, targets = torch.randn(width, generator=generator), torch.randint(width, (rows,), generator=generator)
+    single, results = half.float(), []
+    for logits in (half, single):
+        nll, d_bias = torch.empty(rows), torch.empty(width)
+        in_bf16 = logits.dtype == torch.bfloat16
+        kernels.call("gruclip_softmax_nll", [logits, bias, targets, nll, d_bias], [rows, width], in_bf16, 2)
+        results.append((nll, d_bias))
+    # All that is summed is summed as float32; only the gradient is rounded, at the end.
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert torch.equal(half, single.bfloat16())
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 40), n=st.integers(1, 80), width=st.integers(2, 300), seed=st.integers(0, 2**31))
+def test_the_softmax_in_bf16_has_the_gradients_of_the_definition_to_its_precision(
+    rows: int, n: int, width: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.randn(1, rows, n, generator=generator).requires_grad_()
+    weight = (torch.randn(1, n, width, generator=generator) / n**0.5).requires_grad_()
+    bias = torch.randn(1, width, generator=generator).requires_grad_()
+    targets = torch.randint(width, (1, rows), generator=generator)
+    mask = 2 * (torch.rand(1, rows, n, generator=generator) > 0.5).float()
+    found = softmax_nll(h, weight, bias, targets, compute=torch.bfloat16, mask=mask)
+    wide = [a.detach().double().requires_grad_() for a in (h, weight, bias)]
+    logits = (wide[0] * mask.double()) @ wide[1] + wide[2].unsqueeze(1)
+    expected = torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="sum").unsqueeze(0)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05 * rows)
+    gradients = zip(torch.autograd.grad(found, (h, weight, bias)), torch.autograd.grad(expected, wide), strict=True)
+    for one, other in gradients:
+        assert one.dtype == torch.float32
+        assert (one.double() - other).abs().max() <= 0.05 * max(1.0, other.abs().max().item())
 
 
 def test_the_softmax_of_a_row_that_is_not_finite_is_not_finite() -> None:

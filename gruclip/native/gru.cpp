@@ -6,7 +6,7 @@
 // of PANEL columns that a product reads from front to back, a thread's rows into blocks of up to BLOCK rows, so that
 // the sums of a block and a panel stay in registers.
 
-#include "panels.h"
+#include "pairs.h"
 
 namespace {
 
@@ -23,47 +23,78 @@ float* workspace(long count) {
     return kept.get();
 }
 
-vec rounded(vec x, bool to_bf16) { return to_bf16 ? round_to_bf16(x) : x; }
+// How the factors of the recurrent products are kept: as float32, as float32 rounded to bfloat16, or as pairs of
+// bfloat16, each in the place of a float.
+enum class Format { SINGLE, ROUNDED, PAIRS };
+
+Format format(int to_bf16) { return !to_bf16 ? Format::SINGLE : HAS_PAIRS ? Format::PAIRS : Format::ROUNDED; }
+
+// Places that a depth of n takes.
+long places(long n, Format format) { return format == Format::PAIRS ? (n + 1) / 2 : n; }
 
 // The panel of a matrix (depth, width) that begins at column `left`.
-void pack_panel(float* panel, const Matrix& matrix, long depth, long width, long left, bool to_bf16) {
-    pack(panel, PANEL, matrix, 0, depth, left, std::min<long>(PANEL, width - left));
-    if (to_bf16)
+void pack_panel(float* panel, const Matrix& matrix, long depth, long width, long left, Format format) {
+    const int used = std::min<long>(PANEL, width - left);
+    if (format != Format::PAIRS) pack(panel, PANEL, matrix, 0, depth, left, used);
+    if (format == Format::ROUNDED)
         for (long i = 0; i < depth * PANEL; i += LANES) store(panel + i, round_to_bf16(load(panel + i)));
+    if (format != Format::PAIRS) return;
+    constexpr long STRIP = 16;
+    float rows[STRIP * PANEL];
+    for (long first = 0; first < depth; first += STRIP) {
+        const long high = std::min(STRIP, depth - first);
+        pack(rows, PANEL, matrix, first, high, left, used);
+        if (high % 2) std::memset(rows + high * PANEL, 0, PANEL * sizeof(float));
+        for (const float* row = rows; row < rows + high * PANEL; row += PANEL)
+            for (const float* end = row + PANEL; row < end; row += LANES, panel += LANES) {
+                const uvec upper = bits_of(round_to_bf16(load(row + PANEL)));
+                store(panel, from_bits(bits_of(round_to_bf16(load(row))) >> 16 | upper));
+            }
+    }
 }
 
 using Multiply = void (*)(float*, long, const float*, const float*, long);
 template <int... ROWS>
-constexpr Multiply pick(int rows, std::integer_sequence<int, ROWS...>) {
-    constexpr Multiply table[] = {multiply<ROWS + 1, false>...};
-    return table[rows - 1];
+constexpr Multiply pick(int rows, bool pairs, std::integer_sequence<int, ROWS...>) {
+    constexpr Multiply single[] = {multiply<ROWS + 1, false>...}, paired[] = {multiply_pairs<ROWS + 1>...};
+    return (pairs ? paired : single)[rows - 1];
 }
 
-// Some rows of a batch as blocks: element (m, k) of the left factor of a product of a given depth.
+// Some rows of a batch as blocks: the left factor of a product, of a given number of places.
 struct Rows {
     int rows, in_block, blocks;
+    Format format;
     Multiply times;
 
-    explicit Rows(int rows)
+    Rows(int rows, Format format)
         : rows(rows),
           in_block((rows + (rows + BLOCK - 1) / BLOCK - 1) / ((rows + BLOCK - 1) / BLOCK)),
           blocks((rows + in_block - 1) / in_block),
-          times(pick(in_block, std::make_integer_sequence<int, BLOCK>{})) {}
+          format(format),
+          times(pick(in_block, format == Format::PAIRS, std::make_integer_sequence<int, BLOCK>{})) {}
 
     int padded_rows() const { return in_block * blocks; }
-    Array factor(long depth) const { return zeros(padded_rows() * depth); }
+    Array factor(long deep) const { return zeros(padded_rows() * deep); }
 
-    // Lanes k ... k + count - 1 of row m.
-    void put(float* factor, long depth, int m, long k, vec v, int count) const {
-        float* to = factor + (m / in_block) * in_block * depth + k * in_block + m % in_block;
+    // Lanes k ... k + count - 1 of row m, k even; `from` places of other factors lie before them.
+    void put(float* factor, long deep, int m, long from, long k, vec v, int count) const {
+        float* to = factor + (m / in_block) * in_block * deep + (from + places(k, format)) * in_block + m % in_block;
+        if (format == Format::PAIRS) {
+            float pairs[LANES / 2];
+            const bvec rounded = to_bf16(v);
+            std::memcpy(pairs, &rounded, sizeof pairs);
+            for (int lane = 0; lane < (count + 1) / 2; lane++) to[lane * in_block] = pairs[lane];
+            return;
+        }
+        if (format == Format::ROUNDED) v = round_to_bf16(v);
         for (int lane = 0; lane < count; lane++) to[lane * in_block] = v[lane];
     }
 
-    // sums (padded_rows, width) = factor times packed (depth, width), of which the panels begin `apart` floats apart.
-    void product(float* sums, const float* factor, const float* packed, long depth, long width) const {
+    // sums (padded_rows, width) = factor times packed (deep, width), panel after panel.
+    void product(float* sums, const float* factor, const float* packed, long deep, long width) const {
         for (long j = 0; j < width; j += PANEL)
             for (int b = 0; b < blocks; b++)
-                times(sums + b * in_block * width + j, width, factor + b * in_block * depth, packed + j * depth, depth);
+                times(sums + b * in_block * width + j, width, factor + b * in_block * deep, packed + j * deep, deep);
     }
 };
 
@@ -76,24 +107,25 @@ extern "C" {
 // sums (T, B, 3n): W_ih x_t, in place the gates r, z, c. states (T + 1, B, n): states[0] = h_0 is given.
 // keep (T, B) or null: zero where the state is reset before the step. weight (3n, n): weight_hh.
 void gruclip_gru_forward(float* sums, float* states, const float* keep, const float* weight, long steps, long batch,
-                         long n, int threads, int to_bf16) {
-    const long width = padded(n);
-    float* const gates = workspace(n * 3 * width);
-    float* const candidate = gates + n * 2 * width;
+                         long n, int threads, int in_bf16) {
+    const Format kept_as = format(in_bf16);
+    const long width = padded(n), deep = places(n, kept_as);
+    float* const gates = workspace(deep * 3 * width);
+    float* const candidate = gates + deep * 2 * width;
     threads = std::min<long>(threads, batch);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (long j = 0; j < 3 * width; j += PANEL) {
             const long part = j / width, first = j % width;
-            float* packed = part < 2 ? gates + j * n : candidate + first * n;
-            pack_panel(packed, {weight + part * n * n, 1, n}, n, n, first, to_bf16);
+            float* packed = part < 2 ? gates + j * deep : candidate + first * deep;
+            pack_panel(packed, {weight + part * n * n, 1, n}, n, n, first, kept_as);
         }
 #pragma omp for schedule(static, 1)
         for (int thread = 0; thread < threads; thread++) {
             const long begin = share(batch, threads, thread);
-            const Rows mine(share(batch, threads, thread + 1) - begin);
-            const Array h_factor = mine.factor(n), rh_factor = mine.factor(n);
+            const Rows mine(share(batch, threads, thread + 1) - begin, kept_as);
+            const Array h_factor = mine.factor(deep), rh_factor = mine.factor(deep);
             const Array product = zeros(mine.padded_rows() * 2 * width);
             const Array h_kept = zeros(mine.rows * n);
             for (int m = 0; m < mine.rows; m++)
@@ -101,10 +133,10 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                     const int count = std::min<long>(LANES, n - j);
                     const vec h = load(states + (begin + m) * n + j, count) * (keep ? keep[begin + m] : 1.0f);
                     store(h_kept.get() + m * n + j, h, count);
-                    mine.put(h_factor.get(), n, m, j, rounded(h, to_bf16), count);
+                    mine.put(h_factor.get(), deep, m, 0, j, h, count);
                 }
             for (long t = 0; t < steps; t++) {
-                mine.product(product.get(), h_factor.get(), gates, n, 2 * width);
+                mine.product(product.get(), h_factor.get(), gates, deep, 2 * width);
                 for (int m = 0; m < mine.rows; m++) {
                     float* sum = sums + (t * batch + begin + m) * 3 * n;
                     const float* recurrent = product.get() + m * 2 * width;
@@ -115,10 +147,10 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                         store(sum + j, r, count);
                         store(sum + n + j, z, count);
                         const vec rh = r * load(h_kept.get() + m * n + j, count);
-                        mine.put(rh_factor.get(), n, m, j, rounded(rh, to_bf16), count);
+                        mine.put(rh_factor.get(), deep, m, 0, j, rh, count);
                     }
                 }
-                mine.product(product.get(), rh_factor.get(), candidate, n, width);
+                mine.product(product.get(), rh_factor.get(), candidate, deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     float* sum = sums + (t * batch + begin + m) * 3 * n;
                     float* next = states + ((t + 1) * batch + begin + m) * n;
@@ -133,7 +165,7 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                         store(next + j, h, count);
                         h *= kept;
                         store(h_kept.get() + m * n + j, h, count);
-                        mine.put(h_factor.get(), n, m, j, rounded(h, to_bf16), count);
+                        mine.put(h_factor.get(), deep, m, 0, j, h, count);
                     }
                 }
             }
@@ -146,24 +178,25 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
 // r * h: the factors of weight_hh's gradient; d_h0 (B, n).
 void gruclip_gru_backward(const float* grad, const float* gates, const float* states, const float* keep,
                           const float* weight, float* d_sums, float* h_before, float* rh_before, float* d_h0,
-                          long steps, long batch, long n, int threads, int to_bf16) {
-    const long width = padded(n);
-    float* const by_gates = workspace(n * 3 * width);
-    float* const by_candidate = by_gates + n * 2 * width;
+                          long steps, long batch, long n, int threads, int in_bf16) {
+    const Format kept_as = format(in_bf16);
+    const long width = padded(n), deep = places(n, kept_as);
+    float* const by_gates = workspace(deep * 3 * width);  // both gates' rows, one below the other
+    float* const by_candidate = by_gates + deep * 2 * width;
     threads = std::min<long>(threads, batch);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long j = 0; j < 2 * width; j += PANEL) {
-            const long first = j % width;
-            if (j < width) pack_panel(by_gates + first * 2 * n, {weight, n, 1}, 2 * n, n, first, to_bf16);
-            else pack_panel(by_candidate + first * n, {weight + 2 * n * n, n, 1}, n, n, first, to_bf16);
+        for (long j = 0; j < 3 * width; j += PANEL) {
+            const long part = j / width, first = j % width;
+            float* packed = part < 2 ? by_gates + first * 2 * deep + part * deep * PANEL : by_candidate + first * deep;
+            pack_panel(packed, {weight + part * n * n, n, 1}, n, n, first, kept_as);
         }
 #pragma omp for schedule(static, 1)
         for (int thread = 0; thread < threads; thread++) {
             const long begin = share(batch, threads, thread);
-            const Rows mine(share(batch, threads, thread + 1) - begin);
-            const Array c_factor = mine.factor(n), rz_factor = mine.factor(2 * n);
+            const Rows mine(share(batch, threads, thread + 1) - begin, kept_as);
+            const Array c_factor = mine.factor(deep), rz_factor = mine.factor(2 * deep);
             const Array product = zeros(mine.padded_rows() * width);
             // What reaches h_{t-1} past the gates; from the step after it, and then the rest of it.
             const Array carry = zeros(mine.rows * n);
@@ -184,11 +217,11 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                         store(d_sums + row * 3 * n + n + j, d_z, count);
                         store(h_before + row * n + j, h, count);
                         store(carried, dh * z, count);
-                        mine.put(c_factor.get(), n, m, j, rounded(d_c, to_bf16), count);
-                        mine.put(rz_factor.get(), 2 * n, m, n + j, rounded(d_z, to_bf16), count);
+                        mine.put(c_factor.get(), deep, m, 0, j, d_c, count);
+                        mine.put(rz_factor.get(), 2 * deep, m, deep, j, d_z, count);
                     }
                 }
-                mine.product(product.get(), c_factor.get(), by_candidate, n, width);
+                mine.product(product.get(), c_factor.get(), by_candidate, deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     const long row = t * batch + begin + m;
                     for (long j = 0; j < n; j += LANES) {
@@ -201,10 +234,10 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                         store(carried, load(carried, count) + d_rh * r, count);
                         store(d_sums + row * 3 * n + j, d_r, count);
                         store(rh_before + row * n + j, r * h, count);
-                        mine.put(rz_factor.get(), 2 * n, m, j, rounded(d_r, to_bf16), count);
+                        mine.put(rz_factor.get(), 2 * deep, m, 0, j, d_r, count);
                     }
                 }
-                mine.product(product.get(), rz_factor.get(), by_gates, 2 * n, width);
+                mine.product(product.get(), rz_factor.get(), by_gates, 2 * deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     const float kept = keep ? keep[t * batch + begin + m] : 1.0f;
                     for (long j = 0; j < n; j += LANES) {

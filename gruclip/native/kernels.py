@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
-HEADERS = ("band.h", "panels.h", "vectors.h")
+HEADERS = ("band.h", "pairs.h", "panels.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
@@ -47,7 +47,7 @@ SIGNATURES: dict[str, list[type]] = {
     "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
     "gruclip_random_bits": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
     "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6 + [FLAG],
-    "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG],
+    "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG] * 2,
     "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 4 + [FLAG],
     "gruclip_there_and_back_one": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
     "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],

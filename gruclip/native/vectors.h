@@ -142,13 +142,40 @@ inline vec tanh(vec x) {
     return select(size < splat(0.625f), near, select(x < vec{}, -far, far));
 }
 
-// To the nearest bfloat16, ties to even; NaN stays NaN.
-inline vec round_to_bf16(vec x) {
-    typedef unsigned uvec __attribute__((vector_size(LANES * sizeof(unsigned))));
+typedef unsigned uvec __attribute__((vector_size(LANES * sizeof(unsigned))));
+
+inline uvec bits_of(vec x) {
     uvec bits;
     std::memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-    vec rounded;
-    std::memcpy(&rounded, &bits, sizeof rounded);
-    return select(x == x, rounded, x);
+    return bits;
 }
+
+inline vec from_bits(uvec bits) {
+    vec x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// To the nearest bfloat16, ties to even; NaN stays NaN.
+inline vec round_to_bf16(vec x) {
+    const uvec bits = bits_of(x);
+    return select(x == x, from_bits((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u), x);
+}
+
+// A bfloat16 and a vector of them: the upper half of a float's bits.
+typedef unsigned short bf16;
+typedef bf16 bvec __attribute__((vector_size(LANES * sizeof(bf16))));
+
+inline bvec to_bf16(vec x) { return __builtin_convertvector(bits_of(round_to_bf16(x)) >> 16, bvec); }
+
+inline vec load(const bf16* p, int count) {
+    bvec v = {};
+    std::memcpy(&v, p, count * sizeof(bf16));
+    return from_bits(__builtin_convertvector(v, uvec) << 16);
+}
+inline vec load(const bf16* p) { return load(p, LANES); }
+inline void store(bf16* p, vec v, int count) {
+    const bvec rounded = to_bf16(v);
+    std::memcpy(p, &rounded, count * sizeof(bf16));
+}
+inline void store(bf16* p, vec v) { store(p, v, LANES); }
