@@ -96,6 +96,18 @@ def test_the_folder_given_comes_before_the_environments_and_that_before_the_cach
     assert [len(corpus.splits[split]) for split in TEXTS] == [5, 3, 2]
 
 
+def test_a_folder_that_is_named_and_is_not_there_is_refused_by_name(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache_folder(), **TEXTS)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(DataError, match=f"^dataset.root={nowhere}: no such folder"):
+        load(made, nowhere)
+    monkeypatch.setenv("GRUCLIP_DATA", str(nowhere))
+    with pytest.raises(DataError, match=f"^GRUCLIP_DATA={nowhere}: no such folder"):
+        load(made)
+
+
 def test_what_was_read_once_is_shared_and_a_changed_file_is_read_again(made: str, tmp_path: Path) -> None:
     root = put(tmp_path / "root", **TEXTS)
     assert load(made, root) is load(made, str(root))

@@ -88,16 +88,22 @@ def cache_folder() -> Path:
 
 
 def locate(file: DataFile, root: str | Path | None) -> Path | None:
-    """Where `file` lies, the first of `root`, ``$GRUCLIP_DATA`` and the cache that has it."""
+    """Where `file` lies, the first of `root`, ``$GRUCLIP_DATA`` and the cache that has it.
+
+    Raises `DataError` where one of the first two is named and is no folder.
+    """
     places = (folder / file.path for folder in _folders(root))
     # Path.is_file raises in a folder that must not be searched.
     return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
 
 
 def _folders(root: str | Path | None) -> Iterator[Path]:
-    for folder in (root, os.environ.get(ENVIRONMENT_VARIABLE)):
-        if folder:
-            yield Path(folder).expanduser()
+    for name, value in (("dataset.root", root), (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE))):
+        if value:
+            folder = Path(value).expanduser()
+            if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where a parent must not be searched)
+                raise DataError(f"{name}={value}: no such folder; name one that holds the data, or leave it out")
+            yield folder
     yield cache_folder()
 
 

@@ -116,13 +116,15 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
             for (long r = 0; r < rows; r += BAND)
                 for (long c = 0; c < count; c += TILE) {
                     const long at = j + c * LANES, row = first + r;
-                    (count - c >= TILE ? update<TILE> : count - c == 2 ? update<2> : update<1>)(
-                        group + r * stride + at, v + row, w + row, v + at, w + at, stride);
+                    (count - c >= TILE ? update<TILE>
+                     : count - c == 2  ? update<2>
+                                       : update<1>)(group + r * stride + at, v + row, w + row, v + at, w + at, stride);
                 }
             for (long c = 0; c < left; c += TILE) {
                 const long at = j + c * LANES;
-                (left - c >= TILE ? add_down<TILE> : left - c == 2 ? add_down<2> : add_down<1>)(
-                    sums + at, group + at, x + first, stride, rows);
+                (left - c >= TILE ? add_down<TILE>
+                 : left - c == 2  ? add_down<2>
+                                  : add_down<1>)(sums + at, group + at, x + first, stride, rows);
             }
             add_across(across, group + j, x + j, stride, rows, left);
         }
@@ -147,8 +149,8 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
 extern "C" {
 
 // Q^T A Q = B for a symmetric A (n, n), rows `stride` apart, n + 16 floats or more, of which the lower half is read and
-// written over: row i begins then with the vector of a reflection with the factor scales[i], and Q is their product, the
-// last row's first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
+// written over: row i begins then with the vector of a reflection with the factor scales[i], and Q is their product,
+// the last row's first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
 void gruclip_band(float* a, double* band, float* scales, long n, long stride, int threads) {
     const Array memory = zeros((3 + SHARES) * BAND * stride);
     float *v = memory.get(), *w = v + BAND * stride, *x = w + BAND * stride, *sums = x + BAND * stride;

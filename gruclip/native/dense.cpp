@@ -1,12 +1,12 @@
-// Dense products in float32, for processors on which the libraries inside torch take a slow path. What is added to a sum
-// in which order does not depend on the number of threads, and a slow core holds up the others for one task at most.
+// Dense products in float32, for processors on which the libraries inside torch take a slow path. What is added to a
+// sum in which order does not depend on the number of threads, and a slow core holds up the others for one task.
 
 #include "panels.h"
 
 namespace {
 
-// Rows of a task: few, so that no thread is left alone at the end, where the right factor, which every task reads, stays in
-// the third-level cache.
+// Rows of a task: few, so that no thread is left alone at the end, where the right factor, which every task reads,
+// stays in the third-level cache.
 constexpr long FEW = 3 * BLOCK, MANY = 16 * BLOCK, CACHED = 1500000;
 constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
 constexpr long TILE = 32;   // of the matrix that is reflected
@@ -51,10 +51,11 @@ void gruclip_product(float* result, const float* left, const float* right, long 
                     pack(rows.get() + i * d, BLOCK, turned, k, d, first + i, std::min<long>(BLOCK, high - i));
                 for (long p = 0; p < needed; p++)
                     for (long i = 0; i < high; i += BLOCK)
-                        (k ? multiply_corner<true> : multiply_corner<false>)(
-                            result + (first + i) * down + p * PANEL, down, rows.get() + i * d,
-                            columns.get() + (p * depth + k) * PANEL, d, std::min<long>(BLOCK, high - i),
-                            std::min<long>(PANEL, n - p * PANEL));
+                        (k ? multiply_corner<true> : multiply_corner<false>)(result + (first + i) * down + p * PANEL,
+                                                                             down, rows.get() + i * d,
+                                                                             columns.get() + (p * depth + k) * PANEL, d,
+                                                                             std::min<long>(BLOCK, high - i),
+                                                                             std::min<long>(PANEL, n - p * PANEL));
             }
         }
 #pragma omp for schedule(dynamic)

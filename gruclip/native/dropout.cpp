@@ -111,8 +111,7 @@ void multiply_kept(float* to, long down, const float* sums, const Kept& kept, lo
 
 // sums (kept elements of block q, a vector each) += for every kept element (i, k) of block q, lane by lane, row i of
 // left (rows, WIDTH) times row k of packed (block, WIDTH).
-void multiply_where_kept(float* sums, const Kept& kept, long q, const float* left, const float* packed,
-                         Ahead& ahead) {
+void multiply_where_kept(float* sums, const Kept& kept, long q, const float* left, const float* packed, Ahead& ahead) {
     const uint64_t* which = kept.which.get() + q * kept.rows;
     for (long i = 0; i < kept.rows; i++, left += WIDTH) {
         ahead.step();
@@ -191,8 +190,8 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
             for (long q = 0; q < kept.blocks; q++) {
                 pack(packed.get(), width, factor, q * kept.block, kept.columns(q), left_column, used);
                 const bool arrived = whole && q + 1 == kept.blocks;
-                (q == 0 ? begin : add)(arrived ? target : sums.get(), arrived ? result_down : width, sums.get(), kept, q,
-                                       packed.get());
+                (q == 0 ? begin : add)(arrived ? target : sums.get(), arrived ? result_down : width, sums.get(), kept,
+                                       q, packed.get());
             }
             if (whole) continue;
             for (long i = 0; i < kept.rows; i++) {
@@ -207,8 +206,8 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
 }
 
 // result (m, n) = mask * (left (m, depth) times right (n, depth) transposed), all but right row-major: only those
-// elements where mask (m, n) is not zero take time. The depth is taken in parts, whatever the number of threads, so that
-// a slow core holds up the others for a part of a block of rows at most.
+// elements where mask (m, n) is not zero take time. The depth is taken in parts, whatever the number of threads, so
+// that a slow core holds up the others for a part of a block of rows at most.
 void gruclip_product_where_kept(float* result, const float* left, const float* right, const float* mask, long m,
                                 long depth, long n, long right_down, long right_across, int threads) {
     // Rows whose sums for a block of columns stay in the second-level cache, and panels of the depth's parts, at most.
@@ -240,14 +239,16 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
             const long panels = parts(end - first, WIDTH);
             const auto used = [&](long p) { return std::min<long>(WIDTH, end - first - p * WIDTH); };
             for (long p = 0; p < panels; p++)
-                pack(piece.get() + p * kept.rows * WIDTH, WIDTH, source, kept.first, kept.rows, first + p * WIDTH, used(p));
+                pack(piece.get() + p * kept.rows * WIDTH, WIDTH, source, kept.first, kept.rows, first + p * WIDTH,
+                     used(p));
             for (long q = 0; q < blocks; q++) {
                 const long here = start[b * blocks + q], size = start[b * blocks + q + 1] - here;
                 std::memset(sums.get(), 0, size * LANES * sizeof(float));
                 for (long p = 0; p < panels; p++) {
                     pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH, used(p));
                     const long next = std::min(p + 1 < panels ? q : q + 1, blocks - 1), then = (p + 1) % panels;
-                    Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then), kept.rows);
+                    Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then),
+                                kept.rows);
                     multiply_where_kept(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
                 }
                 float* to = partial.get() + task / chunks * elements + here;

@@ -1,6 +1,6 @@
-// The leading eigenpairs of a dense symmetric matrix: band.cpp's reduction, bisection and inverse iteration on the band for
-// as many as are wanted, and the way back. A library's routine for all eigenpairs takes three times as long, and torch has
-// none for some of them.
+// The leading eigenpairs of a dense symmetric matrix: band.cpp's reduction, bisection and inverse iteration on the band
+// for as many as are wanted, and the way back. A library's routine for all eigenpairs takes three times as long, and
+// torch has none for some of them.
 
 #include "band.h"
 
@@ -36,7 +36,7 @@ void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
                 pivot -= next[d] * l;
                 low[i & (BAND - 1)][d - 1][c] = l;
             }
-            pivot = (pivot < LEAST & pivot > -LEAST) ? dvec{} - LEAST : pivot;
+            pivot = ((pivot < LEAST) & (pivot > -LEAST)) ? dvec{} - LEAST : pivot;
             inverse[i & (BAND - 1)][c] = 1.0 / pivot;
             above[c] -= pivot > 0;
         }

@@ -174,8 +174,8 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
 }
 
 // grad (T, B, n): of the states h_1 ... h_T. gates (T, B, 3n), states, keep, weight: as the forward pass left them.
-// Written: d_sums (T, B, 3n), the gradients of the sums; h_before (T, B, n), the states before each step, and rh_before,
-// r * h: the factors of weight_hh's gradient; d_h0 (B, n).
+// Written: d_sums (T, B, 3n), the gradients of the sums; h_before (T, B, n), the states before each step, and
+// rh_before, r * h: the factors of weight_hh's gradient; d_h0 (B, n).
 void gruclip_gru_backward(const float* grad, const float* gates, const float* states, const float* keep,
                           const float* weight, float* d_sums, float* h_before, float* rh_before, float* d_h0,
                           long steps, long batch, long n, int threads, int in_bf16) {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
-HEADERS = ("band.h", "pairs.h", "panels.h", "vectors.h")
+HEADERS = ("band.h", "pairs.h", "panels.h", "thin.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int

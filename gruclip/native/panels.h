@@ -60,8 +60,8 @@ inline void pack(float* packed, int width, const Matrix& matrix, long first, lon
         }
 }
 
-// sums (ROWS, VECS vectors), rows `stride` apart, = the rows of a matrix, `down` apart and their elements `across` apart,
-// times panel (depth, VECS vectors), or += that. Inlined, so that strides the caller knows cost nothing.
+// sums (ROWS, VECS vectors), rows `stride` apart, = the rows of a matrix, `down` apart and their elements `across`
+// apart, times panel (depth, VECS vectors), or += that. Inlined, so that strides the caller knows cost nothing.
 template <int ROWS, bool ADD, int VECS = 2>
 [[gnu::always_inline]] inline void multiply_in_place(float* sums, long stride, const float* matrix, long down,
                                                      long across, const float* panel, long depth) {

@@ -5,12 +5,7 @@
 #include <vector>
 
 #include "panels.h"
-
-extern "C" {
-// thin.cpp's.
-void gruclip_there_and_back(float*, float*, const float*, const float*, long, long, long, long, int);
-void gruclip_there_and_back_one(float*, float*, const float*, const float*, long, long, long, int);
-}
+#include "thin.h"
 
 namespace {
 
@@ -39,9 +34,10 @@ void turn_back(float* matrix, long columns, const float* turned, long rows, long
         for (long j = 0; j < count; j++) matrix[i * columns + j] = turned[j * apart(rows) + i];
 }
 
-// Columns of n numbers one after the other, `others` of them orthonormal: in place an orthonormal basis of the part of the
-// `count` that follow that is orthogonal to these. Gram and Schmidt's method, each column until nothing more comes off;
-// where a column has no part of its own, one of pseudo-random numbers takes its place. False where that comes to nothing.
+// Columns of n numbers one after the other, `others` of them orthonormal: in place an orthonormal basis of the part of
+// the `count` that follow that is orthogonal to these. Gram and Schmidt's method, each column until nothing more comes
+// off; where a column has no part of its own, one of pseudo-random numbers takes its place. False where that comes to
+// nothing.
 bool orthonormalise(float* all, long n, long others, long count) {
     constexpr double LOST = 1e-5, SETTLED = 0.7;
     constexpr int MOST_ROUNDS = 30;
@@ -63,7 +59,8 @@ bool orthonormalise(float* all, long n, long others, long count) {
             const double left = std::sqrt(dot(x, x, n));
             if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) return false;
             if (left <= least) {
-                for (long i = 0; i < n; i++) x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
+                for (long i = 0; i < n; i++)
+                    x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
                 least = 0, before = HUGE_VAL;
                 continue;
             }
@@ -103,10 +100,10 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
     else columns[0] = NAN;
 }
 
-// A basis (n, q), its image (m, q) under W (m, n), rows `down` apart, and what comes back of that (n, q), and after them
-// the same of `steps` orthonormal blocks of k columns: the Krylov space of W^T W that begins with start (n, k), as far as
-// it is orthogonal to the basis. Written to columns (n, q + steps k), image (m, q + steps k) and back (n, q + steps k);
-// NaN comes first where that comes to nothing.
+// A basis (n, q), its image (m, q) under W (m, n), rows `down` apart, and what comes back of that (n, q), and after
+// them the same of `steps` orthonormal blocks of k columns: the Krylov space of W^T W that begins with start (n, k), as
+// far as it is orthogonal to the basis. Written to columns (n, q + steps k), image (m, q + steps k) and back (n, q +
+// steps k); NaN comes first where that comes to nothing.
 void gruclip_expand(float* columns, float* image, float* back, const float* old_columns, const float* old_image,
                     const float* old_back, const float* weight, const float* start, long m, long n, long q, long k,
                     long steps, long down, int threads) {
@@ -126,7 +123,8 @@ void gruclip_expand(float* columns, float* image, float* back, const float* old_
             return;
         }
         turn_back(block.data(), k, mine, n, k);
-        if (k == 1) gruclip_there_and_back_one(there.data(), returned.data(), weight, block.data(), m, n, down, threads);
+        if (k == 1)
+            gruclip_there_and_back_one(there.data(), returned.data(), weight, block.data(), m, n, down, threads);
         else gruclip_there_and_back(there.data(), returned.data(), weight, block.data(), m, n, k, down, threads);
         const auto put = [&](float* to, const std::vector<float>& from, long rows) {
             for (long i = 0; i < rows; i++) std::memcpy(to + i * width + done, &from[i * k], k * sizeof(float));
@@ -188,7 +186,8 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long share = 0; share < shares; share++) {
         const long first = share * ROWS;
-        if (first < m) multiply_thin(left + first * k, image + first * q, scaled.get(), std::min(ROWS, m - first), q, k);
+        if (first < m)
+            multiply_thin(left + first * k, image + first * q, scaled.get(), std::min(ROWS, m - first), q, k);
         if (first >= n) continue;
         const long rows = std::min(ROWS, n - first);
         float *mine = right + first * k, *rest = residual + first * k;
@@ -229,7 +228,8 @@ void gruclip_chebyshev(float* next, double* largest, const float* product, const
         std::memcpy(row.get(), product + i * count, count * sizeof(float));
         for (long k = 0; k < p; k++)
             for (long c = 0; c < width; c += LANES)
-                store(row.get() + c, load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
+                store(row.get() + c,
+                      load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
         for (long c = 0; c < count; c++) {
             const float value = factor * (row[c] * scale - x[i * count + c]) - (before ? before[i * count + c] : 0.0f);
             next[i * count + c] = value;

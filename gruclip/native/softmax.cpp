@@ -11,8 +11,8 @@ float* workplace(float* row, float*) { return row; }
 float* workplace(bf16*, float* scratch) { return scratch; }
 
 template <typename Logit>
-void softmax_nll(Logit* logits, const float* bias, const long* targets, float* nll, float* d_bias, long rows, long width,
-                 int threads) {
+void softmax_nll(Logit* logits, const float* bias, const long* targets, float* nll, float* d_bias, long rows,
+                 long width, int threads) {
     // Of the rows, each with sums of its columns: what is added in which order does not depend on the threads.
     constexpr long SHARES = 16;
     const Array sums = d_bias == nullptr ? nullptr : zeros(SHARES * width);
@@ -72,9 +72,9 @@ void softmax_nll(Logit* logits, const float* bias, const long* targets, float* n
 
 extern "C" {
 
-// logits (M, V), float32 or bfloat16, without the bias: in place their gradient, softmax(logits + bias) - onehot(target).
-// bias (V). nll (M): -log softmax(logits + bias)[target]. d_bias (V): the sums of the gradient's columns; null where no
-// gradient is wanted, and logits then hold nothing of use. NaN or infinity in a row makes its nll NaN.
+// logits (M, V), float32 or bfloat16, without the bias (V): in place their gradient, softmax(logits + bias) less the
+// target's one-hot row. nll (M): -log softmax(logits + bias)[target]. d_bias (V): the sums of the gradient's columns;
+// null where no gradient is wanted, and logits then hold nothing of use. NaN or infinity in a row makes its nll NaN.
 void gruclip_softmax_nll(void* logits, const float* bias, const long* targets, float* nll, float* d_bias, long rows,
                          long width, int in_bf16, int threads) {
     if (in_bf16) softmax_nll(static_cast<bf16*>(logits), bias, targets, nll, d_bias, rows, width, threads);

@@ -1,6 +1,7 @@
 // A matrix times a few columns, for the projection's subspace methods: the matrix is read once, where it lies.
 
 #include "panels.h"
+#include "thin.h"
 
 namespace {
 
@@ -17,7 +18,8 @@ struct Thin {
     // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
     // += that.
     template <bool ADD>
-    static void multiply(float* sums, const float* rows, long down, long across, const float* panel, long high, long n) {
+    static void multiply(float* sums, const float* rows, long down, long across, const float* panel, long high,
+                         long n) {
         multiply_rows<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, high, n);
     }
 
@@ -30,8 +32,8 @@ struct Thin {
             for (long i = 0; i < deep; i++)
                 std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
             for (long i = 0; i < high; i += HEIGHT)
-                (k == 0 ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE,
-                                                                    panel + k * WIDTH, std::min(HEIGHT, high - i), deep);
+                (k == 0 ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE, panel + k * WIDTH,
+                                                            std::min(HEIGHT, high - i), deep);
         }
     }
 
@@ -123,24 +125,24 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
     for (long left = 0; left < width; left += PANEL) {
         const long used = std::min<long>(PANEL, width - left);
         (used > LANES ? Thin<2>::product : Thin<1>::product)(result, matrix, columns, m, n, width, left, used, down,
-                                                              across, threads);
+                                                             across, threads);
     }
 }
 
-// image (m, width) = W X and back (n, width) = W^T image for a matrix W (m, n), rows `down` apart, and columns X (n, width),
-// in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
+// image (m, width) = W X and back (n, width) = W^T image for a matrix W (m, n), rows `down` apart, and columns X (n,
+// width), in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads) {
     for (long left = 0; left < width; left += PANEL) {
         const long used = std::min<long>(PANEL, width - left);
         (used > LANES ? Thin<2>::there_and_back : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width,
-                                                                            left, used, down, threads);
+                                                                           left, used, down, threads);
     }
 }
 
 // The same for a single column x (n).
-void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n, long down,
-                            int threads) {
+void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
+                                long down, int threads) {
     constexpr long SHARES = 8, HIGH = 4;
     const Array sums = zeros(SHARES * n);
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -1,0 +1,11 @@
+// What thin.cpp has for other files.
+#pragma once
+
+extern "C" {
+
+void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
+                            long width, long down, int threads);
+void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
+                                long down, int threads);
+
+}  // extern "C"
