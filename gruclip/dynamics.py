@@ -25,7 +25,7 @@ blocks, and no limit on sigma_1 alone guarantees anything. The bias-free limit i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -124,16 +124,20 @@ class Linearization(NamedTuple):
 
 
 def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
-    """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's.
+    """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's, single cells too.
 
-    Raises `UserError` if there is none, and for an `nn.RNN` with relu or an LSTM with projections.
+    What a single cell is fed is its caller's affair: it counts as a first layer. Raises `UserError` if there is none,
+    and for relu in place of tanh or an LSTM with projections.
     """
     layers: list[RecurrentLayer] = []
     for name, part in module.named_modules():
-        if isinstance(part, (nn.RNNBase, GRU)):
-            # torch.compile wraps a module under this name.
-            prefix = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-            layers += _layers_of(part, f"{prefix}." if prefix else "", len(layers))
+        # torch.compile wraps a module under this name.
+        prefix = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
+        prefix = f"{prefix}." if prefix else ""
+        if isinstance(part, nn.RNNBase | GRU):
+            layers += _layers_of(part, prefix, len(layers))
+        elif isinstance(part, nn.RNNCellBase):
+            layers.append(_layer_of_cell(part, prefix))
     if not layers:
         raise UserError(f"{type(module).__name__}: holds no GRU, LSTM or tanh RNN; pass a module that does")
     return layers
@@ -142,7 +146,7 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
 def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[RecurrentLayer]:
     cell = "gru" if isinstance(part, GRU) else {"GRU": "gru_reset_after", "LSTM": "lstm"}.get(part.mode, "tanh_rnn")
     if not isinstance(part, GRU) and part.mode == "RNN_RELU":
-        raise UserError(f"{prefix or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh")
+        raise _no_limit_for_relu(part, prefix)
     if not isinstance(part, GRU) and part.proj_size > 0:
         raise UserError(f"{prefix or type(part).__name__}: proj_size={part.proj_size}: should be 0")
     directions = ("", "_reverse") if part.bidirectional else ("",)
@@ -156,13 +160,46 @@ def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[Rec
         below = tuple(range(offset + layer * len(directions), offset + (layer + 1) * len(directions)))
 
 
-def stability_limit(layer: RecurrentLayer) -> StabilityLimit:
-    """The limit on sigma_1 of the clipped block, as derived above, for the biases the layer has now."""
+def _layer_of_cell(part: nn.RNNCellBase, prefix: str) -> RecurrentLayer:
+    if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
+        raise _no_limit_for_relu(part, prefix)
+    cell = {nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}.get(type(part), "tanh_rnn")
+    bias_ih, bias_hh = (part.bias_ih, part.bias_hh) if part.bias else (None, None)
+    return RecurrentLayer(f"{prefix}weight_hh", cell, part.weight_ih, part.weight_hh, bias_ih, bias_hh, ())
+
+
+def _no_limit_for_relu(part: nn.Module, prefix: str) -> UserError:
+    return UserError(f"{prefix or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh")
+
+
+def stability_limit(module: nn.Module) -> dict[str, StabilityLimit]:
+    """The limit on sigma_1 of the block that is clipped, for the biases of now, by the name of its weight_hh."""
+    layers = recurrent_layers(module)
+    return {layer.name: limit for layer, limit in zip(layers, limits_of(layers), strict=True)}
+
+
+def limits_of(layers: Sequence[RecurrentLayer]) -> list[StabilityLimit]:
+    """The limit of each of `recurrent_layers`, as derived above; a candidate bias moves all layers above it, too."""
+    return [_limit(layer, at_origin=not away) for layer, away in zip(layers, _moved(layers), strict=True)]
+
+
+def _moved(layers: Sequence[RecurrentLayer]) -> list[bool]:
+    """For each layer whether a bias moves its fixed point from the origin: its own, or one below."""
+    moved: list[bool] = []
+    for layer in layers:
+        moved.append(_candidate_bias(layer) or any(moved[index] for index in layer.below))
+    return moved
+
+
+def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
+    """Of a layer whose fixed point is the origin, or another."""
     cell, n = layer.cell, layer.hidden_size
-    if layer.bias_ih is None or layer.bias_hh is None or cell == "tanh_rnn":
+    if cell == "tanh_rnn":
         return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
-    if _candidate_bias(layer):
+    if not at_origin:
         return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=False)
+    if layer.bias_ih is None or layer.bias_hh is None:
+        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
     bias = (layer.bias_ih + layer.bias_hh).detach().double()
     gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
     if cell == "lstm":
@@ -171,7 +208,7 @@ def stability_limit(layer: RecurrentLayer) -> StabilityLimit:
 
 
 def _candidate_bias(layer: RecurrentLayer) -> bool:
-    """Whether a bias moves the fixed point from the origin."""
+    """Whether the layer's own bias moves its fixed point from the origin."""
     if layer.bias_ih is None or layer.bias_hh is None:
         return False
     rows = clipped_block(layer.cell, layer.hidden_size)
@@ -187,12 +224,14 @@ def jacobian_at_origin(module: nn.Module) -> dict[str, Tensor]:
     (n, n), for the LSTM (2n, 2n) over (h, c). Raises `UserError` where a candidate bias moves the fixed point:
     `linearize` finds it.
     """
-    jacobians = {}
-    for layer in recurrent_layers(module):
-        if _candidate_bias(layer):
-            raise UserError(f"{layer.name}: its candidate bias moves the fixed point from the origin; use linearize")
-        jacobians[layer.name] = _origin_jacobian(layer)
-    return jacobians
+    layers = recurrent_layers(module)
+    for layer, moved in zip(layers, _moved(layers), strict=True):
+        if moved:
+            whose = "its" if _candidate_bias(layer) else "a lower layer's"
+            raise UserError(
+                f"{layer.name}: {whose} candidate bias moves the fixed point from the origin; use linearize"
+            )
+    return {layer.name: _origin_jacobian(layer) for layer in layers}
 
 
 def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
@@ -248,15 +287,13 @@ def linearize(module: nn.Module) -> list[Linearization]:
     """
     done: list[Linearization] = []
     for layer in recurrent_layers(module):
-        limit = stability_limit(layer)
         if any(done[index].state is None for index in layer.below):
-            done.append(Linearization(layer, None, None, float("nan"), limit))
+            done.append(Linearization(layer, None, None, float("nan"), _limit(layer, at_origin=False)))
             continue
         outputs = [done[index].output for index in layer.below]
         x = torch.cat(outputs) if outputs else None
         moved = _candidate_bias(layer) or (x is not None and bool((x != 0).any()))
-        if moved:
-            limit = limit if layer.cell == "tanh_rnn" else StabilityLimit(BIAS_FREE_LIMIT[layer.cell], guaranteed=False)
+        limit = _limit(layer, at_origin=not moved)
         state = _fixed_point(layer, x)
         if state is None:
             done.append(Linearization(layer, None, None, float("nan"), limit))
@@ -293,8 +330,17 @@ def _fixed_point(layer: RecurrentLayer, x: Tensor | None) -> Tensor | None:
 def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     """The largest absolute eigenvalue: of each matrix of a batch (..., n, n), or of a module's free dynamics.
 
-    For a module the largest over its layers, each at its fixed point (see `linearize`); NaN without one.
+    For a module the largest over its layers, each at its fixed point (see `linearize`); NaN without one, and for a
+    matrix that holds NaN or infinity.
     """
     if isinstance(matrix, nn.Module):
         return torch.tensor([done.spectral_radius for done in linearize(matrix)], dtype=torch.float64).amax()
-    return torch.linalg.eigvals(matrix.detach()).abs().amax(-1)
+    if matrix.dtype not in (torch.float32, torch.float64) or matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise UserError(
+            f"matrix of shape {tuple(matrix.shape)}, {matrix.dtype}: should be square (..., n, n), float32 or float64"
+        )
+    matrix = matrix.detach()
+    finite = torch.isfinite(matrix).all(-1).all(-1)
+    # LAPACK does not survive what is not finite.
+    radii = torch.linalg.eigvals(torch.where(finite[..., None, None], matrix, 0)).abs().amax(-1)
+    return torch.where(finite, radii, torch.nan)

@@ -311,14 +311,8 @@ class Engine:
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
-        radii = []
-        for k in range(self.model.num_layers):
-            weight = self.parameters[f"weight_hh_l{k}"].detach()
-            finite = torch.isfinite(weight).all(-1).all(-1)
-            safe = torch.where(finite[:, None, None], weight, torch.zeros_like(weight))
-            radius = spectral_radius(cell_jacobian(self.model.cell, safe)).to(torch.float64)
-            radii.append(torch.where(finite, radius, torch.nan))
-        return torch.stack(radii)
+        weights = (self.parameters[f"weight_hh_l{k}"].detach() for k in range(self.model.num_layers))
+        return torch.stack([spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights])
 
     # -- between epochs -------------------------------------------------------------------------------
 

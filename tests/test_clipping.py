@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gruclip.clipping import SpectralClipping
-from gruclip.errors import UserError
+from gruclip.errors import NonFiniteError, UserError
 from gruclip.gru import GRU
 
 
@@ -136,6 +138,24 @@ def test_a_step_that_gradient_scaling_skips_clips_nothing():
     assert clipping.last_clipped == [0]
 
 
+def test_a_step_that_a_fused_optimizer_skips_itself_clips_nothing():
+    module = nn.GRU(4, 8)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    clipping = SpectralClipping(module, delta=0.2).attach(optimizer)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(100)
+    before = module.weight_hh_l0.detach().clone()
+    scaler = torch.amp.GradScaler("cpu")
+    for bad, changed in ((torch.inf, False), (1.0, True)):
+        optimizer.zero_grad()
+        scaler.scale(module.weight_hh_l0.sum()).backward()
+        module.weight_hh_l0.grad[0, 0] = bad
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(module.weight_hh_l0, before) != changed
+        assert (clipping.last_clipped != [0]) == changed
+
+
 def test_a_compiled_model_is_clipped_under_its_own_names():
     module = nn.Sequential(nn.GRU(4, 8))
     compiled = torch.compile(module, backend="eager")
@@ -149,6 +169,66 @@ def test_a_compiled_model_is_clipped_under_its_own_names():
 def test_the_report_says_whether_the_limit_is_a_guarantee():
     with_bias, without = (SpectralClipping(nn.GRU(4, 8, bias=bias)).report()[0] for bias in (True, False))
     assert (with_bias.stability.guaranteed, without.stability.guaranteed) == (False, True)
+
+
+def test_a_bias_below_takes_the_guarantee_of_the_layer_above():
+    module = nn.GRU(3, 8, num_layers=2)
+    with torch.no_grad():
+        for bias in (module.bias_ih_l1, module.bias_hh_l1):
+            bias.zero_()
+    assert [line.stability.guaranteed for line in SpectralClipping(module).report()] == [False, False]
+
+
+def test_a_layer_that_is_not_finite_is_named_before_any_is_clipped_and_the_report_shows_it():
+    module = nn.ModuleDict({"first": GRU(3, 8), "second": nn.LSTM(3, 8)})
+    clipping = SpectralClipping(module)
+    with torch.no_grad():
+        module["first"].weight_hh_l0.mul_(100)
+        module["second"].weight_hh_l0[20, 3] = torch.nan
+    before = module["first"].weight_hh_l0.detach().clone()
+    with pytest.raises(NonFiniteError, match=r"^second\.weight_hh_l0 holds NaN or infinity; nothing was changed$"):
+        clipping.clip()
+    assert torch.equal(module["first"].weight_hh_l0, before)
+    first, second = clipping.report()
+    assert first.spectral_norm > first.limit
+    assert math.isnan(second.spectral_norm)
+
+
+def test_single_cells_are_clipped_too():
+    module = nn.ModuleDict({"gru": nn.GRUCell(3, 8), "lstm": nn.LSTMCell(3, 8), "rnn": nn.RNNCell(3, 8)})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(100)
+    clipping = SpectralClipping(module)
+    clipping.clip()
+    for line in clipping.report():
+        assert line.name.endswith(".weight_hh")
+        assert line.last_clipped > 0
+        assert line.spectral_norm <= line.limit * (1 + 2e-6)
+
+
+def test_a_layer_of_any_name_has_its_state_saved_and_loaded():
+    module = nn.ModuleDict({"a/b": GRU(3, 300, bias=False)})
+    clipping = SpectralClipping(module)
+    clipping.clip()
+    other = SpectralClipping(module)
+    other.load_state_dict(clipping.state_dict())
+    assert other.states[0].state_dict().keys() == clipping.states[0].state_dict().keys()
+
+
+@pytest.mark.parametrize("bad", [{}, {"last_clipped": torch.tensor(1), "total_clipped": [1]}])
+def test_counts_of_another_form_are_refused(bad):
+    with pytest.raises(UserError, match="state_dict is of other layers"):
+        SpectralClipping(nn.GRU(3, 4)).load_state_dict(bad)
+
+
+def test_an_algorithm_there_is_not_and_a_layer_of_another_dtype_are_refused_at_once():
+    with pytest.raises(UserError, match="algorithm='svd'"):
+        SpectralClipping(nn.GRU(3, 4), algorithm="svd")
+    with pytest.raises(UserError, match=r"weight_hh_l0 of torch\.bfloat16: should be float32 or float64"):
+        SpectralClipping(nn.GRU(3, 4).bfloat16())
+    with pytest.raises(UserError, match="delta='much': should be a number"):
+        SpectralClipping(nn.GRU(3, 4), delta="much")
 
 
 @pytest.mark.parametrize("delta", [0.0, -0.1, 1.0, 2.0, float("nan")])

@@ -121,7 +121,7 @@ def test_below_the_stability_limit_the_radius_is_below_one_whatever_the_gates(ce
                 if "bias" in name:
                     parameter[clipped_block(cell, SIZE)] = 0
             (layer,) = recurrent_layers(module)
-            limit = stability_limit(layer)
+            limit = stability_limit(module)[layer.name]
             assert limit.guaranteed
             layer.clipped.mul_(0.9999 * limit.value / torch.linalg.matrix_norm(layer.clipped, 2))
         assert float(spectral_radius(module)) < 1
@@ -133,17 +133,17 @@ def test_at_the_limit_without_biases_the_radius_reaches_one():
         module = module_of(cell, bias=False)
         (layer,) = recurrent_layers(module)
         with torch.no_grad():
-            layer.clipped.copy_(stability_limit(layer).value * torch.eye(SIZE))
+            layer.clipped.copy_(stability_limit(module)[layer.name].value * torch.eye(SIZE))
         assert float(spectral_radius(module)) == pytest.approx(1, abs=1e-7)
 
 
 def test_the_limits_that_the_protocol_states():
     for cell, limit in {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}.items():
-        assert stability_limit(recurrent_layers(module_of(cell, bias=False))[0]) == (limit, True)
+        assert stability_limit(module_of(cell, bias=False)) == {"weight_hh_l0": (limit, True)}
     lstm = module_of("lstm", scale=0.0)
     with torch.no_grad():
         lstm.bias_hh_l0[SIZE : 2 * SIZE] = 1
-    assert stability_limit(recurrent_layers(lstm)[0]).value == pytest.approx(1.0758, abs=1e-4)
+    assert stability_limit(lstm)["weight_hh_l0"].value == pytest.approx(1.0758, abs=1e-4)
 
 
 @pytest.mark.parametrize("cell", ["gru", "gru_reset_after", "lstm"])
@@ -153,6 +153,7 @@ def test_a_candidate_bias_moves_the_fixed_point_and_takes_the_guarantee(cell):
         module.bias_ih_l0[clipped_block(cell, SIZE)] = 0.5
     (found,) = linearize(module)
     assert not found.limit.guaranteed
+    assert found.limit == stability_limit(module)["weight_hh_l0"]
     assert found.state is not None
     assert float(found.state.abs().max()) > 0.01
     torch.testing.assert_close(state_after(module, found.state).detach(), found.state, rtol=0, atol=1e-9)
@@ -168,15 +169,21 @@ def test_the_reset_products_own_bias_counts_in_torchs_gru():
         with torch.no_grad():
             module.bias_ih_l0[clipped_block(cell, SIZE)] = 0.5
             module.bias_hh_l0[clipped_block(cell, SIZE)] = -0.5
-        assert stability_limit(recurrent_layers(module)[0]).guaranteed == guaranteed
+        assert stability_limit(module)["weight_hh_l0"].guaranteed == guaranteed
 
 
 @pytest.mark.parametrize("cell", ["gru_reset_after", "lstm", "tanh_rnn"])
 def test_layers_and_directions_above_are_linearised_where_the_fixed_output_below_puts_them(cell):
     module = module_of(cell, num_layers=2, bidirectional=True, scale=0.5)
     with torch.no_grad():
-        module.bias_ih_l0[clipped_block(cell, SIZE)] = 0.5
+        for name, bias in module.named_parameters():
+            if "bias" in name:
+                bias[clipped_block(cell, SIZE)] = 0.5 if name.startswith("bias_ih_l0") else 0
     layers = linearize(module)
+    assert {found.layer.name: found.limit for found in layers} == stability_limit(module)
+    assert [found.limit.guaranteed for found in layers] == [cell == "tanh_rnn"] * 4
+    with pytest.raises(UserError, match="weight_hh_l0: its candidate bias"):
+        jacobian_at_origin(module)
     assert [found.layer.name for found in layers] == [
         "weight_hh_l0",
         "weight_hh_l0_reverse",
@@ -195,11 +202,34 @@ def test_layers_are_found_in_any_module_under_the_names_of_their_parameters():
     assert set(names) <= {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize(("single", "module"), [(nn.GRUCell, nn.GRU), (nn.LSTMCell, nn.LSTM), (nn.RNNCell, nn.RNN)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_cell_of_torchs_is_a_layer(single, module, bias):
+    cell, layer = single(3, SIZE, bias=bias), module(3, SIZE, bias=bias)
+    cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in layer.state_dict().items()})
+    assert stability_limit(nn.ModuleDict({"cell": cell})) == {"cell.weight_hh": stability_limit(layer)["weight_hh_l0"]}
+    assert float(spectral_radius(cell)) == float(spectral_radius(layer))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_radius_of_a_matrix_that_is_not_finite_is_not_a_number(bad):
+    matrices = torch.eye(5).repeat(2, 1, 1)
+    matrices[1, 0, 3] = bad
+    assert spectral_radius(matrices).isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("matrix", [torch.ones(3, 4), torch.ones(3), torch.eye(3).bfloat16()])
+def test_the_radius_of_what_is_no_square_matrix_is_refused(matrix):
+    with pytest.raises(UserError, match="should be square"):
+        spectral_radius(matrix)
+
+
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
         (nn.Linear(2, 2), "holds no GRU, LSTM or tanh RNN"),
         (nn.RNN(2, 2, nonlinearity="relu"), "nonlinearity='relu'"),
+        (nn.RNNCell(2, 2, nonlinearity="relu"), "nonlinearity='relu'"),
         (nn.LSTM(2, 4, proj_size=2), "proj_size=2"),
     ],
 )

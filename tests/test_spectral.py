@@ -30,37 +30,44 @@ def with_values(generator: torch.Generator, values: Tensor) -> Tensor:
     return orthogonal(generator, n) * values @ orthogonal(generator, n).mT
 
 
-def clustered(generator: torch.Generator) -> Tensor:
+#: Rows and columns: of matrices that are decomposed whatever the algorithm is, and of those that are not.
+SMALL, LARGE = (1, 48), (80, 300)
+
+
+def size(generator: torch.Generator, sizes: tuple[int, int]) -> int:
+    return int(torch.randint(*sizes, (), generator=generator))
+
+
+def clustered(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     """All values at 1 up to 1e-7."""
-    n = int(torch.randint(2, 40, (), generator=generator))
-    return with_values(generator, 1 + 1e-7 * random(generator, n))
+    return with_values(generator, 1 + 1e-7 * random(generator, size(generator, sizes)))
 
 
-def rank_deficient(generator: torch.Generator) -> Tensor:
-    n, rank = (int(torch.randint(*span, (), generator=generator)) for span in ((2, 40), (0, 5)))
+def rank_deficient(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    n, rank = size(generator, sizes), size(generator, (0, 5))
     return random(generator, n, rank) @ random(generator, rank, n)
 
 
-def of_any_shape(generator: torch.Generator) -> Tensor:
-    m, n = torch.randint(1, 48, (2,), generator=generator).tolist()
+def of_any_shape(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    m, n = size(generator, sizes), size(generator, sizes)
     return random(generator, m, n) / math.sqrt(max(m, n))
 
 
-def a_thousand_times_above(generator: torch.Generator) -> Tensor:
-    matrix = of_any_shape(generator)
+def a_thousand_times_above(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    matrix = of_any_shape(generator, sizes)
     return matrix * 1000 / torch.linalg.matrix_norm(matrix, 2)
 
 
-def badly_scaled(generator: torch.Generator) -> Tensor:
-    return of_any_shape(generator) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
+def badly_scaled(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    return of_any_shape(generator, sizes) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
 
 
-FAMILIES: dict[str, Callable[[torch.Generator], Tensor]] = {
+FAMILIES: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "of any shape": of_any_shape,
-    "orthogonal": lambda generator: orthogonal(generator, int(torch.randint(1, 40, (), generator=generator))),
+    "orthogonal": lambda generator, sizes: orthogonal(generator, size(generator, sizes)),
     "rank deficient": rank_deficient,
-    "zero": lambda generator: torch.zeros(7, 5, dtype=torch.float64),
-    "1x1": lambda generator: 3 * random(generator, 1, 1),
+    "zero": lambda generator, sizes: torch.zeros(size(generator, sizes), size(generator, sizes), dtype=torch.float64),
+    "1x1": lambda generator, sizes: 3 * random(generator, 1, 1),
     "clustered": clustered,
     "a thousand times above": a_thousand_times_above,
     "badly scaled": badly_scaled,
@@ -85,9 +92,9 @@ def assert_projected(before: Tensor, after: Tensor, limit: float, algorithm: str
     assert off <= (2e-6 if before.dtype == torch.float32 else FLOAT64[algorithm]) * scale
 
 
-def check(family: str, algorithm: str, dtype: torch.dtype, seed: int) -> None:
+def check(family: str, algorithm: str, dtype: torch.dtype, seed: int, sizes: tuple[int, int] = SMALL) -> None:
     generator = torch.Generator().manual_seed(seed)
-    before = FAMILIES[family](generator).to(dtype)
+    before = FAMILIES[family](generator, sizes).to(dtype)
     limit = sigma_1(before) * float(torch.empty(()).uniform_(0.2, 1.2, generator=generator)) or 1.0
     if family in ("clustered", "a thousand times above"):
         limit = 1.0
@@ -108,11 +115,18 @@ def test_every_algorithm_gives_the_nearest_matrix_inside_the_limit(family, algor
         check(family, algorithm, dtype, seed)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_do_those_that_decompose_small_matrices_only(family, algorithm):
+    for seed in range(12):
+        check(family, algorithm, torch.float32, seed, LARGE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_hundred_thousand_matrices(family):
     for seed in range(12_500):
-        check(family, "auto", torch.float32, 1000 + seed)
+        check(family, "auto", torch.float32, 1000 + seed, LARGE if seed % 5 == 0 else SMALL)
 
 
 def near_limit(generator: torch.Generator, n: int, above: int, limit: float) -> Tensor:
@@ -361,6 +375,42 @@ def test_a_view_into_a_larger_tensor_is_clipped_in_place_and_nothing_else():
     assert sigma_1(stacked[400:]) <= 1 + 2e-6
 
 
+def of_values(U: Tensor, V: Tensor, *leading: float) -> Tensor:
+    values = torch.linspace(1.2, 0.01, U.shape[0], dtype=torch.float64)
+    values[: len(leading)] = torch.tensor(leading)
+    return U * values @ V.mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("measure", ["spectral_norm", "limit=inf"])
+def test_to_measure_a_matrix_that_has_moved_far_certifies_nothing_of_what_was_not_looked_at(measure, dtype):
+    generator = torch.Generator().manual_seed(14)
+    U, V, state = orthogonal(generator, 300), orthogonal(generator, 300), SpectralState()
+    clip_singular_values_(of_values(U, V, 1.9, 1.7, 1.6, 1.5).to(dtype), 1.8, state=state)
+    assert "reference" in state.matrices[0], "not tracked"
+    before = of_values(U, V, 7, 6.8, 6.6, 6.4, 5, 5, 5, 5).to(dtype)
+    if measure == "spectral_norm":
+        spectral_norm(before, state)
+    else:
+        clip_singular_values_(before, math.inf, state=state)
+    after = before.clone()
+    result = clip_singular_values_(after, 1.8, state=state)
+    assert int(result.values_clipped) == 8
+    assert_projected(before, after, 1.8, "auto")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("n", [60, 100, 200, 300])
+@pytest.mark.parametrize("times", [1e6, 1e10, 1e19, 1e30])
+def test_a_matrix_any_number_of_times_above_the_limit_is_clipped(times, n, algorithm):
+    before = random(torch.Generator().manual_seed(15), n, n).float()
+    limit = sigma_1(before) / times
+    after = before.clone()
+    result = clip_singular_values_(after, limit, algorithm=algorithm)
+    assert int(result.values_clipped) > n // 2
+    assert sigma_1(after) <= limit * (1 + FLOAT32.get(algorithm, 1e-5))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_matrix_that_is_not_finite_is_named_and_nothing_is_changed(bad):
     weight = 5 * torch.ones(2, 3, 4, 4)
@@ -371,10 +421,40 @@ def test_a_matrix_that_is_not_finite_is_named_and_nothing_is_changed(bad):
     assert torch.equal(weight.nan_to_num(), before.nan_to_num())
 
 
-@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
-def test_a_limit_that_is_not_positive_is_refused(limit):
-    with pytest.raises(UserError, match="limit="):
-        clip_singular_values_(torch.eye(3), limit)
+@pytest.mark.parametrize(
+    ("limit", "complaint"),
+    [
+        (0.0, "limit=0.0: should be a positive number"),
+        (-1.0, "limit=-1.0: should"),
+        (math.nan, "limit=nan: should"),
+        (torch.tensor([1.0, math.nan, 2.0]), "limit=nan: should"),
+        (torch.ones(2), r"limit=tensor.*broadcasts to \(3,\)"),
+        ("a", "limit='a': should be a number"),
+        (None, "limit=None: should be a number"),
+    ],
+)
+def test_a_limit_that_is_no_positive_number_for_each_matrix_is_refused(limit, complaint):
+    with pytest.raises(UserError, match=complaint):
+        clip_singular_values_(torch.eye(3).repeat(3, 1, 1), limit)
+
+
+@pytest.mark.parametrize(
+    ("weight", "complaint"),
+    [
+        (torch.eye(3).bfloat16(), "should be float32 or float64"),
+        (torch.ones(3), r"shape \(3,\): should be matrices"),
+        (torch.ones(2, 0, 5), r"shape \(2, 0, 5\): should be matrices"),
+        (torch.ones(3, 3).expand(4, 3, 3), "share their memory; clone it first"),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_is_no_batch_of_matrices_is_refused(weight, complaint, algorithm):
+    with pytest.raises(UserError, match=complaint):
+        clip_singular_values_(weight, 1.0, algorithm=algorithm)
+
+
+def test_an_empty_batch_is_clipped_at_once():
+    assert clip_singular_values_(torch.ones(0, 3, 3), 1.0).values_clipped.shape == (0,)
 
 
 def test_an_algorithm_there_is_not_is_refused():

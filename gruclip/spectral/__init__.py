@@ -4,6 +4,7 @@ from gruclip.algorithms import ALGORITHMS
 from gruclip.spectral.clip import (
     ClipResult,
     algorithm_on,
+    check_algorithm,
     clip_singular_values_,
     clip_singular_values_deferred_,
     redo_uncertified_,
@@ -17,6 +18,7 @@ __all__ = [
     "ClipResult",
     "SpectralState",
     "algorithm_on",
+    "check_algorithm",
     "clip_singular_values_",
     "clip_singular_values_deferred_",
     "redo_uncertified_",

@@ -94,7 +94,7 @@ class Tracked(NamedTuple):
     leading: Tensor  #: (n, near + EXTRA): the leading right singular vectors of the last step
     reference: Tensor  #: W_0 (m, n)
     top: Tensor  #: ||W_0 F||_2, a float64 number on the CPU
-    bulk: Tensor  #: mu, likewise
+    bulk: Tensor  #: mu, likewise; infinity where nothing is known, and `top` is then sigma_1(W_0)
     age: Tensor  #: steps since W_0, on the CPU
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
 
@@ -174,7 +174,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     # How many of the leading pairs are to be certified by the reference: as many as F has, or all.
     columns, tries = [tracked.leading], [tracked.first.shape[1], None]
     bulk = float(tracked.bulk)
-    room = HIGHEST_BULK * limit - bulk if limit < torch.inf else bulk
+    room = HIGHEST_BULK * limit - bulk if limit < torch.inf else float(tracked.top)
     if drift > FAR * room:
         if limit < torch.inf and TAIL * drift < room:
             columns.append(tracked.first)
@@ -187,13 +187,16 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         columns.append(_leading_of(change, vectors[:, :sketch]))
         left = _outside(drift, distance(thin_product(change, columns[-1])), weight.dtype)
         if limit == torch.inf:
-            # The reference only says how far W has moved.
-            tracked = tracked._replace(reference=weight.clone(), age=torch.tensor(0))
+            # It only says how far W has moved, and nothing of what else is in W.
+            unknown = torch.tensor(torch.inf, dtype=torch.float64)
+            tracked = tracked._replace(reference=weight.clone(), bulk=unknown, age=torch.tensor(0))
     block = converge(weight, torch.cat(columns, 1), ceiling, imprecise, uncertain)
     if block is None:
         return None
     count = clip_leading(weight, block, limit, ceiling)
     leading = block.right[:, : number_above(block.values, NEAR * limit) + EXTRA].contiguous()
+    if math.isinf(float(tracked.bulk)):
+        tracked = tracked._replace(top=torch.tensor(block.values[0], dtype=torch.float64))
     return Clipped(count, min(block.values[0], limit), tracked._replace(leading=leading))
 
 

@@ -22,6 +22,9 @@ from gruclip.spectral.thin import distance
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
 
+#: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
+FARTHEST = 1e6
+
 
 class ClipResult(NamedTuple):
     """What a projection did, one entry a matrix."""
@@ -47,8 +50,8 @@ def clip_singular_values_(
 
     The projection onto {W : sigma_1(W) <= limit}: the nearest such matrix in the Frobenius norm.
 
-    weight (..., m, n), float32 or float64; limit a positive number, or a tensor broadcastable to the batch
-    shape, infinity for matrices that are only measured. `state` carries what is known of the matrices to the
+    weight (..., m, n), float32 or float64, none of it empty; limit a positive number, or a tensor broadcastable to the
+    batch shape, infinity for matrices that are only measured. `state` carries what is known of the matrices to the
     next call, which is then cheaper. `algorithm`:
 
     - ``full``: SVD in float64; the reference.
@@ -61,27 +64,24 @@ def clip_singular_values_(
     - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices of 80
       to 224 columns and no fewer rows; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
-    Float32: sigma_1 <= limit (1 + 2e-6) afterwards, and within 2e-6 of the exact projection, in the Frobenius
-    norm and relative to the larger of the input's norm and the limit. Float64: 1e-12 (``full``) and 1e-9. A
-    matrix inside its limit up to that is left as it is, bit for bit.
+    Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
+    the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
+    1e-12 (``full``) and 1e-9. A matrix inside its limit up to that is left as it is, bit for bit. ``truncated`` takes
+    on trust that no value beyond those it looked at is above the limit, and says so (`certified`).
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
-    `UserError` for a limit that is not positive or an algorithm there is not.
+    `UserError` for a limit that is not positive, an algorithm there is not, and what is not a batch of matrices.
     """
-    if algorithm not in ALGORITHMS:
-        raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
-    if weight.dtype not in (torch.float32, torch.float64) or weight.dim() < 2:
-        raise UserError(f"weight of shape {tuple(weight.shape)}, {weight.dtype}: should be float matrices (..., m, n)")
+    check_algorithm(algorithm)
+    _check_matrices(weight)
     batch = weight.shape[:-2]
-    limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch).reshape(-1).tolist()
-    if not all(value > 0 for value in limits):
-        raise UserError(f"limit={min(limits)}: should be a positive number")
+    limits = _limits(limit, batch)
     algorithm = algorithm_on(weight.device, algorithm)
     with torch.no_grad():
         matrices = [weight[index] for index in _indices(batch)]
         norms = _frobenius_norms(weight, matrices)
         if algorithm == "products":
-            on_device = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(batch)
+            on_device = torch.tensor(limits, dtype=torch.float64, device=weight.device).reshape(batch)
             return redo_uncertified_(weight, on_device, clip_singular_values_deferred_(weight, on_device))
         entries = (state or SpectralState()).resize(len(matrices))
         done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
@@ -149,6 +149,35 @@ def spectral_norm_deferred(weight: Tensor) -> Tensor:
     return torch.where(finite, norms_by_products(matrices), torch.nan)
 
 
+def check_algorithm(algorithm: str) -> None:
+    """`UserError` where there is none of that name."""
+    if algorithm not in ALGORITHMS:
+        raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
+
+
+def _check_matrices(weight: Tensor) -> None:
+    shape = tuple(weight.shape)
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"weight of {weight.dtype}: should be float32 or float64")
+    if weight.dim() < 2 or 0 in shape[-2:]:
+        raise UserError(f"weight of shape {shape}: should be matrices (..., m, n) of a row and a column at least")
+    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), shape, strict=True)):
+        raise UserError(f"weight of shape {shape}: is expanded, so that elements share their memory; clone it first")
+
+
+def _limits(limit: float | Tensor, batch: torch.Size) -> list[float]:
+    """A limit for each matrix of a batch."""
+    try:
+        limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch).reshape(-1).tolist()
+    except (RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(batch)
+        raise UserError(f"limit={limit!r}: should be a number, or a tensor that broadcasts to {shape}") from error
+    for value in limits:
+        if not value > 0:
+            raise UserError(f"limit={value}: should be a positive number")
+    return limits
+
+
 def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
     return list(itertools.product(*(range(size) for size in batch)))
 
@@ -163,7 +192,8 @@ def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
         broken = ~torch.isfinite(weight).all(-1).all(-1)
         if bool(broken.any()):
             where = broken.nonzero()[0].tolist()
-            raise NonFiniteError(f"matrix {where} of the batch holds NaN or infinity; nothing was changed")
+            name = f"matrix {where} of the batch" if where else "the matrix"
+            raise NonFiniteError(f"{name} holds NaN or infinity; nothing was changed")
     return norms
 
 
@@ -174,7 +204,8 @@ def _clip_one(
     near = tolerance(weight.dtype, algorithm)
     # Its square is a float32 number.
     in_range = 1e-15 < norm < 1e15
-    near_limit = in_range and limit < torch.inf and single.takes(weight)
+    # So are the squares of W / L.
+    near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(weight)
     if algorithm == "auto":
         at_once = near_limit and single.SMALLEST <= weight.shape[1] <= single.LARGEST_AT_ONCE
         algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"

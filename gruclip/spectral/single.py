@@ -7,7 +7,7 @@ eigenvectors V_C are computed, where they are few: it then takes a quarter of th
 tracked subspace can help here: from an orthogonal start the whole spectrum lies within a percent of the limit, as far
 as a step moves it.
 
-Where this precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far above the limit, the
+Where this precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the
 answer is None.
 """
 
@@ -29,6 +29,8 @@ from gruclip.spectral.thin import column_squares, there_and_back, thin_product
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
 #: sigma_1 / limit up to which eigenvectors are orthonormal enough, to 4e-6: the excess is multiplied by what they lack.
 NEAREST = 1.1
+#: sigma_1 / limit from which the error of X moves it by less than 1e-4 of itself.
+LEAST = 0.1
 #: min(m, n), at most.
 LARGEST = 1024
 #: Error of sigma / limit, but for the largest X: there it may be twice as large, which the tolerance has room for.
@@ -116,7 +118,7 @@ def clip(
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
-    if leading > farthest - 1 or abs(leading - tolerance) <= NOISE:
+    if leading > farthest - 1 or abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
         if leading > farthest - 1:
             apart = int((relative > SET_APART).sum())
             squares.far = right[:, : apart + 1] if apart < len(relative) else spectrum.leading(apart + 1)[1]
