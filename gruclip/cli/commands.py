@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from gruclip.errors import UserError
@@ -19,7 +20,8 @@ def table(options: Namespace) -> int:
     from gruclip.report.tables import table as make_table
 
     experiment = options.experiment or EXPERIMENTS.get(options.which, "ptb")
-    text = make_table(options.which, read_runs(Path(options.runs or "outputs"), experiment), options.format)
+    runs = read_runs(Path(options.runs or "outputs"), experiment, _remedy("table", options.which, experiment))
+    text = make_table(options.which, runs, options.format)
     if options.out is None:
         print(text)
         return 0
@@ -44,13 +46,23 @@ def draw(which: str, runs: Path, experiment: str, out: Path, formats: Sequence[s
     from gruclip.report.collect import read_runs
     from gruclip.report.figures import figure as make_figure
 
-    frame = read_runs(runs, experiment)
+    frame = read_runs(runs, experiment, _remedy("figure", which, experiment))
     try:
         paths = make_figure(which, frame, out, formats)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     for path in paths:
         print(f"figure {which}: {path}")
+
+
+def _remedy(kind: str, which: str, experiment: str) -> str:
+    """What to do where there are no runs for a table or figure."""
+    known = sorted(path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "experiment").iterdir())
+    if experiment not in known:
+        return f"there is no such experiment; there are {', '.join(known)}"
+    name = f"{kind}{which}" if which.isdecimal() else which
+    usual = EXPERIMENTS.get(which, "ptb") if kind == "table" else "ptb"
+    return f"make them with: gruclip reproduce {name}{'' if experiment == usual else f' +experiment={experiment}'}"
 
 
 def reproduce(options: Namespace) -> int:
@@ -75,7 +87,7 @@ def data(options: Namespace) -> int:
     from gruclip.data import FILES, fetch, status
 
     names = options.names or list(FILES)
-    files = [file for name in names for file in status(name, options.root)]
+    found = [file for name in names for file in status(name, options.root)]
     if options.action == "fetch":
         for name in names:
             for path in fetch(name, options.root):
@@ -84,9 +96,9 @@ def data(options: Namespace) -> int:
     for name in names:
         if not FILES[name]:
             print(f"{name}: in Python's own library, no file needed")
-    for file in files:
+    for file in found:
         print(f"{file.dataset}: {file.file.path}: {file.state}{f' at {file.location}' if file.location else ''}")
-    wrong = [file for file in files if file.state != "verified"]
+    wrong = [file for file in found if file.state != "verified"]
     if options.action == "verify" and wrong:
         names_ = ", ".join(f"{file.file.path} ({file.state})" for file in wrong)
         raise UserError(f"data verify: {names_}; `gruclip data fetch` downloads what is missing or says what to mend")

@@ -31,24 +31,20 @@ SUMMARY: dict[str, Any] = {
 }
 NUMBERS = ("best_epoch", "initial_valid_loss", "valid_loss", "test_loss", "first_exploded_step", "max_grad_norm")
 
-#: The command that makes an experiment's runs, where it is not table2 of a music corpus.
-COMMANDS = {"ptb": "gruclip reproduce table1", "demo": "gruclip reproduce quickstart"}
 
-
-def read_runs(output_dir: Path, experiment: str) -> pd.DataFrame:
+def read_runs(output_dir: Path, experiment: str, remedy: str = "train some first") -> pd.DataFrame:
     """One row for every run folder below ``output_dir/experiment``, at any depth, in the order of their paths.
 
     Columns: ``folder``, ``identity``, ``data_sha256``; every setting of `RunConfig` by its dotted name;
     ``max_epochs`` and ``max_steps`` as the budget leaves them; what summary.json holds. A run that has no
-    summary yet is unfinished. Raises `UserError` where there is no run, for a folder that cannot be read,
-    and for two folders that hold the same run, which would be counted twice.
+    summary yet is unfinished. Raises `UserError` where there is no run, with the `remedy` for that, for a folder that
+    cannot be read, and for two folders that hold the same run, which would be counted twice.
     """
     root = Path(output_dir) / experiment
     # W&B keeps files of that name in a folder of its own, inside the run's.
     folders = sorted(path.parent for path in root.rglob("config.yaml") if "wandb" not in path.relative_to(root).parts)
     if not folders:
-        command = COMMANDS.get(experiment, f"gruclip reproduce table2 +experiment={experiment}")
-        raise UserError(f"{root}: no runs there; make them with: {command}")
+        raise UserError(f"{root}: no runs there; {remedy}")
     runs = frame([_read_run(folder) for folder in folders])
     for identity, same in runs.groupby("identity"):
         if len(same) > 1:
