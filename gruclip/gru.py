@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gruclip import derivatives
 from gruclip.errors import UserError
 from gruclip.native import dropout, kernels
 from gruclip.native.layer import NativeGRULayer
@@ -73,7 +74,10 @@ def gru_layer(
 
     mask (R, T, B, k): dropout's factors. Cost, forward and backward: 9 T B n (n + k) multiply-adds a run, 6 T B n**2
     of them in sequence; 6 T B n k of them need not be done for what the mask sets to zero, and on the CPU are not.
+    Raises `UserError` where second derivatives are asked for, which `plain_gru` has.
     """
+    if x.shape[2] == 0:  # no rows
+        return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
     skips = x.shape[0] == 1 and compute in (None, torch.float32) and dropout.pays(mask, x, h0, weight_ih, weight_hh)
     if mask is not None and not skips:
         x, mask = x * mask, None
@@ -108,6 +112,7 @@ class _GRULayer(torch.autograd.Function):
     """Shapes as in `plain_gru`, all with or all without the leading axis R."""
 
     @staticmethod
+    @derivatives.forward
     def forward(  # type: ignore[override]
         ctx: Any,
         x: Tensor,
@@ -152,7 +157,7 @@ class _GRULayer(torch.autograd.Function):
         return states[..., 1:, :, :].clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight_ih, weight_hh, keep, gates, c, states = ctx.saved_tensors
         compute = ctx.compute
@@ -217,13 +222,14 @@ def _split(weight: Tensor) -> tuple[Tensor, Tensor]:
 class GRU(nn.Module):
     """The paper's GRU with `torch.nn.GRU`'s call, shapes and parameter names.
 
-    Input (T, B, k), or (B, T, k) with ``batch_first``, or (T, k) unbatched; h_0 (num_layers, B, n), zero
-    where it is not given. Returns the last layer's states (T, B, n) and every layer's last one
-    (num_layers, B, n). Parameters ``weight_ih_l0`` (3n, k), ``weight_hh_l0`` (3n, n), ``bias_ih_l0`` and
-    ``bias_hh_l0`` (3n,), gates in the order r, z, n; the candidate's two biases are added, so that
-    ``bias_hh`` is no part of the reset product. Initial weights as torch's: uniform in +-1/sqrt(n).
+    Input (T, B, k), or (B, T, k) with ``batch_first``, or (T, k) unbatched; hx, the states before it, (num_layers, B,
+    n), or (num_layers, n) unbatched, zero where it is not given. Returns the last layer's states (T, B, n) and every
+    layer's last one (num_layers, B, n). Parameters ``weight_ih_l0`` (3n, k), ``weight_hh_l0`` (3n, n), ``bias_ih_l0``
+    and ``bias_hh_l0`` (3n,), gates in the order r, z, n; the candidate's two biases are added, so that ``bias_hh`` is
+    no part of the reset product. Initial weights as torch's: uniform in +-1/sqrt(n).
 
-    Raises `UserError` for packed sequences and wrong shapes.
+    Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'. First
+    derivatives only: ``create_graph=True`` raises `UserError`, and so do packed sequences, wrong shapes and dtypes.
     """
 
     def __init__(
@@ -241,13 +247,12 @@ class GRU(nn.Module):
         super().__init__()
         if bidirectional:
             raise UserError("bidirectional=True: gruclip.GRU runs in one direction; make two of them")
-        if min(input_size, hidden_size, num_layers) < 1:
-            raise UserError(
-                f"input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}: "
-                "each should be at least 1"
-            )
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout}: should be a number from 0 up to, not including, 1")
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"{name}={size!r}: should be a whole number of at least 1")
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise UserError(f"dropout={dropout}: should be a number from 0 to 1")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):
@@ -272,24 +277,34 @@ class GRU(nn.Module):
         """Nothing to do; here because `torch.nn.GRU` has it."""
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bias={self.bias}"
+        options = f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}"
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, {options}"
 
-    def forward(self, x: Tensor, h_0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if isinstance(x, nn.utils.rnn.PackedSequence):
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if isinstance(input, nn.utils.rnn.PackedSequence):
             raise UserError("input is a PackedSequence, which gruclip.GRU does not take; pass the padded tensor")
-        unbatched = x.dim() == 2
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
-            raise UserError(f"input of shape {tuple(x.shape)}: should be (T, B, {self.input_size})")
-        if unbatched:
-            x = x.unsqueeze(1)
-            h_0 = None if h_0 is None else h_0.unsqueeze(1)
-        elif self.batch_first:
-            x = x.transpose(0, 1)
-        expected = (self.num_layers, x.shape[1], self.hidden_size)
-        if h_0 is None:
-            h_0 = x.new_zeros(expected)
-        elif tuple(h_0.shape) != expected:
-            raise UserError(f"h_0 of shape {tuple(h_0.shape)}: should be {expected}")
+        layout = "(T, k)" if input.dim() == 2 else "(B, T, k)" if self.batch_first else "(T, B, k)"
+        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
+            raise UserError(f"input of shape {tuple(input.shape)}: should be {layout} with k = {self.input_size}")
+        batched = input.dim() == 3
+        x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
+        if x.shape[0] == 0:
+            raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
+        weight, device = self.get_parameter("weight_hh_l0"), x.device.type
+        batch = (x.shape[1],) if batched else ()
+        expected = (self.num_layers, *batch, self.hidden_size)
+        if hx is None:
+            hx = weight.new_zeros(expected)
+        elif tuple(hx.shape) != expected:
+            raise UserError(f"hx of shape {tuple(hx.shape)}: should be {expected}")
+        compute = None
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            compute = torch.get_autocast_dtype(device)
+            x, hx = x.to(weight.dtype), hx.to(weight.dtype)
+        for name, tensor in (("input", x), ("hx", hx)):
+            if tensor.dtype != weight.dtype:
+                raise UserError(f"{name} of {tensor.dtype}: should be of the parameters' {weight.dtype}")
+        h_0 = hx if batched else hx.unsqueeze(1)
         last = []
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
@@ -298,11 +313,10 @@ class GRU(nn.Module):
             bias = None
             if self.bias:
                 bias = (getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}")).unsqueeze(0)
-            x = gru_layer(
-                x.unsqueeze(0), h_0[layer].unsqueeze(0), weight_ih.unsqueeze(0), weight_hh.unsqueeze(0), bias
-            ).squeeze(0)
+            x, h0, weight_ih, weight_hh = (tensor.unsqueeze(0) for tensor in (x, h_0[layer], weight_ih, weight_hh))
+            x = gru_layer(x, h0, weight_ih, weight_hh, bias, compute=compute).squeeze(0)
             last.append(x[-1])
         h_n = torch.stack(last)
-        if unbatched:
+        if not batched:
             return x.squeeze(1), h_n.squeeze(1)
         return (x.transpose(0, 1) if self.batch_first else x), h_n

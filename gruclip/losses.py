@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gruclip import derivatives
 from gruclip.native import dropout, kernels
 from gruclip.native.dropout import product_of_kept, product_where_kept
 from gruclip.products import matmul, operand
@@ -45,6 +46,7 @@ class _SoftmaxNLL(torch.autograd.Function):
     """Shapes as in `softmax_nll`, all with or all without the leading axis R."""
 
     @staticmethod
+    @derivatives.forward
     def forward(  # type: ignore[override]
         ctx: Any,
         h: Tensor,
@@ -69,7 +71,7 @@ class _SoftmaxNLL(torch.autograd.Function):
         return nll.sum(-1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, weight, targets = ctx.saved_tensors
         d_logits, ctx.probabilities = ctx.probabilities, None
@@ -88,6 +90,7 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
     """`_SoftmaxNLL` for one run of float32 parameters, by the compiled kernel."""
 
     @staticmethod
+    @derivatives.forward
     def forward(  # type: ignore[override]
         ctx: Any,
         h: Tensor,
@@ -98,6 +101,9 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
         compute: torch.dtype | None,
         mask: Tensor | None,
     ) -> Tensor:
+        low, high = (int(end) for end in targets.aminmax())
+        if low < 0 or high >= weight.shape[1]:
+            raise IndexError(f"targets from {low} to {high}: should be from 0 to {weight.shape[1] - 1}")
         h = operand(h if mask is None else h * mask, compute)
         weight = operand(weight, compute)
         logits = matmul(h, weight) if mask is None else product_of_kept(h, weight)
@@ -116,7 +122,7 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
         return nll.sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, weight, mask = ctx.saved_tensors
         d_logits, ctx.d_logits = operand(ctx.d_logits, ctx.compute), None

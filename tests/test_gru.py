@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from gruclip.errors import UserError
 from gruclip.gru import GRU, gru_layer, plain_gru
+from gruclip.losses import softmax_nll
 
 FLOAT64_TOLERANCE = 1e-12
 
@@ -134,12 +139,75 @@ def test_module_takes_batch_first_and_unbatched_input() -> None:
     [
         (lambda: GRU(5, 7, bidirectional=True), "bidirectional"),
         (lambda: GRU(5, 0), "hidden_size=0"),
-        (lambda: GRU(5, 7, dropout=1.0), "dropout=1.0"),
-        (lambda: GRU(5, 7)(torch.zeros(2, 3, 4)), r"\(2, 3, 4\)"),
-        (lambda: GRU(5, 7)(torch.zeros(2, 3, 5), torch.zeros(1, 2, 7)), r"h_0 of shape \(1, 2, 7\)"),
+        (lambda: GRU(5, 7.0), r"hidden_size=7\.0: should be a whole number"),
+        (lambda: GRU(5, 7, dropout=1.1), "dropout=1.1"),
+        (lambda: GRU(5, 7, dropout=True), "dropout=True"),
+        (lambda: GRU(5, 7)(torch.zeros(2, 3, 4)), r"\(2, 3, 4\): should be \(T, B, k\) with k = 5"),
+        (lambda: GRU(5, 7)(torch.zeros(0, 3, 5)), r"\(0, 3, 5\): should have at least one step"),
+        (
+            lambda: GRU(5, 7)(torch.zeros(2, 3, 5), torch.zeros(1, 2, 7)),
+            r"hx of shape \(1, 2, 7\): should be \(1, 3, 7\)",
+        ),
+        (lambda: GRU(5, 7)(torch.zeros(2, 5), torch.zeros(1, 1, 7)), r"hx of shape \(1, 1, 7\): should be \(1, 7\)"),
+        (lambda: GRU(5, 7).double()(torch.zeros(2, 3, 5)), r"input of torch\.float32: should be .* torch\.float64"),
+        (lambda: GRU(5, 7)(torch.zeros(2, 5), torch.zeros(1, 7).half()), r"hx of torch\.float16: should be .*float32"),
         (lambda: GRU(5, 7)(nn.utils.rnn.pack_sequence([torch.zeros(2, 5)])), "PackedSequence"),
     ],
 )
 def test_what_the_module_does_not_take_is_refused_by_name(call: object, named: str) -> None:
     with pytest.raises(UserError, match=named):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_of_nothing_has_outputs_and_gradients_of_nothing(dtype: torch.dtype) -> None:
+    layer, x = GRU(5, 7, num_layers=2).to(dtype), torch.zeros(4, 0, 5, dtype=dtype, requires_grad=True)
+    outputs, h_n = layer(x)
+    assert (outputs.shape, h_n.shape) == ((4, 0, 7), (2, 0, 7))
+    outputs.sum().backward()
+    assert x.grad is not None
+    assert all(not parameter.grad.any() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("runs", [1, 2])
+def test_second_derivatives_are_refused_and_not_dropped(runs: int, dtype: torch.dtype) -> None:
+    arguments, _ = made_layer(runs, 3, 2, 3, 4, seed=4, bias=False, resets=False)
+    x, *others = (argument.detach().to(dtype).requires_grad_() for argument in arguments)
+    h, targets = x[:, 0], torch.zeros(runs, 2, dtype=torch.long)
+    for outputs in (gru_layer(x, *others), softmax_nll(h, h.new_ones(runs, 3, 5), h.new_ones(runs, 5), targets)):
+        with pytest.raises(UserError, match="create_graph=True"):
+            torch.autograd.grad(outputs.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("in_forward", [True, False])
+@pytest.mark.parametrize("in_backward", [True, False])
+def test_autocast_rounds_the_products_operands_and_nothing_else(
+    dtype: torch.dtype, in_forward: bool, in_backward: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, x = GRU(8, 16).to(dtype), torch.randn(5, 3, 8, dtype=dtype)
+
+    def passed(forward: bool, backward: bool, x: Tensor) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            outputs, h_n = layer(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return [outputs, h_n, *torch.autograd.grad(outputs.sum() + h_n.sum(), list(layer.parameters()))]
+
+    expected, found = passed(False, False, x), passed(in_forward, in_backward, x)
+    for one, other in zip(expected, found, strict=True):
+        assert other.dtype == dtype
+        assert torch.equal(one, other) or (in_forward and (one - other).norm() < 0.02 * one.norm())
+    if in_forward:
+        half = passed(True, in_backward, x.bfloat16())
+        assert all(torch.equal(one, other) for one, other in zip(found, half, strict=True))
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_so_does_it_where_products_are_torchs_own(capability: str) -> None:
+    """A subprocess, since torch reads what processor it is to take itself for once."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "autocast_rounds", __file__]
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gruclip import losses
+from gruclip.errors import UserError
 from gruclip.gru import gru_layer, plain_gru
 from gruclip.losses import softmax_nll
 from gruclip.native import kernels
@@ -116,16 +117,52 @@ def test_bf16_rounds_the_operands_of_the_recurrent_products_and_nothing_else() -
     assert (found.double() - exact).abs().max() > 1e-4
 
 
+#: A NaN that is told from infinity by the half of it that bfloat16 has not.
+LOW_NAN = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32).item()
+
+
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
+@pytest.mark.parametrize("n", [20, 15])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(value: float) -> None:
-    arguments, _ = made_layer(2, 3, 4, 20, 0, False, False)
+def test_what_is_not_finite_stays_so(value: float, n: int, compute: torch.dtype | None) -> None:
+    arguments, _ = made_layer(2, 3, 4, n, 0, False, False)
     broken = arguments[1].detach().clone()
     broken[0, 1, 3] = value
     if value == float("inf"):
         arguments[3].data.zero_()  # so that inf * weight is NaN
-    states = gru_layer(arguments[0], broken, *arguments[2:4])[0]
+    states = gru_layer(arguments[0], broken, *arguments[2:4], compute=compute)[0]
     assert not torch.isfinite(states[-1, 1]).all()
     assert torch.isfinite(states[-1, 0]).all()
+
+
+@pytest.mark.parametrize("n", [15, 16])
+def test_an_infinite_state_is_one_in_bf16_too_and_spoils_no_other(n: int) -> None:
+    h0 = torch.ones(1, 2, n)
+    h0[0, 0, 0] = float("inf")
+    x, weight_ih, weight_hh = torch.zeros(1, 1, 2, 3), torch.zeros(1, 3 * n, 3), torch.zeros(1, 3 * n, n)
+    weight_hh[:, :, 0] = 1
+    single, half = (gru_layer(x, h0, weight_ih, weight_hh, compute=compute)[0, 0] for compute in (None, torch.bfloat16))
+    assert torch.equal(single.isfinite(), half.isfinite())
+    torch.testing.assert_close(single, half, rtol=0.01, atol=0.01)
+
+
+def test_a_weight_that_is_not_a_number_is_none_in_bf16() -> None:
+    n = 15
+    weight_hh = torch.zeros(1, 3 * n, n)
+    for row in (2 * n, 2 * n + 1):
+        weight_hh[0, row, row - 2 * n] = LOW_NAN
+    states = gru_layer(
+        torch.zeros(1, 1, 2, 3), torch.ones(1, 2, n), torch.zeros(1, 3 * n, 3), weight_hh, compute=torch.bfloat16
+    )
+    assert states[0, 0].isnan().tolist() == [[True, True] + [False] * (n - 2)] * 2
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
+def test_a_target_there_is_no_logit_of_is_refused(bad: int, compute: torch.dtype | None) -> None:
+    targets = torch.tensor([[0, bad, 4]])
+    with pytest.raises(IndexError, match="should be from 0 to 4"):
+        softmax_nll(torch.ones(1, 3, 2), torch.ones(1, 2, 5), torch.ones(1, 5), targets, compute=compute)
 
 
 def test_outputs_changed_in_place_do_not_disturb_the_gradient() -> None:
@@ -227,6 +264,39 @@ def test_without_a_compiler_there_is_one_warning_that_says_what_to_do(monkeypatc
         monkeypatch.undo()
         kernels._load.cache_clear()
     assert kernels.library() is not None
+
+
+@pytest.mark.parametrize("compiler", ['"c++', "false"])
+def test_a_compiler_that_is_none_is_a_warning(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    kernels._load.cache_clear()
+    try:
+        with pytest.warns(kernels.NativeWarning, match="are not compiled: "):
+            assert kernels.library() is None
+    finally:
+        monkeypatch.undo()
+        kernels._load.cache_clear()
+
+
+def test_an_empty_name_of_a_compiler_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    kernels._load.cache_clear()
+    try:
+        assert kernels.library() is not None
+    finally:
+        monkeypatch.undo()
+        kernels._load.cache_clear()
+
+
+def test_a_switch_that_is_neither_0_nor_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRUCLIP_NATIVE", "off")
+    kernels._load.cache_clear()
+    try:
+        with pytest.raises(UserError, match="GRUCLIP_NATIVE=off: should be 0 or 1"):
+            kernels.library()
+    finally:
+        monkeypatch.undo()
+        kernels._load.cache_clear()
 
 
 def test_the_kernels_can_be_turned_off_and_the_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:

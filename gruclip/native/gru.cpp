@@ -81,7 +81,8 @@ struct Rows {
         float* to = factor + (m / in_block) * in_block * deep + (from + places(k, format)) * in_block + m % in_block;
         if (format == Format::PAIRS) {
             float pairs[LANES / 2];
-            const bvec rounded = to_bf16(v);
+            bvec rounded = to_bf16(v);
+            if (count % 2) rounded[count] = 0;  // what it multiplies is zero, but it may be infinite
             std::memcpy(pairs, &rounded, sizeof pairs);
             for (int lane = 0; lane < (count + 1) / 2; lane++) to[lane * in_block] = pairs[lane];
             return;

@@ -4,7 +4,7 @@ What they compute is in the `SOURCES`; the modules that call them where they can
 operations elsewhere. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
 compiling takes seconds and not forty, and needs neither ninja nor setuptools.
 
-``GRUCLIP_NATIVE=0`` in the environment turns them off. Without a compiler there is one warning, and
+``GRUCLIP_NATIVE=0`` in the environment turns them off (1, or nothing: on). Without a compiler there is one warning, and
 `description` says what is in use: the runner stores it with each run.
 """
 
@@ -24,6 +24,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from gruclip.errors import UserError
 
 SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
 HEADERS = ("band.h", "pairs.h", "panels.h", "thin.h", "vectors.h")
@@ -87,13 +89,15 @@ def library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get("GRUCLIP_NATIVE", "1") == "0":
+    wanted = os.environ.get("GRUCLIP_NATIVE", "1")
+    if wanted not in ("0", "1"):
+        raise UserError(f"GRUCLIP_NATIVE={wanted}: should be 0 or 1")
+    if wanted == "0":
         return None, "off: GRUCLIP_NATIVE=0"
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
     try:
-        path = _compiled(compiler)
+        path = _compiled(shlex.split(os.environ.get("CXX") or "c++"))
         kernels = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
         reason = f"not compiled: {detail}"
         warnings.warn(

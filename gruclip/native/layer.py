@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gruclip import derivatives
 from gruclip.native import kernels
 from gruclip.native.dropout import product_of_kept
 from gruclip.products import matmul
@@ -20,6 +21,7 @@ class NativeGRULayer(torch.autograd.Function):
     """
 
     @staticmethod
+    @derivatives.forward
     def forward(  # type: ignore[override]
         ctx: Any,
         x: Tensor,
@@ -54,7 +56,7 @@ class NativeGRULayer(torch.autograd.Function):
         return states[1:].clone()  # what its user does to it must not reach the backward pass
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight_ih, weight_hh, keep, gates, states, mask = ctx.saved_tensors
         compute = ctx.compute

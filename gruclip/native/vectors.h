@@ -156,10 +156,11 @@ inline vec from_bits(uvec bits) {
     return x;
 }
 
-// To the nearest bfloat16, ties to even; NaN stays NaN.
+// To the nearest bfloat16, ties to even; NaN stays NaN, whatever half of it tells it from infinity.
 inline vec round_to_bf16(vec x) {
     const uvec bits = bits_of(x);
-    return select(x == x, from_bits((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u), x);
+    const vec nearest = from_bits((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+    return select(x == x, nearest, from_bits((bits | 0x00400000u) & 0xffff0000u));
 }
 
 // A bfloat16 and a vector of them: the upper half of a float's bits.

@@ -1,0 +1,51 @@
+"""What autograd functions with derivatives of their own need: first ones only, in the dtypes they are written for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gruclip.errors import UserError
+
+T = TypeVar("T")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: it would change the dtype of products whose memory a kernel then reads as another."""
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
+def forward(function: Callable[..., T]) -> Callable[..., T]:
+    """For the forward pass of a `torch.autograd.Function` whose first argument is a tensor."""
+
+    @functools.wraps(function)
+    def run(ctx: Any, first: Tensor, *others: Any) -> T:
+        with without_autocast(first.device):
+            return function(ctx, first, *others)
+
+    return run
+
+
+def backward(function: Callable[[Any, Tensor], T]) -> Callable[[Any, Tensor], T]:
+    """For its backward pass, which is not differentiated itself.
+
+    torch's `once_differentiable` complains only where the gradient that comes in depends on something, and gives wrong
+    second derivatives elsewhere; this raises `UserError` wherever they could be taken.
+    """
+
+    @functools.wraps(function)
+    def run(ctx: Any, grad: Tensor) -> T:
+        if torch.is_grad_enabled():
+            raise UserError(
+                "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
+            )
+        with without_autocast(grad.device):
+            return function(ctx, grad)
+
+    return run
