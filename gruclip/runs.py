@@ -30,6 +30,9 @@ FINISHED = ("success", "failed", "diverged")
 NAME_LENGTH = 150
 CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
 
+#: What of a run's environment its bits depend on.
+DECISIVE = ("processor", "device", "threads", "versions", "revision", "kernels")
+
 #: Named first in a folder's name, in this order, where they are set.
 LEADING_SETTINGS = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "seed")
 
@@ -138,8 +141,20 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(_strict(summary), indent=2) + "\n")
 
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        write_whole(self.path / "environment.json", json.dumps(_strict(environment), indent=2) + "\n")
+    def write_environment(self, environment: Mapping[str, Any]) -> bool:
+        """Write ``environment.json``; whether the run has been trained in another one, on which its bits may depend.
+
+        All that it was trained in before are kept under ``before``, the first one first.
+        """
+        path, now = self.path / "environment.json", _strict(environment)
+        before: list[Any] = []
+        if path.exists():
+            last = read_json(path)
+            before = last.pop("before", [])
+            if any(last.get(name) != now.get(name) for name in DECISIVE):
+                before.append(last)
+        write_whole(path, json.dumps({**now, **({"before": before} if before else {})}, indent=2) + "\n")
+        return bool(before)
 
     def save_checkpoint(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Write ``checkpoint/{which}.safetensors`` with `progress` as JSON in its header."""
@@ -187,12 +202,18 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``, with "inf" and "nan" as floats again."""
-    path = Path(folder) / "summary.json"
+    content = read_json(Path(folder) / "summary.json")
+    return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove the run's folder to run it anew") from None
-    return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a run's record; remove the run's folder to run it anew")
+    return content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -75,6 +75,11 @@ def train(
     with Display(total=len(pending), quiet=quiet) as display, _deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")
+        if (stack_size or 1) > 1 and any(job.device.type == "cpu" and job.threads > 1 for job in pending):
+            display.note(
+                f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
+                "cores and follow each other"
+            )
         for group, size in groups:
             if size > 1 and group[0].device.type == "cpu":
                 train_in_processes([(job.config, job.default) for job in group], size, display, interrupted)
@@ -150,8 +155,8 @@ def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tup
 
     On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
     """
-    if asked is not None and asked < 1:
-        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be at least 1, or null")
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be a whole number of at least 1, or null")
     groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
         key: Any = index
@@ -161,11 +166,8 @@ def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tup
             key = "cpu"
         groups.setdefault(key, []).append(job)
     for group in groups.values():
-        size = 1
-        if len(group) > 1:
-            needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
-            size = stack_size_of(needs, group[0].device, asked)
-        yield group, size
+        needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
+        yield group, stack_size_of(needs, group[0].device, asked if len(group) > 1 else None)
 
 
 @contextmanager
@@ -269,8 +271,9 @@ def _train_epoch(engine: Engine, active: Sequence[_ActiveRun], interrupted: thre
         diverged = [run for run in active if run.progress.diverged and not run.ended]
         if diverged:
             _book_time(engine, active)
-            for run in diverged:
-                run.diverge()
+            for index, run in enumerate(active):
+                if run in diverged:
+                    run.diverge(engine.run_state(index))
         stop_early = [run for run in active if not run.ended and run.stops_now()]
         at_end = iteration + 1 == iterations
         if stop_early and not at_end:
@@ -323,7 +326,8 @@ class _ActiveRun:
         self.folder.open(
             dict(zip(CSV_FILES, columns, strict=True)), None if checkpoint is None else self.progress.offsets
         )
-        self.folder.write_environment(describe_environment(job.device))
+        if self.folder.write_environment(describe_environment(job.device)):
+            display.note(f"{self.name}: not all of it with one machine, revision, kernels, threads and versions")
         self.loggers = open_loggers(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
         )
@@ -368,10 +372,10 @@ class _ActiveRun:
             logger.step(progress.step, values)
         progress.diverged = not math.isfinite(loss)
 
-    def diverge(self) -> None:
+    def diverge(self, tensors: dict[str, Tensor]) -> None:
         """End the run at a loss that is not finite; what its epoch took until then is kept."""
         self.folder.append("timing.csv", self.progress.timing_row())
-        self.end(f"the loss is not finite at iteration {self.progress.step}")
+        self.end(f"the loss is not finite at iteration {self.progress.step}", tensors)
 
     def stops_now(self) -> bool:
         return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
@@ -399,7 +403,7 @@ class _ActiveRun:
             progress.diverged = True
         last = self.config.max_epochs is not None and progress.epoch >= self.config.max_epochs
         if progress.diverged or exhausted or last or self.stops_now():
-            self.end("")
+            self.end("", tensors)
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
@@ -408,15 +412,17 @@ class _ActiveRun:
         self._write_summary(finished=False)
         self.last_checkpoint = time.monotonic()
 
-    def end(self, message: str) -> None:
-        """Take the test loss of the best epoch's weights and write the run's summary."""
+    def end(self, message: str, tensors: dict[str, Tensor]) -> None:
+        """Take the test loss of the best epoch's weights and write the run's summary and last state."""
         self.ended = True
         best = self.folder.load_checkpoint("best")
         if best is not None and self.progress.best_epoch is not None:
             device = self.job.device
             self.progress.test_loss = evaluate_weights(best[0], self.config, self.job.corpus, "test", device)
-        self.folder.offsets()
+        self.progress.offsets = self.folder.offsets()
         self._write_summary(finished=True)
+        # After the summary: a state from which to go on would make a run that is interrupted here train too long.
+        self.folder.save_checkpoint("last", tensors, self.progress.to_json())
         status = self._summary(finished=True)["status"]
         self.display.finish(self.name, status, message)
         for logger in self.loggers:

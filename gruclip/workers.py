@@ -7,9 +7,12 @@ core busy, and a run's numbers stay the bits it has alone.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,6 +22,8 @@ from rich.console import Console
 
 from gruclip.config import RunConfig
 from gruclip.display import Display
+from gruclip.errors import UserError
+from gruclip.native import kernels
 
 #: A run and the configuration that its folder's name is told apart from.
 Task = tuple[RunConfig, RunConfig]
@@ -27,14 +32,16 @@ POLL_SECONDS = 0.2
 
 
 class WorkerError(RuntimeError):
-    """A worker process failed; the message carries its traceback."""
+    """A worker process failed by a fault of ours; the message carries its traceback."""
 
 
 def train_in_processes(tasks: Sequence[Task], count: int, display: Display, interrupted: threading.Event) -> None:
     """Train every task, each in one thread, in `count` processes.
 
-    Raises KeyboardInterrupt after checkpoints when `interrupted` is set, `WorkerError` where a process failed.
+    Raises KeyboardInterrupt after checkpoints when `interrupted` is set, `UserError` where a process met one or was
+    killed, and `WorkerError` where it failed otherwise.
     """
+    kernels.library()  # compiled once, and not by each process; so is the warning where they cannot be
     context = multiprocessing.get_context("spawn")
     todo: Any = context.Queue()
     done: Any = context.Queue()
@@ -60,14 +67,17 @@ def _wait(workers: Sequence[BaseProcess], done: Any, interrupted: threading.Even
             error = done.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
-        raise WorkerError(f"a run failed in its process:\n{error}")
+        raise error
     if interrupted.is_set():
         return
     if not done.empty():
-        raise WorkerError(f"a run failed in its process:\n{done.get()}")
+        raise done.get()
     for worker in workers:
         if worker.exitcode != 0:
-            raise WorkerError(f"a process of the stack ended with exit code {worker.exitcode} (killed for memory?)")
+            raise UserError(
+                f"a process of the stack was ended from outside (exit code {worker.exitcode}), perhaps for memory; "
+                "take a smaller hydra.launcher.stack_size, and start the same command again to continue"
+            )
 
 
 def _stop(workers: Sequence[BaseProcess]) -> None:
@@ -83,14 +93,26 @@ def _work(todo: Any, done: Any, stack_size: int, quiet: bool) -> None:
     """A worker process: train tasks until there are none."""
     from gruclip.train import train_alone
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.simplefilter("ignore", kernels.NativeWarning)
     torch.set_num_threads(1)
     console = Console(stderr=True, quiet=quiet, highlight=False, force_terminal=False)
     try:
         while (task := todo.get()) is not None:
             train_alone(task, console, stack_size)
     except KeyboardInterrupt:
-        pass
+        return
+    except UserError as error:
+        done.put(UserError(str(error)))
     except BaseException:
-        done.put(traceback.format_exc())
-        done.close()
-        done.join_thread()
+        done.put(WorkerError(f"a run failed in its process:\n{traceback.format_exc()}"))
+    done.close()
+    done.join_thread()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers: they write their checkpoints and end all the same."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

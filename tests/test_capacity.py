@@ -54,11 +54,19 @@ def test_a_stack_that_does_not_fit_names_the_size_that_would(machine: None) -> N
 def test_train_refuses_it_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunConfig(model=ModelConfig(hidden_size=4), output_dir=str(tmp_path / "outputs"), device="cpu")
     runs = [dataclasses.replace(run, seed=seed) for seed in range(3)]
-    with pytest.raises(ConfigError, match=r"hydra.launcher.stack_size=0: should be at least 1"):
-        train(runs, stack=True, stack_size=0, quiet=True)
+    for wrong in (0, True, 1.5, "two"):
+        with pytest.raises(
+            ConfigError, match=f"hydra.launcher.stack_size={wrong}: should be a whole number of at least 1"
+        ):
+            train(runs, stack=True, stack_size=wrong, quiet=True)  # type: ignore[arg-type]
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 1 << 30)
     with pytest.raises(UserError, match=r"hydra.launcher.stack_size=3: needs .*at most 1 fit"):
         train(runs, stack=True, stack_size=3, quiet=True)
+    # A run alone is asked for its memory, too.
+    large = dataclasses.replace(runs[0], model=ModelConfig(hidden_size=50_000))
+    for stack in (False, True):
+        with pytest.raises(UserError, match=r"a run on cpu: needs .* take a smaller model.hidden_size"):
+            train([large], stack=stack, stack_size=1 if stack else None, quiet=True)
     assert not (tmp_path / "outputs").exists()
 
 

@@ -39,6 +39,8 @@ BAD_COMMANDS = [
     ("data list --root", "expected one argument"),
     ("data list --root /nowhere", "dataset.root=/nowhere: no such folder"),
     ("bench speed", "invalid choice: 'speed'"),
+    ("bench projection --seconds nan", "argument --seconds: nan: should be a number above 0"),
+    ("bench projection --delta -1", "argument --delta: -1: should be a number above 0"),
     # Hydra's grammar
     ("train --colour", "--colour: no such option; see gruclip train --help"),
     ("train optimizer.lr", "optimizer.lr: cannot be read (missing EQUAL at '<EOF>'); write setting=value"),

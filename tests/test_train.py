@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,10 +24,11 @@ from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfi
 from gruclip.data import load
 from gruclip.display import Display
 from gruclip.engine import Engine
+from gruclip.environment import describe_environment
 from gruclip.errors import ConfigError, UserError
 from gruclip.inference import evaluate_run
 from gruclip.inference import load as load_model
-from gruclip.runs import CSV_FILES
+from gruclip.runs import CSV_FILES, read_checkpoint
 from gruclip.train import Job, RunResult, _train_stack, train
 from gruclip.workers import WorkerError, train_in_processes
 
@@ -61,9 +65,12 @@ def rows(result: RunResult, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    weights = (folder / "checkpoint" / "best.safetensors").read_bytes()
-    return {name: (folder / name).read_bytes() for name in COMPARED} | {"weights": weights}
+def content(folder: Path) -> dict[str, Any]:
+    """What a run leaves, but for the seconds it took."""
+    best = (folder / "checkpoint" / "best.safetensors").read_bytes()
+    tensors, progress = read_checkpoint(folder / "checkpoint" / "last.safetensors")
+    last = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"step": progress["step"]}
+    return {name: (folder / name).read_bytes() for name in COMPARED} | {"best": best, "last": last}
 
 
 def test_a_run_leaves_the_folder_that_the_design_promises(tmp_path: Path) -> None:
@@ -209,14 +216,84 @@ def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None
     assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
 
 
-def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback(
+def test_a_stack_whose_parent_is_killed_ends_with_checkpoints_and_continues_to_the_same_bits(tmp_path: Path) -> None:
+    script, root = tmp_path / "broken.py", Path(__file__).parent.parent
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip.train import train\nfrom tests.test_train import long_run\n"
+        "if __name__ == '__main__':\n"
+        f"    train([long_run(Path({str(tmp_path / 'broken')!r}), seed) for seed in (0, 1)], stack=True, quiet=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
+    while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    runs, deadline = [long_run(tmp_path / "broken", seed) for seed in (0, 1)], time.monotonic() + 60
+    continued: list[RunResult] = []
+    while not continued and time.monotonic() < deadline:
+        # The workers may still write their checkpoints.
+        with contextlib.suppress(UserError):
+            continued = train(runs, quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
+    assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
+
+
+def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback() -> None:
+    with Display(total=1, quiet=True) as display, pytest.raises(WorkerError, match=r"Traceback (.|\n)*NoneType"):
+        train_in_processes([(None, None)], 1, display, threading.Event())  # type: ignore[list-item]
+
+
+def test_a_process_of_a_stack_that_is_killed_is_the_users_to_mend(tmp_path: Path) -> None:
+    def kill() -> None:
+        while not list(tmp_path.glob("*/*/environment.json")):
+            time.sleep(0.02)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
+        train([long_run(tmp_path, seed) for seed in (0, 1)], stack=True, quiet=True)
+    killer.join()
+
+
+def test_what_a_process_of_a_stack_refuses_is_refused_in_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The corpus disappears between the check and the workers' start.
     runs = [config(tmp_path, seed=seed) for seed in range(2)]
     monkeypatch.setattr("gruclip.train.train_in_processes", _without_data)
-    with pytest.raises(WorkerError, match="DataError"):
+    with pytest.raises(UserError, match=r"^dataset\.root=/nowhere: no such folder"):
         train(runs, stack=True, quiet=True)
+
+
+def test_a_stack_size_for_runs_that_take_all_cores_is_noted_to_be_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gruclip.train.SMALL_MODEL", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    trainer = TrainerConfig(max_epochs=None, max_steps=1, bptt=10)
+    train([config(tmp_path, seed=seed, trainer=trainer) for seed in range(2)], stack=True, stack_size=2)
+    assert "hydra.launcher.stack_size=2: on a CPU runs of more than 8 units take all cores" in capsys.readouterr().err
+
+
+def test_a_run_continued_with_other_kernels_keeps_the_record_of_those_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted_step(engine: Engine, *arguments: Any, step: Any = Engine.step) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(engine, *arguments)
+
+    for kernels in ("one", "two", "two"):
+        described = describe_environment(torch.device("cpu")) | {"kernels": kernels}
+        monkeypatch.setattr("gruclip.train.describe_environment", lambda device, described=described: described)
+        monkeypatch.setattr(Engine, "step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            train([config(tmp_path)])
+    monkeypatch.undo()
+    (path,) = tmp_path.glob("*/*/environment.json")
+    record = json.loads(path.read_text())
+    assert (record["kernels"], [before["kernels"] for before in record["before"]]) == ("two", ["one"])
+    assert capsys.readouterr().err.count("not all of it with one machine, revision, kernels") == 2
 
 
 def _without_data(tasks: Any, count: int, display: Any, interrupted: Any) -> None:

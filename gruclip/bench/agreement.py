@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from gruclip.bench.options import positive, prepare
+from gruclip.bench.options import number_above_0, positive, prepare
 from gruclip.config import PRECISIONS, DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import load
 from gruclip.engine import Engine
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m gruclip.bench.agreement", description=__doc__)
     options.add_argument("--iterations", type=positive, default=300, help="default: 300")
     options.add_argument("--precision", choices=PRECISIONS, default="fp64", help="default: fp64")
-    options.add_argument("--delta", type=float, default=BASE.optimizer.delta, help="default: %(default)s")
+    options.add_argument("--delta", type=number_above_0, default=BASE.optimizer.delta, help="default: %(default)s")
     options.add_argument("--threads", type=positive, default=2, help="default: 2")
     chosen = options.parse_args(arguments)
     prepare(chosen.threads)

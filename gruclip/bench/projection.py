@@ -216,10 +216,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sizes", nargs="+", type=command.positive, default=SIZES, metavar="N", help="n")
     parser.add_argument("--fractions", nargs="*", type=command.fraction, default=FRACTIONS, help="above, at n = 650")
     parser.add_argument("--large", action="store_true", help=f"n = {LARGE} as well")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each algorithm and sequence; default: 5")
+    parser.add_argument(
+        "--seconds", type=command.number_above_0, default=5.0, help="for each algorithm and sequence; default: 5"
+    )
     parser.add_argument("--record", type=command.positive, metavar="ITERATIONS", help="record a run on Penn Treebank")
     parser.add_argument("--keep", type=command.positive, default=100, help="of them, the last; default: 100")
-    parser.add_argument("--delta", nargs="+", type=float, default=[0.2], help="of the recorded runs; default: 0.2")
+    parser.add_argument(
+        "--delta", nargs="+", type=command.number_above_0, default=[0.2], help="of the recorded runs; default: 0.2"
+    )
     parser.add_argument(
         "--data", metavar="DIR", help="the folder with Penn Treebank; default: $GRUCLIP_DATA, the cache"
     )
