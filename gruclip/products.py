@@ -1,10 +1,11 @@
 """Matrix products by the fastest kernel that there is for this processor.
 
 torch's default float32 product on x86 is MKL's, which takes a slow path on processors that are not Intel's. Measured
-on two cores each of two of them (torch 2.13, GFLOP/s):
+on two cores each of three of them (torch 2.13, GFLOP/s):
 
-- AMD EPYC with AVX-512 (Zen 4): MKL 124, oneDNN, inside the same torch, 200 for (700, 650) @ (650, 10000); 93 against
-  160 for (20, 650) @ (650, 1300) with packed weights.
+- AMD EPYC with AVX-512 (Zen 5): MKL 201, oneDNN, inside the same torch, 473 for (700, 650) @ (650, 10000); 133 against
+  267 for (20, 650) @ (650, 650) with packed weights.
+- The same (Zen 4): 124 and 200; 93 and 160 for (20, 650) @ (650, 1300).
 - AMD EPYC with AVX2 (Zen 3): MKL 86, oneDNN 92, ours (`native/dense.cpp`) 120 for the transposed (1300, 700) @
   (700, 650); 90, 137 and 118 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
   transpose of that, and both divide the work evenly among cores that other work slows down unevenly.
