@@ -227,7 +227,11 @@ def _clip_one(
             far = single.take_off_far_values(weight, squares, norm)
             quick = single.clip(weight, squares, near, block.NEAR, wanted) if far else None
     if quick is not None:
-        count, values = far + quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
+        count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
+        if far:
+            # Those are at the limit now, some by rounding above it.
+            outside = limit * (1 + near + single.NOISE)
+            count = far + min(count, int((quick.values > outside).sum()))
         if tracks:
             _track(held, weight, limit, values, quick.right)
         else:
