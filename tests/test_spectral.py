@@ -214,6 +214,11 @@ def test_a_matrix_of_which_most_is_exactly_zero_is_projected(live):
     assert_projected(second.float(), followed(first, second, 1.0), 1.0, "auto")
 
 
+def test_a_few_values_far_above_the_limit_and_nothing_else_are_clipped():
+    """The next value, whose residual says whether there are more, is zero."""
+    check("rank deficient", "auto", torch.float32, 1955, LARGE)
+
+
 @pytest.mark.parametrize("far", [1.05, 3.9, 7.9])
 def test_values_far_above_the_limit_cost_no_digits(far):
     generator = torch.Generator().manual_seed(1)

@@ -96,7 +96,9 @@ def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) 
         kernels.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
         return Block(values, left, right, residual, size.tolist())
     Y = Y[:, : len(values)]
-    scaled = (Y / theta.clamp(min=torch.finfo(torch.float64).tiny)).to(weight.dtype)
+    # By no less than the rounding of the image: what is left of a value that is zero must not become infinite.
+    single = torch.finfo(torch.float32)
+    scaled = (Y / theta.clamp(min=max(single.eps * values[0], single.tiny))).to(weight.dtype)
     left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
     pulled = basis.back @ scaled if at_hand else thin_product(weight.mT, left)
     residual = pulled - right * theta.to(weight.dtype)
