@@ -153,24 +153,23 @@ def test_a_bound_that_cannot_be_had_is_infinite() -> None:
 
 @pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("size", [1.5, 2.0, 3.0])
-def test_a_value_far_above_the_limit_is_seen_without_a_decomposition(size: float) -> None:
-    # As in training at a small limit: a step pushes one value far, the others lie near the limit, some far below.
-    values = torch.cat(
-        (torch.linspace(0.95, 1.02, 230, dtype=torch.float64), torch.linspace(0.1, 0.9, 9), torch.ones(1))
-    )
+def test_values_far_above_the_limit_are_known_and_the_others_left(size: float) -> None:
+    # As in training at a small limit: a step pushes values far, the others lie near the limit, some far below.
+    values = torch.cat((torch.linspace(0.95, 1.02, 230), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
     for seed in range(10):
-        values[-1] = size
-        weight = (orthogonal(240, seed) * values @ orthogonal(240, seed + 100).mT).float()
-        far = single.Squares(weight, 1.0).far
-        assert far is not None
-        assert (weight @ far).norm() / far.norm() > single.FARTHEST
-        values[-1] = 1.3
-        weight = (orthogonal(240, seed) * values @ orthogonal(240, seed + 100).mT).float()
-        assert single.Squares(weight, 1.0).far is None
+        weight = (orthogonal(240, seed) * values.double() @ orthogonal(240, seed + 100).mT).float()
+        before, squares = weight.clone(), single.Squares(weight, 1.0)
+        assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
+        assert torch.equal(weight, before)
+        assert squares.far is not None
+        assert squares.far.shape == (240, 3)  # and the one after them
+        quotients = (weight @ squares.far).norm(dim=0)
+        torch.testing.assert_close(quotients[:2], torch.tensor([size, 1.2]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.usefixtures("kernels_or_not")
-@pytest.mark.parametrize("size", [1.03, 1.09])
-def test_a_krylov_space_that_is_exhausted_makes_no_value_far(size: float) -> None:
-    values = torch.cat((torch.tensor([size]), torch.linspace(0.9, 1.0, 239)))
-    assert single.Squares(values.diag(), 1.0).far is None
+def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
+    weight = 2 * orthogonal(240, 0).float()
+    squares = single.Squares(weight, 1.0)
+    assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
+    assert squares.far is None

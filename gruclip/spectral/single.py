@@ -21,9 +21,8 @@ from torch import Tensor
 
 from gruclip.products import gram_matrix
 from gruclip.spectral import ritz
-from gruclip.spectral.bound import probes
 from gruclip.spectral.eigen import Spectrum
-from gruclip.spectral.thin import column_squares, there_and_back, thin_product
+from gruclip.spectral.thin import column_squares, thin_product
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
@@ -38,16 +37,12 @@ NOISE = 5e-7
 #: n below which ``gram`` costs no more.
 SMALLEST = 80
 #: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
-#: Nottingham: 2 ms against 7.7), or to look first whether it will be of use.
+#: Nottingham: 2 ms against 7.7).
 LARGEST_AT_ONCE = 224
-#: Products with X that a matrix far above the limit is told by.
-KRYLOV_STEPS = 4
 #: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
 SET_APART = 1.05
 #: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
 HIDDEN = 0.03
-#: Columns that far values are sought with.
-FAR_COLUMNS = 16
 #: What an element of X may lose by a difference, at most: beyond, its rounding counts.
 LARGEST_LOSS = 1.0
 
@@ -66,9 +61,9 @@ class Squares:
     def __init__(self, weight: Tensor, limit: float) -> None:
         self.limit = limit
         self.form(weight)
-        #: Where W is too far above the limit: a direction (n, 1) in which it is, or the eigenvectors (n, k) of all
-        #: values that are to be taken off and of the next one.
-        self.far = _direction_above(self.matrix, FARTHEST**2 - 1) if weight.shape[1] > LARGEST_AT_ONCE else None
+        #: Where W is too far above the limit: the eigenvectors (n, k) of all values that are to be taken off and of the
+        #: next one.
+        self.far: Tensor | None = None
 
     def form(self, weight: Tensor) -> None:
         """From W itself."""
@@ -113,15 +108,17 @@ def clip(
     if squares.far is not None:
         return None
     spectrum = Spectrum(squares.matrix)
+    farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
+    if spectrum.count_above(farthest**2 - 1):
+        apart = spectrum.count_above(SET_APART**2 - 1)
+        if apart < ritz.WIDEST_SHARE * weight.shape[1]:
+            squares.far = spectrum.leading(apart + 1)[1]
+        return None
     above = spectrum.count_above((1 + NOISE) ** 2 - 1)
     x, right = spectrum.leading(max(1, above, wanted(spectrum.count_above(near**2 - 1))))
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
-    farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
-    if leading > farthest - 1 or abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
-        if leading > farthest - 1:
-            apart = int((relative > SET_APART).sum())
-            squares.far = right[:, : apart + 1] if apart < len(relative) else spectrum.leading(apart + 1)[1]
+    if abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
         return None
     # No value is raised, whatever the rounding of the count was.
     count = min(above, int((relative > 1).sum())) if leading > tolerance else 0
@@ -152,37 +149,10 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
 
     if squares.far is None or not bool(squares.far.isfinite().all()):
         return 0
-    columns = squares.far
-    if columns.shape[1] == 1:
-        columns = torch.cat([columns, probes(weight.shape[1], weight, 0)[:, : FAR_COLUMNS - 1]], 1)
-        columns = there_and_back(weight, columns)[1]
-    block = ritz.converge(weight, columns, ceiling, imprecise)
+    block = ritz.converge(weight, squares.far, ceiling, imprecise)
     count = 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
     # Where all that was found is far, there may be more.
     if block is not None and 0 < count < len(block.values):
         squares.follow(weight, block, count)
         squares.far = None
     return count
-
-
-def _direction_above(x: Tensor, bound: float) -> Tensor | None:
-    """A vector (n, 1) of Rayleigh quotient above `bound`, if the Krylov space of the longest column of X holds one.
-
-    A value that is far from all others shows after a few steps, which cost a hundredth of the decomposition that would
-    be of no use.
-    """
-    new, basis, images = x[int(x.diagonal().argmax())][:, None], None, []
-    for _ in range(min(KRYLOV_STEPS, x.shape[0])):
-        new = ritz.orthonormal(new, basis)
-        basis = new if basis is None else torch.cat((basis, new), 1)
-        new = x @ new
-        images.append(new)
-    assert basis is not None
-    image = torch.cat(images, 1)
-    quotients = (basis.mT @ image).double()
-    if not bool(quotients.isfinite().all()):
-        return new
-    leading = torch.linalg.eigh((quotients + quotients.mT) / 2)[1][:, -1:].to(x)
-    vector = basis @ leading
-    # Its own quotient, whatever the rounding of the columns.
-    return vector if float((vector * (image @ leading)).sum()) > bound * float(vector.square().sum()) else None
