@@ -65,7 +65,8 @@ def stack_size(needs: Sequence[int], device: torch.device, asked: int | None) ->
     `asked`, or as many as fit; on a CPU each is a process, and there are no more than cores. Raises `UserError` where
     `asked` runs, or one, do not fit.
     """
-    each = max(needs) + (PROCESS_BYTES if device.type == "cpu" else 0)
+    # A run alone trains in this process, which is there already.
+    each = max(needs) + (PROCESS_BYTES if device.type == "cpu" and len(needs) > 1 else 0)
     free = int(SHARE * free_bytes(device))
     fit = free // each
     wanted = min(asked or 1, len(needs))

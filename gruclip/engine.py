@@ -311,8 +311,13 @@ class Engine:
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
-        weights = (self.parameters[f"weight_hh_l{k}"].detach() for k in range(self.model.num_layers))
-        return torch.stack([spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights])
+        radii = []
+        for k in range(self.model.num_layers):
+            weight = self.parameters[f"weight_hh_l{k}"].detach()
+            radius = spectral_radius(cell_jacobian(self.model.cell, weight)).double()
+            # Also where only a gate's rows are not, which the Jacobian does not hold.
+            radii.append(torch.where(torch.isfinite(weight).all(-1).all(-1), radius, torch.nan))
+        return torch.stack(radii)
 
     # -- between epochs -------------------------------------------------------------------------------
 

@@ -101,9 +101,10 @@ class _NativeSoftmaxNLL(torch.autograd.Function):
         compute: torch.dtype | None,
         mask: Tensor | None,
     ) -> Tensor:
-        low, high = (int(end) for end in targets.aminmax())
-        if low < 0 or high >= weight.shape[1]:
-            raise IndexError(f"targets from {low} to {high}: should be from 0 to {weight.shape[1] - 1}")
+        if targets.numel():
+            low, high = (int(end) for end in targets.aminmax())
+            if low < 0 or high >= weight.shape[1]:
+                raise IndexError(f"targets from {low} to {high}: should be from 0 to {weight.shape[1] - 1}")
         h = operand(h if mask is None else h * mask, compute)
         weight = operand(weight, compute)
         logits = matmul(h, weight) if mask is None else product_of_kept(h, weight)

@@ -141,14 +141,14 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(_strict(summary), indent=2) + "\n")
 
-    def write_environment(self, environment: Mapping[str, Any]) -> bool:
+    def write_environment(self, environment: Mapping[str, Any], continued: bool) -> bool:
         """Write ``environment.json``; whether the run has been trained in another one, on which its bits may depend.
 
-        All that it was trained in before are kept under ``before``, the first one first.
+        Of a run that is `continued`, all that it was trained in before are kept under ``before``, the first one first.
         """
         path, now = self.path / "environment.json", _strict(environment)
         before: list[Any] = []
-        if path.exists():
+        if continued and path.exists():
             last = read_json(path)
             before = last.pop("before", [])
             if any(last.get(name) != now.get(name) for name in DECISIVE):

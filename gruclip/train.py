@@ -96,7 +96,7 @@ def train(
 def train_alone(task: Task, console: Console, neighbours: int) -> None:
     """What a process of a stack does for one run; `neighbours` is the number of processes, itself included."""
     job = Job(*task)
-    with Display(total=1, console=console) as display, _deferred_interrupts() as interrupted:
+    with Display(total=1, console=console) as display, _deferred_interrupts(patient=True) as interrupted:
         _train_stack([job], 1, display, interrupted, neighbours)
 
 
@@ -171,15 +171,18 @@ def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tup
 
 
 @contextmanager
-def _deferred_interrupts() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, so that a run stops between two iterations, checkpointed."""
+def _deferred_interrupts(patient: bool = False) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a flag, so that a run stops between two iterations, checkpointed.
+
+    The second interrupts at once, unless `patient`: a worker may be sent one by the terminal and one by its parent.
+    """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag.is_set():
+        if flag.is_set() and not patient:
             raise KeyboardInterrupt
         flag.set()
 
@@ -326,7 +329,7 @@ class _ActiveRun:
         self.folder.open(
             dict(zip(CSV_FILES, columns, strict=True)), None if checkpoint is None else self.progress.offsets
         )
-        if self.folder.write_environment(describe_environment(job.device)):
+        if self.folder.write_environment(describe_environment(job.device), continued=checkpoint is not None):
             display.note(f"{self.name}: not all of it with one machine, revision, kernels, threads and versions")
         self.loggers = open_loggers(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step

@@ -30,6 +30,9 @@ Task = tuple[RunConfig, RunConfig]
 
 POLL_SECONDS = 0.2
 
+#: Exit code of a process that stopped after a checkpoint.
+STOPPED = 130
+
 
 class WorkerError(RuntimeError):
     """A worker process failed by a fault of ours; the message carries its traceback."""
@@ -93,6 +96,7 @@ def _work(todo: Any, done: Any, stack_size: int, quiet: bool) -> None:
     """A worker process: train tasks until there are none."""
     from gruclip.train import train_alone
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs; the terminal sends it to all, and the parent acts
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", kernels.NativeWarning)
     torch.set_num_threads(1)
@@ -101,7 +105,7 @@ def _work(todo: Any, done: Any, stack_size: int, quiet: bool) -> None:
         while (task := todo.get()) is not None:
             train_alone(task, console, stack_size)
     except KeyboardInterrupt:
-        return
+        raise SystemExit(STOPPED) from None
     except UserError as error:
         done.put(UserError(str(error)))
     except BaseException:
