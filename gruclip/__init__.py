@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from gruclip.config import RunConfig
     from gruclip.dynamics import jacobian_at_origin, spectral_radius, stability_limit
     from gruclip.gru import GRU
-    from gruclip.inference import load
+    from gruclip.runs.trained import load
     from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
-    from gruclip.train import train
+    from gruclip.training.runner import train
 
 __version__ = "0.1.0"
 
@@ -26,11 +26,11 @@ _HOMES = {
     "SpectralState": "spectral",
     "clip_singular_values_": "spectral",
     "jacobian_at_origin": "dynamics",
-    "load": "inference",
+    "load": "runs.trained",
     "spectral_norm": "spectral",
     "spectral_radius": "dynamics",
     "stability_limit": "dynamics",
-    "train": "train",
+    "train": "training.runner",
 }
 
 __all__ = [
@@ -52,6 +52,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gruclip' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"gruclip.{_HOMES[name]}"), name)
-    # The import above bound the submodule `gruclip.train` where the function belongs.
     globals()[name] = value
     return value

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gruclip.dynamics import StabilityLimit, limits_of, recurrent_layers
+from gruclip.dynamics import StabilityLimit, limits_of
 from gruclip.errors import NonFiniteError, UserError
+from gruclip.layers import recurrent_layers
 from gruclip.spectral import SpectralState, check_algorithm, clip_singular_values_, spectral_norm
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gruclip.algorithms import ALGORITHMS
 from gruclip.errors import ConfigError
 
 DATASETS = ("pydoc", "ptb", "nottingham", "jsb_chorales", "musedata", "piano_midi")
@@ -29,9 +28,6 @@ BUDGETS = ("full", "short", "smoke")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
-
-#: sigma_1(W_hh) below which the cell without biases is stable at the origin (derived in `dynamics`).
-STABILITY_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
 
 #: Settings that cannot change a number of a run, and so are no part of its identity.
 NOT_IDENTITY = ("experiment", "device", "output_dir", "dataset.root", "logger", "trainer.checkpoint_minutes")
@@ -128,7 +124,7 @@ class RunConfig:
         """The largest singular value that the projection leaves in ``W_hh``; None where there is none."""
         if self.optimizer.delta is None:
             return None
-        return STABILITY_LIMIT[self.model.cell] - self.optimizer.delta
+        return _stability_limit(self.model.cell) - self.optimizer.delta
 
     # -- checks ---------------------------------------------------------------------------------------
 
@@ -143,7 +139,7 @@ class RunConfig:
         _positive("model.input_scale", model.input_scale)
         _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
         _positive("optimizer.lr", optimizer.lr)
-        _one_of("optimizer.algorithm", optimizer.algorithm, ALGORITHMS)
+        _one_of("optimizer.algorithm", optimizer.algorithm, _algorithms())
         self._check_threshold()
         self._check_delta()
         _one_of("schedule.name", schedule.name, SCHEDULES)
@@ -192,7 +188,7 @@ class RunConfig:
             )
 
     def _check_delta(self) -> None:
-        name, delta, limit = self.optimizer.name, self.optimizer.delta, STABILITY_LIMIT[self.model.cell]
+        name, delta, limit = self.optimizer.name, self.optimizer.delta, _stability_limit(self.model.cell)
         if name in ("spectral_clipping", "combined_clipping"):
             if delta is None:
                 raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
@@ -227,6 +223,21 @@ class RunConfig:
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
         """The inverse of ``dataclasses.asdict``, with every value's type checked; unknown names are refused."""
         return _build(cls, settings, "").check()
+
+
+# Of the library below, which loads torch: imported when a configuration is checked, and not to print a page of help.
+
+
+def _stability_limit(cell: str) -> float:
+    from gruclip.dynamics import BIAS_FREE_LIMIT
+
+    return BIAS_FREE_LIMIT[cell]
+
+
+def _algorithms() -> tuple[str, ...]:
+    from gruclip.spectral import ALGORITHMS
+
+    return ALGORITHMS
 
 
 def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[str, Any]]:

@@ -25,19 +25,15 @@ blocks, and no limit on sigma_1 alone guarantees anything. The bias-free limit i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gruclip.errors import UserError
-from gruclip.gru import GRU
+from gruclip.layers import GATES, RecurrentLayer, clipped_block, gate_rows, recurrent_layers
 
-#: Gates stacked in the rows of weight_hh, in torch's order; h is the tanh RNN's only one.
-GATES = {"gru": "rzn", "gru_reset_after": "rzn", "lstm": "ifgo", "tanh_rnn": "h"}
-#: The gate whose matrix is clipped: the one through which the state is fed back.
-CANDIDATE = {"gru": "n", "gru_reset_after": "n", "lstm": "g", "tanh_rnn": "h"}
 #: The limit without biases; the heuristic with a candidate bias.
 BIAS_FREE_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
 
@@ -46,11 +42,6 @@ NEWTON_STEPS = 50
 
 
 # -- cells given by their recurrent weight alone ------------------------------------------------------
-
-
-def clipped_block(cell: str, hidden_size: int) -> slice:
-    """The rows of weight_hh that spectral clipping projects: the candidate's."""
-    return _gate(cell, CANDIDATE[cell], hidden_size)
 
 
 def gru_jacobian(weight_hh_candidate: Tensor) -> Tensor:
@@ -73,33 +64,7 @@ def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
     return torch.cat((torch.cat((W / 4, eye / 4), dim=-1), torch.cat((W / 2, eye / 2), dim=-1)), dim=-2)
 
 
-def _gate(cell: str, gate: str, hidden_size: int) -> slice:
-    start = GATES[cell].index(gate) * hidden_size
-    return slice(start, start + hidden_size)
-
-
 # -- layers of modules --------------------------------------------------------------------------------
-
-
-class RecurrentLayer(NamedTuple):
-    """One direction of one layer of a recurrent module, its tensors those of the module."""
-
-    name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0_reverse"
-    cell: str
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    below: tuple[int, ...]  #: places in the list of the layers it is fed from, none for the first
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weight_hh.shape[-1]
-
-    @property
-    def clipped(self) -> Tensor:
-        """The block that is clipped, a view (n, n)."""
-        return self.weight_hh[clipped_block(self.cell, self.hidden_size)]
 
 
 class StabilityLimit(NamedTuple):
@@ -121,55 +86,6 @@ class Linearization(NamedTuple):
         """h at the fixed point, (n,): what the layer above is fed."""
         assert self.state is not None
         return self.state[: self.layer.hidden_size]
-
-
-def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
-    """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's, single cells too.
-
-    What a single cell is fed is its caller's affair: it counts as a first layer. Raises `UserError` if there is none,
-    and for relu in place of tanh or an LSTM with projections.
-    """
-    layers: list[RecurrentLayer] = []
-    for name, part in module.named_modules():
-        # torch.compile wraps a module under this name.
-        prefix = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-        prefix = f"{prefix}." if prefix else ""
-        if isinstance(part, nn.RNNBase | GRU):
-            layers += _layers_of(part, prefix, len(layers))
-        elif isinstance(part, nn.RNNCellBase):
-            layers.append(_layer_of_cell(part, prefix))
-    if not layers:
-        raise UserError(f"{type(module).__name__}: holds no GRU, LSTM or tanh RNN; pass a module that does")
-    return layers
-
-
-def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[RecurrentLayer]:
-    cell = "gru" if isinstance(part, GRU) else {"GRU": "gru_reset_after", "LSTM": "lstm"}.get(part.mode, "tanh_rnn")
-    if not isinstance(part, GRU) and part.mode == "RNN_RELU":
-        raise _no_limit_for_relu(part, prefix)
-    if not isinstance(part, GRU) and part.proj_size > 0:
-        raise UserError(f"{prefix or type(part).__name__}: proj_size={part.proj_size}: should be 0")
-    directions = ("", "_reverse") if part.bidirectional else ("",)
-    below: tuple[int, ...] = ()
-    for layer in range(part.num_layers):
-        for direction in directions:
-            suffix = f"_l{layer}{direction}"
-            weight_ih, weight_hh = getattr(part, f"weight_ih{suffix}"), getattr(part, f"weight_hh{suffix}")
-            bias_ih, bias_hh = (getattr(part, f"bias_{kind}{suffix}") if part.bias else None for kind in ("ih", "hh"))
-            yield RecurrentLayer(f"{prefix}weight_hh{suffix}", cell, weight_ih, weight_hh, bias_ih, bias_hh, below)
-        below = tuple(range(offset + layer * len(directions), offset + (layer + 1) * len(directions)))
-
-
-def _layer_of_cell(part: nn.RNNCellBase, prefix: str) -> RecurrentLayer:
-    if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
-        raise _no_limit_for_relu(part, prefix)
-    cell = {nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}.get(type(part), "tanh_rnn")
-    bias_ih, bias_hh = (part.bias_ih, part.bias_hh) if part.bias else (None, None)
-    return RecurrentLayer(f"{prefix}weight_hh", cell, part.weight_ih, part.weight_hh, bias_ih, bias_hh, ())
-
-
-def _no_limit_for_relu(part: nn.Module, prefix: str) -> UserError:
-    return UserError(f"{prefix or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh")
 
 
 def stability_limit(module: nn.Module) -> dict[str, StabilityLimit]:
@@ -201,7 +117,7 @@ def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
     if layer.bias_ih is None or layer.bias_hh is None:
         return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
     bias = (layer.bias_ih + layer.bias_hh).detach().double()
-    gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
+    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in GATES[cell]}
     if cell == "lstm":
         return StabilityLimit(float(((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()), guaranteed=True)
     return StabilityLimit(float(1 / gate["r"].max()), guaranteed=True)
@@ -242,7 +158,7 @@ def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
         bias = (layer.bias_ih + layer.bias_hh).detach()
     if cell == "tanh_rnn":
         return W.clone()
-    gate = {name: torch.sigmoid(bias[_gate(cell, name, n)]) for name in GATES[cell]}
+    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in GATES[cell]}
     if cell == "lstm":
         into_c = torch.cat((gate["i"][:, None] * W, torch.diag(gate["f"])), dim=1)
         return torch.cat((gate["o"][:, None] * into_c, into_c))
@@ -264,7 +180,7 @@ def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> 
     h = state[..., :n]
     if cell == "tanh_rnn":
         return torch.tanh(h @ weight_hh.mT + given + recurrent_bias)
-    rows = {name: _gate(cell, name, n) for name in GATES[cell]}
+    rows = {name: gate_rows(cell, name, n) for name in GATES[cell]}
     a = h @ weight_hh.mT + recurrent_bias
     if cell == "lstm":
         i, f, o = (torch.sigmoid(a[..., rows[g]] + given[rows[g]]) for g in "ifo")

@@ -18,16 +18,13 @@ gradient that does not recur. A float64 test holds the two together.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gruclip import derivatives
 from gruclip.errors import UserError
-from gruclip.native import dropout, kernels
-from gruclip.native.layer import NativeGRULayer
-from gruclip.products import matmul, repeated_product
+from gruclip.kernels import compiled, dropout
+from gruclip.kernels.gru_layer import CompiledGRULayer, GRULayer
 
 
 def plain_gru(
@@ -82,141 +79,14 @@ def gru_layer(
     if mask is not None and not skips:
         x, mask = x * mask, None
     if x.shape[0] > 1:
-        return _GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
+        return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
     # A single run goes through two-dimensional products: the same bits alone and in any stack. Its axis is not taken
     # off by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
     tensors = x, h0, weight_ih, weight_hh, bias, keep
     single = [None if tensor is None else tensor.squeeze(0) for tensor in tensors]
-    if compute in (None, torch.float32, torch.bfloat16) and kernels.takes(*tensors):
-        return NativeGRULayer.apply(*single, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
-    return _GRULayer.apply(*single, compute).unsqueeze(0)
-
-
-def _rows(sequence: Tensor) -> Tensor:
-    """(..., T, B, k) as the rows of a matrix, (..., T B, k)."""
-    return sequence.flatten(-3, -2)
-
-
-def _reset_steps(keep: Tensor | None, steps: int) -> list[Tensor | None]:
-    """For each step the factor (..., B, 1) of the state before it, or None where no state is reset."""
-    if keep is None:
-        return [None] * steps
-    factors = keep.unsqueeze(-1).unbind(-3)
-    if keep.device.type != "cpu" or keep.dim() > 2:
-        return list(factors)  # to look would make the host wait, and of several runs one has a reset at most steps
-    any_reset = (keep == 0).any(-1)
-    return [factor if reset else None for factor, reset in zip(factors, any_reset.tolist(), strict=True)]
-
-
-class _GRULayer(torch.autograd.Function):
-    """Shapes as in `plain_gru`, all with or all without the leading axis R."""
-
-    @staticmethod
-    @derivatives.forward
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-        compute: torch.dtype | None,
-    ) -> Tensor:
-        *lead, steps, batch, _ = x.shape
-        n = h0.shape[-1]
-        gates, candidate = (
-            matmul(_rows(x), weight.mT, compute).unflatten(-2, (steps, batch)) for weight in _split(weight_ih)
-        )
-        if bias is not None:
-            gates += bias[..., None, None, : 2 * n]
-            candidate += bias[..., None, None, 2 * n :]
-        states = x.new_empty(*lead, steps + 1, batch, n)
-        states[..., 0, :, :] = h0
-
-        times_gates, times_candidate = (repeated_product(w.mT, batch, compute) for w in _split(weight_hh))
-        h = h0
-        # The sums of a step become its gates in place.
-        for rz, r, z, c, h_next, kept in zip(
-            gates.unbind(-3),
-            gates[..., :n].unbind(-3),
-            gates[..., n:].unbind(-3),
-            candidate.unbind(-3),
-            states[..., 1:, :, :].unbind(-3),
-            _reset_steps(keep, steps),
-            strict=True,
-        ):
-            if kept is not None:
-                h = h * kept
-            torch.sigmoid(times_gates(h, rz), out=rz)
-            torch.tanh(times_candidate(r * h, c), out=c)
-            h = torch.lerp(c, h, z, out=h_next)
-
-        ctx.save_for_backward(x, weight_ih, weight_hh, keep, gates, candidate, states)
-        ctx.compute, ctx.has_bias = compute, bias is not None
-        return states[..., 1:, :, :].clone()
-
-    @staticmethod
-    @derivatives.backward
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight_ih, weight_hh, keep, gates, c, states = ctx.saved_tensors
-        compute = ctx.compute
-        *_, steps, batch, n = grad.shape
-        r, z = gates[..., :n], gates[..., n:]
-        h = states[..., :-1, :, :]
-        if keep is not None:
-            h = h * keep.unsqueeze(-1)
-
-        # What multiplies dh, or d(r h), in each gate's gradient, for all steps at once.
-        by_candidate = (1 - z) * (1 - c * c)
-        by_update = (h - c) * z * (1 - z)
-        by_reset = h * r * (1 - r)
-
-        d_gates, d_candidate = torch.empty_like(gates), torch.empty_like(c)
-        times_gates, times_candidate = (repeated_product(w, batch, compute) for w in _split(weight_hh))
-        dh = grad[..., -1, :, :]
-        before = (torch.zeros_like(dh), *grad.unbind(-3)[:-1])
-        per_step = zip(
-            before,
-            r.unbind(-3),
-            z.unbind(-3),
-            by_candidate.unbind(-3),
-            by_update.unbind(-3),
-            by_reset.unbind(-3),
-            d_gates.unbind(-3),
-            d_gates[..., :n].unbind(-3),
-            d_gates[..., n:].unbind(-3),
-            d_candidate.unbind(-3),
-            _reset_steps(keep, steps),
-            strict=True,
-        )
-        # dh is the whole gradient of h_t: what comes from the output and what comes from the next step.
-        for g, r_t, z_t, f_c, f_z, f_r, d_rz, d_r, d_z, d_c, kept in reversed(list(per_step)):
-            torch.mul(dh, f_z, out=d_z)
-            d_rh = times_candidate(torch.mul(dh, f_c, out=d_c), None)
-            torch.mul(d_rh, f_r, out=d_r)
-            if kept is None:
-                dh = times_gates(d_rz, torch.addcmul(g, dh, z_t).addcmul_(d_rh, r_t))
-            else:
-                dh = torch.addcmul(g, times_gates(d_rz, (dh * z_t).addcmul_(d_rh, r_t)), kept)
-
-        d_parts = _rows(d_gates), _rows(d_candidate)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            w_gates, w_candidate = _split(weight_ih)
-            d_x = matmul(d_parts[0], w_gates, compute).add_(matmul(d_parts[1], w_candidate, compute)).view_as(x)
-        inputs = _rows(x)
-        d_weight_ih = torch.cat([matmul(d.mT, inputs, compute) for d in d_parts], dim=-2)
-        factors = _rows(h), _rows(r * h)
-        d_weight_hh = torch.cat([matmul(d.mT, f, compute) for d, f in zip(d_parts, factors, strict=True)], dim=-2)
-        d_bias = torch.cat([d.sum(-2) for d in d_parts], dim=-1) if ctx.has_bias else None
-        return d_x, dh, d_weight_ih, d_weight_hh, d_bias, None, None
-
-
-def _split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of both gates, (..., 2n, k), and those of the candidate, (..., n, k)."""
-    n = weight.shape[-2] // 3
-    return weight[..., : 2 * n, :], weight[..., 2 * n :, :]
+    if compute in (None, torch.float32, torch.bfloat16) and compiled.takes(*tensors):
+        return CompiledGRULayer.apply(*single, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
+    return GRULayer.apply(*single, compute).unsqueeze(0)
 
 
 class GRU(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gruclip.data import FILES
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 
 # The same examples every time, so that a failure comes from a change; no deadline, since cores are shared.
 hypothesis.settings.register_profile(
@@ -34,9 +34,9 @@ def data_root() -> Path:
 def kernels_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test for each: with the compiled kernels, and with torch's operations in their place."""
     if request.param == "by torch":
-        monkeypatch.setattr(kernels, "takes", lambda *_: False)
+        monkeypatch.setattr(compiled, "takes", lambda *_: False)
     else:
-        assert kernels.library() is not None, kernels.description()
+        assert compiled.library() is not None, compiled.description()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from gruclip.config import OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import ConfigError
-from gruclip.runs import folder_name
+from gruclip.runs.folder import folder_name
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from gruclip import GRU, SpectralClipping
 from gruclip.bench.projection import deferred
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
-from gruclip.engine import Engine, StepMetrics
 from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
+from gruclip.training.engine import Engine, StepMetrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs on one is not tested")
 

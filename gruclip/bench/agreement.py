@@ -15,7 +15,7 @@ import torch
 from gruclip.bench.options import number_above_0, positive, prepare
 from gruclip.config import PRECISIONS, DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import load
-from gruclip.engine import Engine
+from gruclip.training.engine import Engine
 
 #: The paper's language model.
 BASE = RunConfig(

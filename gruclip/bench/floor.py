@@ -11,8 +11,8 @@ from functools import partial
 import torch
 
 from gruclip.bench.timing import Contestant, interleave
-from gruclip.native import kernels as native
-from gruclip.products import has_bf16_products, onednn_product, our_product
+from gruclip.kernels import compiled
+from gruclip.kernels.products import has_bf16_products, onednn_product, our_product
 
 CPU = torch.device("cpu")
 
@@ -120,7 +120,7 @@ def product_rates(
     """Operations a second of each product, at its fastest: by torch's default and, in float32 on a CPU, by oneDNN and
     ours.
 
-    `gruclip.products` has the rule which of them gruclip takes; in bfloat16 torch calls oneDNN itself.
+    `gruclip.kernels.products` has the rule which of them gruclip takes; in bfloat16 torch calls oneDNN itself.
     """
     rates = {}
     for m, k, n in dict.fromkeys(shapes):
@@ -129,7 +129,7 @@ def product_rates(
         kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
         if dtype == torch.float32 and device.type == "cpu":
             kernels["oneDNN"] = partial(onednn_product, a, b)
-            if native.library() is not None:
+            if compiled.library() is not None:
                 kernels["compiled"] = partial(our_product, a, b)
         timings = interleave({name: partial(_repeat, kernel, repeats) for name, kernel in kernels.items()}, rounds)
         rates[m, k, n] = {name: 2 * m * k * n * repeats / min(taken.seconds) for name, taken in timings.items()}

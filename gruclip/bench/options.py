@@ -11,8 +11,8 @@ import torch
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from gruclip.memory import keep_freed_memory
-from gruclip.train import choose_device
+from gruclip.kernels.memory import keep_freed_memory
+from gruclip.model.device import choose_device
 
 
 class Parser(argparse.ArgumentParser):

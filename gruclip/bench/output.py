@@ -12,9 +12,9 @@ import torch
 
 from gruclip.bench.floor import Floor, Machine
 from gruclip.bench.timing import Timing
-from gruclip.environment import describe_environment
 from gruclip.errors import UserError
 from gruclip.report.render import Table, markdown
+from gruclip.runs.environment import describe_environment
 
 
 def timing_table(

@@ -20,7 +20,7 @@ from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, s
 from gruclip.bench.step import SHAPES, random_words
 from gruclip.bench.timing import interleave, shuffled
 from gruclip.errors import UserError
-from gruclip.graphs import Phase, capture_on
+from gruclip.kernels.graphs import Phase, capture_on
 from gruclip.report.render import Table
 from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, clip_singular_values_deferred_
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import load
-from gruclip.engine import Engine
 from gruclip.errors import UserError
-from gruclip.spectral import ClipResult, SpectralState, clip_singular_values_
+from gruclip.spectral import SpectralState, clip_singular_values_
+from gruclip.training.engine import Engine, Iteration
 
 #: Spectral norms of an update's part that pushes values over the limit, and of its noise, relative to the limit.
 #: Together as on Penn Treebank (iterations 20 to 60 at rate 1): 1e-3 in spectral norm, 4e-3 in Frobenius norm.
@@ -63,11 +63,11 @@ class _Recorder(Engine):
     recorded: list[Tensor]
     after: int
 
-    def _project(self) -> tuple[Tensor, Tensor, list[ClipResult]]:
+    def _clip(self, it: Iteration) -> None:
         self.after -= 1
         if self.after < 0:
             self.recorded.append(self.recurrent_blocks()[0][0].clone())
-        return super()._project()
+        super()._clip(it)
 
 
 def record(iterations: int, keep: int, delta: float, root: str | None) -> Sequence:

@@ -14,10 +14,9 @@ from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_config
 from gruclip.bench.timing import Contestant, interleave
 from gruclip.config import PRECISIONS, ModelConfig
-from gruclip.engine import WARM_UP, Engine
-from gruclip.evaluation import COMPUTE_DTYPES
+from gruclip.model.device import COMPUTE_DTYPES, choose_device
 from gruclip.report.render import Table
-from gruclip.train import choose_device
+from gruclip.training.engine import WARM_UP, Engine
 
 SIZES = (1, 2, 4, 8, 16, 32, 45, 64, 90)
 

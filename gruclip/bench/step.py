@@ -13,13 +13,13 @@ from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_w
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
 from gruclip.bench.timing import WARMUP, Contestant, interleave
-from gruclip.clock import PARTS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
-from gruclip.engine import Engine
 from gruclip.gru import GRU
-from gruclip.native.dropout import FEWEST_UNITS
+from gruclip.kernels.dropout import FEWEST_UNITS
 from gruclip.report.render import Table
+from gruclip.training.clock import PARTS
+from gruclip.training.engine import Engine
 
 EXAMPLE = "PyTorch example"
 TORCH_MUSIC = "torch loop, padded"

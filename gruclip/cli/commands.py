@@ -65,16 +65,9 @@ def _remedy(kind: str, which: str, experiment: str) -> str:
     return f"make them with: gruclip reproduce {name}{'' if experiment == usual else f' +experiment={experiment}'}"
 
 
-def reproduce(options: Namespace) -> int:
-    """``gruclip reproduce``"""
-    from gruclip.cli.reproduce import reproduce as make
-
-    return make(options.which, options.overrides)
-
-
 def eval(options: Namespace) -> int:
     """``gruclip eval``"""
-    from gruclip.inference import evaluate_run
+    from gruclip.runs.trained import evaluate_run
 
     result = evaluate_run(Path(options.run), options.split, options.device)
     perplexity = f", perplexity {result['perplexity']:.2f}" if result.get("perplexity") is not None else ""

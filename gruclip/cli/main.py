@@ -67,6 +67,10 @@ def _run(arguments: list[str]) -> int:
 
         return int(import_module(f"gruclip.bench.{arguments[1]}").main(arguments[2:]))
     options = _parser().parse_args(arguments)
+    if options.command == "reproduce":
+        from gruclip.cli.reproduce import reproduce
+
+        return reproduce(options)
     from gruclip.cli import commands
 
     return int(getattr(commands, options.command)(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,10 @@ REPRODUCTIONS = {
 }
 
 
-def reproduce(which: str, overrides: Sequence[str]) -> int:
-    """Train the runs of the sweeps that are not finished, then print their tables and draw their figures."""
-    experiment, parts = REPRODUCTIONS[which]
-    commands = [_arguments(part, experiment, overrides) for part in parts]
+def reproduce(options: Namespace) -> int:
+    """``gruclip reproduce``: train the runs that are not finished, then print their tables and draw their figures."""
+    experiment, parts = REPRODUCTIONS[options.which]
+    commands = [_arguments(part, experiment, options.overrides) for part in parts]
     # All sweeps are planned before the first is trained, so that what is wrong is told at once.
     places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in planned_runs(one)) for one in commands]
     for command in commands:

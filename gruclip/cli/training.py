@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -14,17 +13,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
+from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, train_one
 
-CONFIG_MODULE = "gruclip.conf"
-CONFIG_NAME = "config"
 SWEEPER = "hydra/sweeper=grids"
-
-#: Top-level entries of a composed configuration that are no settings of a run.
-NOT_SETTINGS = ("hydra", "protocol")
 
 
 def train(argv: Sequence[str]) -> int:
@@ -33,7 +28,7 @@ def train(argv: Sequence[str]) -> int:
     _refuse_what_hydra_would_take(argv)
 
     # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
-    # The runs of a sweep are trained by `run_job`, which the sweeper puts in this one's place.
+    # The runs of a sweep are trained by `settings.run_job`, which the sweeper puts in this one's place.
     composed: list[tuple[DictConfig, ConfigLoader]] = []
 
     def compose(settings: DictConfig) -> None:
@@ -45,21 +40,8 @@ def train(argv: Sequence[str]) -> int:
     for settings, loader in composed:
         for sweep in (argument for argument in argv if argument.startswith("+sweep=")):
             raise UserError(f"{sweep}: a sweep needs -m, as in gruclip train -m {sweep}")
-        _train_one(settings, loader)
+        train_one(settings, loader)
     return 0
-
-
-def run_job(settings: DictConfig) -> str:
-    """Train one run of a sweep and return its status: Hydra's task function, importable wherever a launcher runs it."""
-    return _train_one(settings, GlobalHydra.instance().config_loader())
-
-
-def _train_one(settings: DictConfig, loader: ConfigLoader) -> str:
-    from gruclip.train import train as train_runs
-
-    run = to_run(settings)
-    (result,) = train_runs([run], defaults=defaults_of([run], loader))
-    return result.status
 
 
 def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
@@ -72,27 +54,6 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
         config = loader.load_configuration(CONFIG_NAME, _with_plus(overrides), run_mode=RunMode.MULTIRUN)
         jobs = planned_jobs(loader, config)
         return [to_run(settings) for settings in settings_of(jobs, loader, config)]
-
-
-def to_run(settings: DictConfig) -> RunConfig:
-    """The run that a composed configuration describes, checked."""
-    values: dict[str, Any] = {
-        str(name): OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for name, value in settings.items()
-        if name not in NOT_SETTINGS
-    }
-    logger = values.get("logger")
-    if isinstance(logger, dict):  # the files of the group say ``csv: true``, so that several can be chosen
-        values["logger"] = tuple(name for name, chosen in logger.items() if chosen)
-    return RunConfig.from_dict(values)
-
-
-def defaults_of(runs: Sequence[RunConfig], loader: ConfigLoader) -> dict[str, RunConfig]:
-    """For each experiment among `runs` what its file alone gives; folders are named by what differs from it."""
-    return {
-        name: to_run(loader.load_configuration(CONFIG_NAME, [f"+experiment={name}"], run_mode=RunMode.RUN))
-        for name in dict.fromkeys(run.experiment for run in runs)
-    }
 
 
 def register_plugins() -> None:

@@ -1,7 +1,9 @@
 """The corpora: found, checked, encoded, and cut into lanes.
 
-To add a dataset: an entry in `gruclip.data.files.FILES` (three texts, or one ``.mat`` of piano rolls, each with its
-SHA-256 and its address), its name in `gruclip.config.DATASETS`, and a file ``conf/dataset/<name>.yaml``.
+- `files`: each file's address and SHA-256, where it lies, its download; `loading`: a corpus by its name; start here.
+- `words` and `music`: text and piano rolls as tensors; `lanes`: windows of a batch, for training and evaluation.
+
+Imports torch, numpy, scipy and pooch, and of gruclip `errors` alone. CONTRIBUTING.md says how to add a dataset.
 """
 
 from __future__ import annotations

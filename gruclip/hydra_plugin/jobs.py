@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from gruclip.cli.training import CONFIG_NAME
 from hydra_plugins.gruclip.grids import grid_overrides, parse, union
+from hydra_plugins.gruclip.settings import CONFIG_NAME
 
 #: Groups whose choice decides which grids there are, so that each of several choices has grids of its own.
 DECIDING = ("experiment", "sweep")

@@ -9,8 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gruclip.cli.training import defaults_of, to_run
 from hydra_plugins.gruclip.jobs import settings_of
+from hydra_plugins.gruclip.settings import defaults_of, to_run
 
 
 class StackedLauncher(Launcher):
@@ -23,7 +23,7 @@ class StackedLauncher(Launcher):
         self.loader, self.config = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from gruclip.train import train
+        from gruclip.training.runner import train
 
         settings = list(settings_of(job_overrides, self.loader, self.config))
         runs = [to_run(one) for one in settings]

@@ -10,8 +10,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gruclip.cli.training import defaults_of, run_job, to_run
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
+from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run
 
 
 class GridSweeper(Sweeper):
@@ -25,7 +25,7 @@ class GridSweeper(Sweeper):
         self.context, self.composed = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from gruclip.train import check_runs
+        from gruclip.training.runner import check_runs
 
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)

@@ -1,0 +1,9 @@
+"""Runs in; tables and figures out. Nothing is trained here, and nothing written into a run's folder.
+
+- `collect`: run folders as one data frame; `sections`: which runs may stand in one table; `statistics`: success, means,
+  bootstrap intervals.
+- `tables`, and `render` as Markdown, LaTeX or CSV: Tables 1 and 2, of rates, of cells; `figures`: 1, 2, and of rates.
+- `recalled`: the paper's values, from memory; `style`: one look for all figures.
+
+A table or a figure is a function of a data frame: start with `tables.table`. May import `runs` and what is below it.
+"""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from gruclip.config import WORD_DATASETS, RunConfig
 from gruclip.errors import UserError
-from gruclip.runs import read_config, read_summary
+from gruclip.runs.records import read_config, read_summary
 
 STATUSES = ("success", "failed", "diverged", "unfinished")
 

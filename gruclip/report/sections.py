@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.config import OPTIMIZERS, STABILITY_LIMIT, WORD_DATASETS, RunConfig
+from gruclip.config import OPTIMIZERS, WORD_DATASETS, RunConfig
+from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.report import recalled
 
@@ -142,7 +143,7 @@ def setting(row: Mapping[str, Any] | pd.Series) -> str:
 
 def delta_fraction(row: Mapping[str, Any]) -> float:
     """Delta as a fraction of the cell's stability limit; NaN for a method that has no delta."""
-    return row["optimizer.delta"] / STABILITY_LIMIT[row["model.cell"]]
+    return row["optimizer.delta"] / BIAS_FREE_LIMIT[row["model.cell"]]
 
 
 def _length(run: pd.Series) -> str:

@@ -1,7 +1,16 @@
-"""The projection onto {W : sigma_1(W) <= limit} and the algorithms for it."""
+"""The projection onto {W : sigma_1(W) <= limit}, by several algorithms, exact to float32 and certified.
 
-from gruclip.algorithms import ALGORITHMS
+- `clip`: `clip_singular_values_`, which chooses among them; start here, with ``README.md`` for the mathematics.
+- `exact`: full decompositions, the reference; `truncated`: the paper's; `single`: leading eigenvectors in float32, with
+  `eigen`; `products`: matrix products alone, for GPUs.
+- `block`: the tracked subspace, with `ritz` (Rayleigh-Ritz), `bound` (the certificate) and `state` (what is
+  carried from step to step); `thin`: products with a few columns.
+
+Imports torch and the standard library, and of gruclip `kernels` and `errors`.
+"""
+
 from gruclip.spectral.clip import (
+    ALGORITHMS,
     ClipResult,
     algorithm_on,
     check_algorithm,

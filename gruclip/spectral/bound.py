@@ -27,7 +27,7 @@ import math
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 from gruclip.spectral.thin import there_and_back
 
 #: The probability that a bound is wrong, at most.
@@ -60,11 +60,11 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
     def step(factor: float, x: Tensor, before: Tensor | None) -> tuple[Tensor, float]:
         """factor (2 A / a - I) x - before, for x in the range of I - P, and the largest norm of its columns."""
         product = there_and_back(weight, x)[1]
-        if kernels.takes(product, x, before, right):
+        if compiled.takes(product, x, before, right):
             following, largest = torch.empty_like(x), torch.empty((), dtype=torch.float64)
             numbers = torch.tensor([2 / guess**2, factor], dtype=torch.float64)
             made = [following, largest, product, x, before, right.contiguous(), numbers]
-            kernels.call("gruclip_chebyshev", made, [*x.shape, right.shape[1]])
+            compiled.call("gruclip_chebyshev", made, [*x.shape, right.shape[1]])
         else:
             following = (apart(product) * (2 / guess**2) - x) * factor
             following = following if before is None else following - before

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.algorithms import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 from gruclip.spectral import block, exact, single, truncated
 from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.state import SpectralState
 from gruclip.spectral.thin import distance
+
+ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
@@ -185,7 +186,7 @@ def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
 
 def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
     """The norms of a batch's matrices; raises `NonFiniteError` if an entry is not finite, not if only its square is."""
-    if kernels.takes(weight) and matrices:
+    if compiled.takes(weight) and matrices:
         norms = [distance(matrix) for matrix in matrices]
     else:
         norms = torch.linalg.vector_norm(weight, dim=(-2, -1)).reshape(-1).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 from gruclip.spectral.thin import thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
@@ -26,7 +26,7 @@ class Spectrum:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
         self._all: tuple[Tensor, Tensor] | None = None
-        if not kernels.takes(matrix):
+        if not compiled.takes(matrix):
             self._all = _eigh(matrix)
             return
         n = matrix.shape[0]
@@ -38,14 +38,14 @@ class Spectrum:
         torch.div(matrix, self._size, out=self._reflections[:, :n])
         self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
         reduced: list[Tensor | None] = [self._reflections, self._band, self._scales]
-        kernels.call("gruclip_band", reduced, [n, room], torch.get_num_threads())
+        compiled.call("gruclip_band", reduced, [n, room], torch.get_num_threads())
 
     def count_above(self, threshold: float) -> int:
         """The number of eigenvalues above `threshold`."""
         if self._all is not None:
             return int((self._all[0] > threshold).sum())
         count, bound = torch.empty((), dtype=torch.int64), torch.tensor(threshold / self._size, dtype=torch.float64)
-        kernels.call("gruclip_count_above", [count, self._band, bound], [len(self._band)])
+        compiled.call("gruclip_count_above", [count, self._band, bound], [len(self._band)])
         return int(count)
 
     def leading(self, count: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Spectrum:
             values, vectors = torch.empty(count, dtype=torch.float64), self.matrix.new_empty(n, count)
             made: list[Tensor | None] = [values, vectors, self._reflections, self._band, self._scales]
             counts = [n, self._reflections.stride(0), count]
-            kernels.call("gruclip_eigenpairs", made, counts, torch.get_num_threads())
+            compiled.call("gruclip_eigenpairs", made, counts, torch.get_num_threads())
             values *= self._size
             if self._is_precise(values, vectors):
                 return values, vectors

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 from gruclip.spectral.thin import there_and_back, thin_product
 
 #: Columns at most, as a share of min(m, n): a decomposition is cheaper then.
@@ -58,9 +58,9 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     columns have none of their own."""
     others = columns.new_empty(columns.shape[0], 0) if against is None else against.contiguous()
     # QR takes more columns than there are dimensions, too, and gives as many as there are.
-    if kernels.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
+    if compiled.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
         basis = columns.clone(memory_format=torch.contiguous_format)
-        kernels.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
+        compiled.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
         if not math.isnan(basis[0, 0]):
             return basis
     return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
@@ -68,10 +68,10 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
 
 def gram(columns: Tensor) -> Tensor:
     """X^T X in float64."""
-    if kernels.takes(columns):
+    if compiled.takes(columns):
         m, q = columns.shape
         made = columns.new_empty(q, q, dtype=torch.float64)
-        kernels.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
+        compiled.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
         return made
     wide = columns.double()
     return wide.mT @ wide
@@ -88,12 +88,12 @@ def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) 
     # W^T U: from what is at hand, but for values so small that their division would lose digits.
     at_hand = values[-1] > SMALLEST_VALUE * values[0]
     theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
-    if at_hand and kernels.takes(*basis):
+    if at_hand and compiled.takes(*basis):
         (m, q), n, k = basis.image.shape, basis.columns.shape[0], len(values)
         left, right, residual = (weight.new_empty(rows, k) for rows in (m, n, n))
         size = torch.empty_like(theta)
         made: list[Tensor | None] = [left, right, residual, size, *(part.contiguous() for part in basis), Y, theta]
-        kernels.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
+        compiled.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
         return Block(values, left, right, residual, size.tolist())
     Y = Y[:, : len(values)]
     # By no less than the rounding of the image: what is left of a value that is zero must not become infinite.
@@ -161,10 +161,10 @@ def converge(
 def _expanded(weight: Tensor, basis: Basis, new: Tensor, steps: int) -> Basis:
     """The basis and so many steps of the Krylov space of W^T W that begins with `new` (n, k)."""
     (m, q), (n, k) = basis.image.shape, new.shape
-    if kernels.takes(weight, *basis, new) and weight.stride(1) == 1 and q + steps * k <= n:
+    if compiled.takes(weight, *basis, new) and weight.stride(1) == 1 and q + steps * k <= n:
         grown = Basis(*(part.new_empty(part.shape[0], q + steps * k) for part in basis))
         made: list[Tensor | None] = [*grown, *(part.contiguous() for part in basis), weight, new.contiguous()]
-        kernels.call("gruclip_expand", made, [m, n, q, k, steps, weight.stride(0)], torch.get_num_threads())
+        compiled.call("gruclip_expand", made, [m, n, q, k, steps, weight.stride(0)], torch.get_num_threads())
         if not math.isnan(grown.columns[0, 0]):
             return grown
     blocks = [basis]

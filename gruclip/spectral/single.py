@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.products import gram_matrix
+from gruclip.kernels.products import gram_matrix
 from gruclip.spectral import ritz
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, thin_product

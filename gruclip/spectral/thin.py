@@ -8,17 +8,17 @@ import math
 import torch
 from torch import Tensor
 
-from gruclip.native import kernels
+from gruclip.kernels import compiled
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
     """W X for a few columns X."""
     # A single column is torch's to multiply: that takes the time it takes to read the matrix.
-    if columns.shape[1] > 1 and kernels.takes(weight, columns):
+    if columns.shape[1] > 1 and compiled.takes(weight, columns):
         (m, n), width = weight.shape, columns.shape[1]
         product = columns.new_empty(m, width)
         counts = [m, n, width, *weight.stride()]
-        kernels.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
+        compiled.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
         return product
     # Transposed, since MKL is up to eight times slower the other way round.
     return (columns.mT.contiguous() @ weight.mT).mT
@@ -26,14 +26,14 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
 
 def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """W X and W^T W X for a few columns X, in one pass over W."""
-    if kernels.takes(weight, columns) and weight.stride(1) == 1:
+    if compiled.takes(weight, columns) and weight.stride(1) == 1:
         (m, n), width = weight.shape, columns.shape[1]
         image, back = columns.new_empty(m, width), columns.new_empty(n, width)
         made: list[Tensor | None] = [image, back, weight, columns.contiguous()]
         name, counts = "gruclip_there_and_back", [m, n, width, weight.stride(0)]
         if width == 1:
             name, counts = "gruclip_there_and_back_one", [m, n, weight.stride(0)]
-        kernels.call(name, made, counts, torch.get_num_threads())
+        compiled.call(name, made, counts, torch.get_num_threads())
         return image, back
     image = thin_product(weight, columns)
     return image, thin_product(weight.mT, image)
@@ -41,10 +41,10 @@ def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 def distance(a: Tensor, b: Tensor | None = None) -> float:
     """||a - b||_F, without the difference of two whole matrices in memory; ||a||_F without b."""
-    if kernels.takes(a, b) and a.stride(1) == 1 and (b is None or b.stride(1) == 1):
+    if compiled.takes(a, b) and a.stride(1) == 1 and (b is None or b.stride(1) == 1):
         squared = torch.empty((), dtype=torch.float64)
         counts = [*a.shape, a.stride(0), 0 if b is None else b.stride(0)]
-        kernels.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
+        compiled.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
         return math.sqrt(float(squared))
     parts = zip(a.split(128), itertools.repeat(None) if b is None else b.split(128), strict=False)
     # In float64: torch's own float32 sums of so many squares lose digits that a certificate counts on.
@@ -54,8 +54,8 @@ def distance(a: Tensor, b: Tensor | None = None) -> float:
 
 def column_squares(a: Tensor) -> Tensor:
     """The squared norm of each column, in float64."""
-    if kernels.takes(a) and a.stride(1) == 1:
+    if compiled.takes(a) and a.stride(1) == 1:
         squares = a.new_empty(a.shape[1], dtype=torch.float64)
-        kernels.call("gruclip_column_squares", [squares, a], [*a.shape, a.stride(0)], torch.get_num_threads())
+        compiled.call("gruclip_column_squares", [squares, a], [*a.shape, a.stride(0)], torch.get_num_threads())
         return squares
     return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64).square()

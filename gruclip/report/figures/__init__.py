@@ -1,4 +1,7 @@
-"""The paper's Figures 1 and 2 and the figure of learning rates: data frame in, files out."""
+"""Figures of runs: data frame in, files out.
+
+`explosion` draws Figure 1, `cost` Figure 2, `rates` the learning rates; start with `explosion`.
+"""
 
 from __future__ import annotations
 

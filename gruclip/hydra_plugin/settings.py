@@ -1,0 +1,54 @@
+"""From a configuration that Hydra composed to a run, and to its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from gruclip.config import RunConfig
+
+CONFIG_MODULE = "gruclip.conf"
+CONFIG_NAME = "config"
+
+#: Top-level entries of a composed configuration that are no settings of a run.
+NOT_SETTINGS = ("hydra", "protocol")
+
+
+def run_job(settings: DictConfig) -> str:
+    """Train one run of a sweep and return its status: Hydra's task function, importable wherever a launcher runs it."""
+    return train_one(settings, GlobalHydra.instance().config_loader())
+
+
+def train_one(settings: DictConfig, loader: ConfigLoader) -> str:
+    """Train the run that a composed configuration describes; its status."""
+    from gruclip.training.runner import train as train_runs
+
+    run = to_run(settings)
+    (result,) = train_runs([run], defaults=defaults_of([run], loader))
+    return result.status
+
+
+def to_run(settings: DictConfig) -> RunConfig:
+    """The run that a composed configuration describes, checked."""
+    values: dict[str, Any] = {
+        str(name): OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for name, value in settings.items()
+        if name not in NOT_SETTINGS
+    }
+    logger = values.get("logger")
+    if isinstance(logger, dict):  # the files of the group say ``csv: true``, so that several can be chosen
+        values["logger"] = tuple(name for name, chosen in logger.items() if chosen)
+    return RunConfig.from_dict(values)
+
+
+def defaults_of(runs: Sequence[RunConfig], loader: ConfigLoader) -> dict[str, RunConfig]:
+    """For each experiment among `runs` what its file alone gives; folders are named by what differs from it."""
+    return {
+        name: to_run(loader.load_configuration(CONFIG_NAME, [f"+experiment={name}"], run_mode=RunMode.RUN))
+        for name in dict.fromkeys(run.experiment for run in runs)
+    }

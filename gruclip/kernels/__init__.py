@@ -1,0 +1,10 @@
+"""Everything that is only there for speed: without this room gruclip would compute the same, slower.
+
+- `compiled`: builds and loads the C++ beside it (``*.cpp``), and makes the calls.
+- `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
+- `gru_layer`: the paper's GRU with derivatives of its own; `derivatives`: what such autograd functions share.
+- `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
+
+Imports torch and the standard library, and of gruclip `errors` alone. Start with ``README.md`` beside this file, then
+`compiled`. Each fast function names the plain one that specifies it, and a test holds the two together.
+"""

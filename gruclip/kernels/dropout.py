@@ -1,0 +1,79 @@
+"""Products with a factor that dropout has thinned out: what is zero takes no time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.kernels import compiled
+
+#: Units from which skipping pays, and the share of them that may be left: below, a library's product is as fast.
+FEWEST_UNITS, MOST_KEPT = 256, 0.75
+#: SplitMix64's numbers, as int64.
+STEP = 0x9E3779B97F4A7C15 - 2**64
+SCRAMBLING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether products with a factor thinned out by `mask` (..., n) are faster by the functions here.
+
+    The mask has dropout's factors, 0 and 1 / (1 - p), so that its largest says what share is left.
+    """
+    if mask is None or mask.shape[-1] < FEWEST_UNITS or not compiled.takes(mask, *others):
+        return False
+    return MOST_KEPT * float(mask.max()) >= 1
+
+
+def random_bits(seeds: Tensor, words: int) -> Tensor:
+    """64 random bits in each of `words` numbers, int64, for each seed (R,): (R, words), the same on every device.
+
+    By SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), which scrambles a
+    count: multiplications and shifts, of which none waits for another number's.
+    """
+    if seeds.device.type == "cpu" and compiled.takes():
+        bits = seeds.new_empty(len(seeds), words)
+        compiled.call("gruclip_random_bits", [bits, seeds.contiguous()], [len(seeds), words], torch.get_num_threads())
+        return bits
+    z = seeds[:, None] + torch.arange(1, words + 1, device=seeds.device) * STEP
+    for shift, factor in SCRAMBLING:
+        z = (z ^ _shifted(z, shift)) * factor
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, shift: int) -> Tensor:
+    """To the right, with zeros from the left: torch's own shift repeats the sign."""
+    return (z >> shift) & ((1 << 64 - shift) - 1)
+
+
+def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor:
+    """`factor` where the random bits, int16, are below `threshold` and zero elsewhere, in the dtype of `like`."""
+    if compiled.takes(like) and bits.is_contiguous():
+        mask, number = like.new_empty(bits.shape), torch.tensor(factor, dtype=torch.float32)
+        compiled.call("gruclip_mask", [mask, bits, number], [bits.numel(), threshold], torch.get_num_threads())
+        return mask
+    return (bits < threshold).to(like.dtype) * factor
+
+
+def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left @ right`` for float32 (m, k) and (k, n) on the CPU, of any strides; pays where `left` is half zeros.
+
+    A zero of `left` meets nothing: also an infinity of `right` counts for nothing then. To `out`, if that is given.
+    """
+    (m, depth), n = left.shape, right.shape[1]
+    out = left.new_empty(m, n) if out is None else out
+    counts = [m, depth, n, *out.stride(), *left.stride(), *right.stride()]
+    compiled.call("gruclip_product_of_kept", [out, left, right], counts, torch.get_num_threads())
+    return out
+
+
+def product_where_kept(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    """``mask * (left @ right)`` for float32 (m, k), (k, n), of any strides, and (m, n) on the CPU.
+
+    Only where the mask is not zero is anything computed.
+    """
+    (m, depth), n = left.shape, right.shape[1]
+    out = left.new_empty(m, n)
+    counts = [m, depth, n, *reversed(right.stride())]
+    tensors: list[Tensor | None] = [out, left.contiguous(), right, mask.contiguous()]
+    compiled.call("gruclip_product_where_kept", tensors, counts, torch.get_num_threads())
+    return out

@@ -1,0 +1,151 @@
+"""Matrix products by the fastest kernel that there is for this processor.
+
+torch's default float32 product on x86 is MKL's, which takes a slow path on processors that are not Intel's. Measured
+on two cores each of three of them (torch 2.13, GFLOP/s):
+
+- AMD EPYC with AVX-512 (Zen 5): MKL 201, oneDNN, inside the same torch, 473 for (700, 650) @ (650, 10000); 133 against
+  267 for (20, 650) @ (650, 650) with packed weights.
+- The same (Zen 4): 124 and 200; 93 and 160 for (20, 650) @ (650, 1300).
+- AMD EPYC with AVX2 (Zen 3): MKL 86, oneDNN 92, ours (`native/dense.cpp`) 120 for the transposed (1300, 700) @
+  (700, 650); 90, 137 and 118 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
+  transpose of that, and both divide the work evenly among cores that other work slows down unevenly.
+
+In bf16 torch calls oneDNN itself.
+
+The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: for float32
+on x86 processors other than Intel's, oneDNN with AVX-512, ours with AVX2 for products of a layer's size; torch's
+default everywhere else. Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to
+bf16 and multiplied as float32: the same sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gruclip.kernels import compiled
+
+#: Multiply-adds of a product from which the compiled kernel is worth the packing of both factors, and up to which it
+#: beats MKL: by a tenth to a third in between, while MKL is a tenth faster at (700, 650) @ (650, 10000).
+LARGE, LARGEST = 200_000_000, 1_500_000_000
+#: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
+PACKED_ELEMENTS = 100_000
+
+
+@functools.cache
+def _processor() -> str:
+    """What this processor can do, "AVX512", "AVX2" or other, if it is an x86 processor and not Intel's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    processor = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()
+    return "" if "GenuineIntel" in processor else torch.backends.cpu.get_cpu_capability().split("_")[0]
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether float32 products on this CPU go to oneDNN (see above)."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return _processor() == "AVX512" and there
+
+
+def _is_float32_matrix(a: Tensor) -> bool:
+    return a.dim() == 2 and a.dtype == torch.float32 and a.device.type == "cpu"
+
+
+@functools.cache
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether products of bf16 operands are faster than those of float32 on a device."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _takes_onednn(a: Tensor) -> bool:
+    return _is_float32_matrix(a) and onednn_is_faster()
+
+
+@functools.cache
+def ours_is_faster() -> bool:
+    """Whether large float32 products on this CPU go to the compiled kernel (see above)."""
+    return _processor() == "AVX2" and compiled.library() is not None
+
+
+def _takes_ours(a: Tensor, b: Tensor) -> bool:
+    return _is_float32_matrix(a) and LARGE <= a.numel() * b.shape[1] <= LARGEST and ours_is_faster()
+
+
+def _dense(a: Tensor) -> Tensor:
+    """Contiguous, or the transpose of that: of other operands oneDNN makes a thousandfold slower product."""
+    return a.t().contiguous().t() if a.stride(0) == 1 else a.contiguous()
+
+
+def operand(x: Tensor, compute: torch.dtype | None) -> Tensor:
+    """`x` rounded to `compute` (None: as it is), in that dtype where its products are faster, else in its own."""
+    if compute is None or compute == x.dtype:
+        return x
+    return x.to(compute) if has_bf16_products(x.device) else x.to(compute).to(x.dtype)
+
+
+def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
+    """``a @ b`` for (m, k) and (k, n), or for batches of both with one leading axis.
+
+    The operands are rounded to `compute` first (None: left as they are), products are summed in float32
+    or better, and the result, which goes to `out` if that is given, has the dtype of `a`.
+    """
+    dtype, a, b = a.dtype, operand(a, compute), operand(b, compute)
+    if a.dtype != dtype:
+        product = torch.matmul(a, b)
+        return product.to(dtype) if out is None else out.copy_(product)
+    if _takes_onednn(a):
+        product = onednn_product(a, b)
+        return product if out is None else out.copy_(product)
+    if _takes_ours(a, b):
+        return our_product(a, b, out)
+    return torch.matmul(a, b, out=out)
+
+
+def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, symmetric: bool = False) -> Tensor:
+    """``a @ b`` for two float32 matrices on the CPU, with a common dimension, by the compiled kernel; to `out`, whose
+    rows are contiguous, if that is given. `symmetric`: the product is known to be, and half of it is computed."""
+    out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
+    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
+    compiled.call("gruclip_product", [out, a, b], counts, symmetric, torch.get_num_threads())
+    return out
+
+
+def gram_matrix(x: Tensor) -> Tensor:
+    """``x.mT @ x`` for (m, n)."""
+    if compiled.takes(x) and x.numel() * x.shape[1] >= LARGE:
+        return our_product(x.mT, x, symmetric=True)
+    return matmul(x.mT, x)
+
+
+def onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` for two float32 matrices by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(_dense(a), _dense(b).t(), None, "none", [], "")
+
+
+def repeated_product(
+    weight: Tensor, rows: int, compute: torch.dtype | None = None
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """``f(x, c) = c + x @ weight`` for many ``x`` of shape (rows, k) and one weight (k, n); c may be None.
+
+    `f` may leave its result in `c`. With a leading axis on all of them, the product is taken for each index.
+    `compute` as in `matmul`. The weight may be repacked here, so `f` must not outlive a change of it.
+    """
+    if compute is not None and compute != weight.dtype:
+        dtype, weight = weight.dtype, operand(weight, compute)
+        return lambda x, c: (
+            (operand(x, compute) @ weight).to(dtype) if c is None else c.add_(operand(x, compute) @ weight)
+        )
+    if weight.dim() == 3:
+        return lambda x, c: torch.bmm(x, weight) if c is None else c.baddbmm_(x, weight)
+    if _takes_onednn(weight) and weight.numel() >= PACKED_ELEMENTS:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.t(), rows)
+        linear = torch.ops.mkldnn._linear_pointwise
+        return lambda x, c: (
+            linear(x, packed, None, "none", [], "") if c is None else linear.binary(x, c, packed, None, "add")
+        )
+    return lambda x, c: torch.mm(x, weight) if c is None else c.addmm_(x, weight)

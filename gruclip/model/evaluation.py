@@ -1,0 +1,60 @@
+"""The loss of stacked weights on all of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gruclip.config import RunConfig
+from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes
+from gruclip.model.device import COMPUTE_DTYPES
+from gruclip.model.stacked import Parameters, nll, zero_states
+
+#: Steps of a window in evaluation: longer than in training, since there is nothing to remember for a gradient.
+EVALUATION_STEPS = 70
+
+
+def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
+    """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
+
+    Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
+    every tune whole, from a zero state.
+    """
+    like = parameters["output"]
+    runs = like.shape[0]
+    lanes = eval_lanes(corpus, split, config.trainer.batch_size)
+    stacked = stack_lanes([lanes], like.device)
+    states = zero_states(config.model, runs, stacked.inputs.shape[2], like)
+    total = torch.zeros(runs, dtype=torch.float64, device=like.device)
+    with torch.no_grad():
+        for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
+            window = stacked.window(start, EVALUATION_STEPS, axis=1)
+            window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
+            total += window_nll
+    return (total / lanes.predicted).tolist()
+
+
+def evaluate_weights(
+    tensors: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str, device: torch.device
+) -> float:
+    """`evaluate` for the weights of one run, without the leading axis, as checkpoints hold them."""
+    parameters = {name: tensor.to(device).unsqueeze(0) for name, tensor in tensors.items()}
+    if isinstance(corpus, WordCorpus):
+        parameters["input"] = parameters["input"][0]
+    return evaluate(parameters, config, corpus, split)[0]
+
+
+def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
+    """Lanes (L, B, ...) of several runs as one with a leading axis, (R, L, B, ...), on `device`."""
+
+    def stack(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.stack(present).to(device) if present else None
+
+    inputs, targets = stack([lane.inputs for lane in lanes]), stack([lane.targets for lane in lanes])
+    assert inputs is not None
+    assert targets is not None
+    keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
+    return Lanes(inputs, targets, keep, weight)

@@ -1,0 +1,129 @@
+"""The language model and the music model, as functions on the stacked parameters of several runs.
+
+    x_t = dropout(input_scale * W_in v_t)        v_t: one-hot word or binary note vector
+    h_t = recurrent layers, dropout between them
+    y_t = W_out dropout(h_t) + b_out             softmax over words, or a logistic for each note
+
+Parameters are a dict of tensors with a leading axis R, one slice a run:
+
+    input           (R V, n): row r V + v is word v of run r, for the rows that a window uses are few;
+                    for music (R, 88, n)
+    weight_ih_l{k}  (R, gates n, n)
+    weight_hh_l{k}  (R, gates n, n)
+    output          (R, n, outputs): transposed, because the products over it are faster so
+    output_bias     (R, outputs)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.config import ModelConfig
+from gruclip.data import Lanes
+from gruclip.kernels.dropout import factors, random_bits
+from gruclip.layers import GATES, clipped_block
+from gruclip.model.cells import STATE_VECTORS, recurrent_layer
+from gruclip.model.losses import logistic_nll, softmax_nll
+
+Parameters = dict[str, Tensor]
+
+
+def initial_parameters(config: ModelConfig, num_outputs: int, generator: torch.Generator) -> Parameters:
+    """The weights of one run before training, without the leading axis, float32 on the CPU.
+
+    Normal with mean 0 and variance 1/n; of every recurrent matrix the block that spectral clipping
+    acts on (the paper's W_hh) is orthogonal: the left singular vectors of a random matrix; the output
+    bias is zero.
+    """
+    n, gates = config.hidden_size, len(GATES[config.cell])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) / n**0.5
+
+    parameters = {"input": normal(num_outputs, n)}
+    for layer in range(config.num_layers):
+        parameters[f"weight_ih_l{layer}"] = normal(gates * n, n)
+        weight_hh = normal(gates * n, n)
+        # In float64, so that sigma_1 = 1 to the last bit of float32 whatever LAPACK does.
+        weight_hh[clipped_block(config.cell, n)] = torch.linalg.svd(torch.randn(n, n, generator=generator).double())[
+            0
+        ].float()
+        parameters[f"weight_hh_l{layer}"] = weight_hh
+    parameters["output"] = normal(n, num_outputs)
+    parameters["output_bias"] = torch.zeros(num_outputs)
+    return parameters
+
+
+def zero_states(config: ModelConfig, runs: int, batch: int, like: Tensor) -> list[Tensor]:
+    """A zero state for every layer, each (R, B, n), for the LSTM (R, B, 2n)."""
+    size = STATE_VECTORS[config.cell] * config.hidden_size
+    return [like.new_zeros(runs, batch, size) for _ in range(config.num_layers)]
+
+
+def nll(
+    parameters: Parameters,
+    config: ModelConfig,
+    window: Lanes,
+    states: list[Tensor],
+    masks: list[Tensor] | None = None,
+    compute: torch.dtype | None = None,
+    sparse: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """Negative log-likelihood of a window, summed over steps, lanes and notes: nats (R,); and the states after it.
+
+    window: tensors (R, T, B, ...), or (1, T, B, ...) where all runs read the same; states as from
+    `zero_states`; masks: dropout factors (R, T, B, n) for each layer's input and for the output layer's,
+    None without dropout; sparse: as in `embed`.
+    """
+    runs = parameters["output"].shape[0]
+    x = config.input_scale * embed(parameters["input"], window.inputs, runs, sparse)
+    keep = None if window.keep is None else window.keep.to(x.dtype)
+    after = []
+    for layer, state in enumerate(states):
+        mask = None if masks is None else masks[layer]
+        matrices = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
+        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute, mask=mask)
+        after.append(state.detach())
+    h, mask = x.flatten(1, 2), None if masks is None else masks[-1].flatten(1, 2)
+    output = parameters["output"], parameters["output_bias"]
+    targets = window.targets.flatten(1, 2)
+    weights = None if window.weight is None else window.weight.flatten(1, 2)
+    if targets.dim() == 2:
+        return softmax_nll(h, *output, targets, weights, compute, mask), after
+    return logistic_nll(h if mask is None else h * mask, *output, targets.to(x.dtype), weights), after
+
+
+def embed(weight: Tensor, inputs: Tensor, runs: int, sparse: bool = True) -> Tensor:
+    """``W_in v_t`` for words or note vectors: (R, T, B, n).
+
+    The gradient for words is sparse, of the rows that are used; or dense, where the host must not wait to count them.
+    """
+    if inputs.dim() == 3:
+        vocabulary = weight.shape[0] // runs
+        rows = inputs + torch.arange(runs, device=inputs.device).view(-1, 1, 1) * vocabulary
+        # An index and not `embedding`, whose dense gradient counts on the host too.
+        return torch.nn.functional.embedding(rows, weight, sparse=True) if sparse else weight[rows]
+    notes = inputs.to(weight.dtype).expand(runs, *inputs.shape[1:])
+    return (notes.flatten(1, 2) @ weight).unflatten(1, inputs.shape[1:3])
+
+
+def dropout_masks(
+    config: ModelConfig, generators: list[torch.Generator], steps: int, batch: int, like: Tensor
+) -> list[Tensor] | None:
+    """Factors 0 and 1/(1-p), one array (R, T, B, n) for each site of dropout; run r draws from its own generator.
+
+    A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. A generator, of the CPU, gives a seed
+    for all of them, so that they are the same on every device, and there seven times faster than the generator's own.
+    """
+    if config.dropout == 0:
+        return None
+    sites, n = config.num_layers + 1, config.hidden_size
+    shape = (len(generators), sites, steps, batch, n)
+    seeds = torch.empty(len(generators), dtype=torch.int64)
+    for seed, generator in zip(seeds.split(1), generators, strict=True):
+        seed.random_(-(2**63), None, generator=generator)
+    bits = random_bits(seeds.to(like.device), -(-sites * steps * batch * n // 4))
+    halves = bits.view(torch.int16)[:, : sites * steps * batch * n].view(shape)
+    threshold = round((1 - config.dropout) * 2**16) - 2**15
+    return list(factors(halves, threshold, 1 / (1 - config.dropout), like).unbind(1))

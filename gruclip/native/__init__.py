@@ -1,1 +1,0 @@
-"""Compiled kernels for the CPU, and the layers built on them; optional (see `gruclip.native.kernels`)."""

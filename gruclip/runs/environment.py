@@ -1,0 +1,68 @@
+"""What a number was made on: machine, threads, versions, revision, and the kernels chosen."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gruclip.kernels import compiled
+from gruclip.kernels.products import LARGE, LARGEST, PACKED_ELEMENTS, onednn_is_faster, ours_is_faster
+
+PACKAGES = ("gruclip", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "pandas", "matplotlib", "safetensors")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Plain data for ``environment.json`` and for the files of ``gruclip bench``."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": processor_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "revision": git_revision(),
+        "kernels": {
+            "float32_products": "oneDNN" if onednn_is_faster() else "torch default",
+            "compiled_multiply_adds": [LARGE, LARGEST] if ours_is_faster() else None,
+            "packed_from_elements": PACKED_ELEMENTS,
+            "native": compiled.description(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "command": sys.argv,
+    }
+
+
+def processor_name() -> str:
+    """The CPU's model name, as the kernel gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout this code runs from, with "+changes" where it differs; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

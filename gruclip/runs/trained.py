@@ -1,0 +1,90 @@
+"""What is done with a finished run: load its model, evaluate it on a split."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gruclip.config import WORD_DATASETS, ModelConfig, RunConfig
+from gruclip.data import load as load_corpus
+from gruclip.errors import ConfigError, UserError
+from gruclip.gru import GRU
+from gruclip.model.device import choose_device
+from gruclip.model.evaluation import evaluate_weights
+from gruclip.runs.checkpoints import read_checkpoint
+from gruclip.runs.records import read_config
+
+LAYERS: Mapping[str, type[nn.Module]] = {"gru": GRU, "gru_reset_after": nn.GRU, "lstm": nn.LSTM, "tanh_rnn": nn.RNN}
+
+
+class RecurrentModel(nn.Module):
+    """A trained language or music model: logits of the next word or of each note.
+
+    ``model(inputs, state)`` takes words (T, B) or note vectors (T, B, 88) and gives logits (T, B, outputs) and the
+    state, as `torch.nn.GRU` does. `input` maps words or notes to n units, `recurrent` is the GRU (or another
+    cell), `output` a linear layer. Dropout acts in training mode as it did in training.
+    """
+
+    def __init__(self, config: ModelConfig, num_outputs: int, words: bool) -> None:
+        super().__init__()
+        n = config.hidden_size
+        self.input_scale = config.input_scale
+        self.input: nn.Module = nn.Embedding(num_outputs, n) if words else nn.Linear(num_outputs, n, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        between = config.dropout if config.num_layers > 1 else 0.0
+        self.recurrent = LAYERS[config.cell](n, n, config.num_layers, bias=False, dropout=between)
+        self.output = nn.Linear(n, num_outputs)
+
+    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        x = self.input(inputs if isinstance(self.input, nn.Embedding) else inputs.to(self.output.weight.dtype))
+        states, state = self.recurrent(self.dropout(self.input_scale * x), state)
+        return self.output(self.dropout(states)), state
+
+
+def load(folder: str | Path) -> RecurrentModel:
+    """The model of a run's best epoch, on the CPU and in evaluation mode.
+
+    Raises `UserError` where `folder` is no run's, or has no checkpoint.
+    """
+    config, tensors = _read(folder)
+    words = config.dataset.name in WORD_DATASETS
+    num_outputs = tensors["output_bias"].shape[0]
+    model = RecurrentModel(config.model, num_outputs, words)
+    weights = {
+        "input.weight": tensors["input"] if words else tensors["input"].T,
+        "output.weight": tensors["output"].T,
+        "output.bias": tensors["output_bias"],
+    }
+    weights |= {f"recurrent.{name}": tensor for name, tensor in tensors.items() if name.startswith("weight_")}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[str, Any]:
+    """Loss of a run's best epoch on all of a split, in nats per token or time step, and the perplexity of words."""
+    config, tensors = _read(folder)
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"--split {split}: should be one of train, valid, test")
+    config = dataclasses.replace(config, device=device)
+    target = choose_device(config.check())
+    corpus = load_corpus(config.dataset.name, config.dataset.root)
+    checksum = read_config(Path(folder))[1]["data_sha256"]
+    if corpus.checksum != checksum:
+        raise UserError(
+            f"{folder}: was trained on other data ({config.dataset.name} {checksum[:12]}, "
+            f"here {corpus.checksum[:12]}); point dataset.root or $GRUCLIP_DATA to the same files"
+        )
+    loss = evaluate_weights(tensors, config, corpus, split, target)
+    result = {"split": split, "loss": loss, "unit": corpus.unit}
+    return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})
+
+
+def _read(folder: str | Path) -> tuple[RunConfig, dict[str, Tensor]]:
+    """Configuration and the best epoch's parameters: `gruclip.model.stacked`'s names, without the leading axis."""
+    config, _ = read_config(Path(folder))
+    return config, read_checkpoint(Path(folder) / "checkpoint" / "best.safetensors")[0]

@@ -1,0 +1,291 @@
+"""The stack: R runs of one shape trained as one batched program on one device.
+
+Every tensor of training state has a leading axis R; a single run is R = 1. What a run computes depends
+on its own seed and settings alone. On a CPU the runner gives each run an engine of its own, since a stack
+costs there what its runs cost: so a run's numbers are the same bits alone and in any stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gruclip.config import RunConfig
+from gruclip.data import Lanes, MusicCorpus, WordCorpus, train_lanes
+from gruclip.dynamics import cell_jacobian, spectral_radius
+from gruclip.kernels.graphs import Capture, Phase, capture_on
+from gruclip.kernels.memory import keep_freed_memory
+from gruclip.layers import clipped_block
+from gruclip.model.device import COMPUTE_DTYPES
+from gruclip.model.evaluation import evaluate, stack_lanes
+from gruclip.model.stacked import Parameters, dropout_masks, initial_parameters, nll, zero_states
+from gruclip.spectral import ClipResult
+from gruclip.training.clock import Clock
+from gruclip.training.optimizers import clipping_factors, gradient_norms, sgd_step_
+from gruclip.training.projections import Projected, Projections
+
+#: Iterations before one is captured: libraries set themselves up in the first.
+WARM_UP = 3
+
+
+@dataclass
+class StepMetrics:
+    """What one iteration measured, one entry a run."""
+
+    time_steps: int  #: of the window
+    loss: Tensor  #: nats per token or per time step, (R,)
+    grad_norm: Tensor  #: before clipping, (R,) float64
+    spectral_norm: Tensor  #: of each layer's W_hh after the update, (layers, R)
+    spectral_radius: Tensor | None  #: of each layer's Jacobian at the origin, (layers, R), when it was due
+    values_clipped: Tensor  #: singular values above the limit, all layers together, (R,)
+
+
+@dataclass
+class Iteration:
+    """What the phases of one iteration read and hand on."""
+
+    window: Lanes
+    masks: list[Tensor] | None
+    total: Tensor = field(init=False)  #: negative log-likelihood (R,)
+    states: list[Tensor] = field(init=False)  #: after the window
+    gradients: list[Tensor] = field(init=False)
+    grad_norm: Tensor = field(init=False)
+    projected: Projected = field(init=False)
+
+
+class Engine:
+    """Trains `configs`, all of one shape, side by side on `device`.
+
+    `capture`: how iterations are captured and replayed; as is best on the device where it is not given.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        corpus: WordCorpus | MusicCorpus,
+        device: torch.device,
+        capture: Capture | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.configs, self.corpus, self.device = list(configs), corpus, device
+        self.model, self.trainer = configs[0].model, configs[0].trainer
+        self.compute = COMPUTE_DTYPES[configs[0].precision]
+        self.dtype = torch.float64 if configs[0].precision == "fp64" else torch.float32
+        self.clock = Clock(device)
+        self._lanes: Lanes | None = None
+        runs = len(configs)
+
+        initial = []
+        self.generators = []
+        for config in configs:
+            generator = torch.Generator().manual_seed(config.seed)
+            initial.append(initial_parameters(self.model, corpus.num_outputs, generator))
+            # On the CPU, so that a seed means the same weights and masks on every device.
+            self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
+        self.parameters: Parameters = {}
+        for name in initial[0]:
+            stacked = torch.stack([parameters[name] for parameters in initial]).to(device, self.dtype)
+            if name == "input" and isinstance(corpus, WordCorpus):
+                stacked = stacked.flatten(0, 1)
+            self.parameters[name] = stacked.requires_grad_()
+        self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
+        #: The last step's metrics and the deferred projections of each layer, whose flags have not been read.
+        self._reported: tuple[StepMetrics, list[ClipResult]] | None = None
+
+        optimizers = [config.optimizer for config in configs]
+        self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
+        limits = [config.spectral_limit for config in configs]
+        self.projections = Projections(limits, self.model.num_layers, optimizers[0].algorithm, device)
+        self.rates = self._vector([o.lr for o in optimizers])
+        # torch's layers are called once for every stretch without a reset, which the host has to find.
+        captures = self.model.cell == "gru"
+        self._capture = (capture or capture_on(device)) if captures else None
+        self._captured: tuple[Iteration, list[Phase]] | None = None
+        self._iterations = 0
+
+    def _vector(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    # -- an epoch -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, epochs: Sequence[int], fresh_states: bool = True) -> int:
+        """Cut the training data for the epoch each run is in; returns the number of iterations in it."""
+        batch = self.trainer.batch_size
+        if isinstance(self.corpus, WordCorpus):
+            # The same text for every run: one copy, broadcast.
+            lanes = [train_lanes(self.corpus, batch, 0, 0)]
+        else:
+            lanes = [
+                train_lanes(self.corpus, batch, config.seed, epoch)
+                for config, epoch in zip(self.configs, epochs, strict=True)
+            ]
+        self._lanes = stack_lanes(lanes, self.device)
+        if fresh_states:
+            for state in self.states:
+                state.zero_()
+        return -(-self._lanes.inputs.shape[1] // self.trainer.bptt)
+
+    def step(self, iteration: int, with_radius: bool) -> StepMetrics:
+        """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
+        assert self._lanes is not None
+        self._read_flags()
+        clock = self.clock
+        clock.start()
+        window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
+        steps, batch = window.inputs.shape[1:3]
+        masks = dropout_masks(self.model, self.generators, steps, batch, self.parameters["output"])
+        done, phases = self._program(window, masks)
+        clock.book("data")
+        for part, phase in zip(("forward", "backward", "update", "clipping"), phases, strict=True):
+            phase()
+            clock.book(part if part != "clipping" or self.projections.any_limit else "metrics")
+        radius = self.spectral_radii() if with_radius else None
+        loss = done.total.detach() / (steps * batch)
+        # A replay writes to the same memory again.
+        norms, clipped = done.projected.spectral_norm.clone(), done.projected.values_clipped.clone()
+        metrics = StepMetrics(steps, loss, done.grad_norm.clone(), norms, radius, clipped)
+        self._reported = metrics, done.projected.deferred
+        clock.book("metrics")
+        return metrics
+
+    def _program(self, window: Lanes, masks: list[Tensor] | None) -> tuple[Iteration, list[Phase]]:
+        """The phases of an iteration on these data, and where they leave what they find.
+
+        Whole windows are captured after `WARM_UP` iterations, and then replayed on memory of their own. The
+        projection is part of that where it asks nothing of the host.
+        """
+        self._iterations += 1
+        whole = window.inputs.shape[1] == self.trainer.bptt
+        if self._capture is None or not whole or self._iterations <= WARM_UP:
+            iteration = Iteration(window, masks)
+            return iteration, self._phases(iteration)
+        if self._captured is None:
+            iteration = Iteration(window.clone(), None if masks is None else [mask.clone() for mask in masks])
+            phases = self._phases(iteration)
+            asks_nothing = len(phases) if self.projections.asks_nothing else len(phases) - 1
+            self._captured = iteration, self._capture(phases[:asks_nothing])
+        else:
+            iteration = self._captured[0]
+            iteration.window.copy_(window)
+            for held, new in zip(iteration.masks or [], masks or [], strict=True):
+                held.copy_(new)
+        iteration, replays = self._captured
+        # The others are not kept: they hold the engine, whose memory must be free as soon as nobody else does.
+        return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
+
+    def _phases(self, iteration: Iteration) -> list[Phase]:
+        phases = (self._forward, self._backward, self._update, self._clip)
+        return [partial(phase, iteration) for phase in phases]
+
+    def _forward(self, it: Iteration) -> None:
+        arguments = self.parameters, self.model, it.window, self.states, it.masks, self.compute
+        it.total, it.states = nll(*arguments, sparse=self._capture is None)
+
+    def _backward(self, it: Iteration) -> None:
+        # Sum over the steps of the mean over the batch: the divisor is the number of lanes.
+        objective = (it.total / it.window.inputs.shape[2]).sum()
+        gradients = torch.autograd.grad(objective, list(self.parameters.values()))
+        it.gradients = [g.coalesce() if g.is_sparse else g for g in gradients]
+        # Without its graph, which belongs to the stream of the capture.
+        it.total = it.total.detach()
+
+    def _update(self, it: Iteration) -> None:
+        it.grad_norm = gradient_norms(it.gradients, len(self.configs))
+        factors = clipping_factors(it.grad_norm, self.thresholds)
+        sgd_step_(self.parameters.values(), it.gradients, self.rates * factors)
+        it.gradients = []
+        for held, new in zip(self.states, it.states, strict=True):
+            held.copy_(new)
+        it.states = []  # views that keep the outputs of all steps
+
+    def _clip(self, it: Iteration) -> None:
+        it.projected = self.projections.project(self.recurrent_blocks())
+
+    def recurrent_blocks(self) -> list[Tensor]:
+        """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
+        rows = clipped_block(self.model.cell, self.model.hidden_size)
+        return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows] for k in range(self.model.num_layers)]
+
+    def _read_flags(self) -> None:
+        """Redo in full what the last step's deferred projections could not certify, and mend the step's metrics in
+        place; the host waits for the device."""
+        reported, self._reported = self._reported, None
+        if reported is None:
+            return
+        metrics, deferred = reported
+        projected = Projected(metrics.values_clipped, metrics.spectral_norm, deferred)
+        if self.projections.redo(self.recurrent_blocks(), projected) and metrics.spectral_radius is not None:
+            metrics.spectral_radius.copy_(self.spectral_radii())
+
+    def redone(self) -> list[int]:
+        """How many matrices of each run had no certificate and were decomposed in full, since the last call.
+
+        To be called before the step's metrics are read: where a matrix was redone only now, they change in place.
+        """
+        self._read_flags()
+        return self.projections.take_redone()
+
+    def spectral_radii(self) -> Tensor:
+        """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
+        radii = []
+        for k in range(self.model.num_layers):
+            weight = self.parameters[f"weight_hh_l{k}"].detach()
+            radius = spectral_radius(cell_jacobian(self.model.cell, weight)).double()
+            # Also where only a gate's rows are not, which the Jacobian does not hold.
+            radii.append(torch.where(torch.isfinite(weight).all(-1).all(-1), radius, torch.nan))
+        return torch.stack(radii)
+
+    # -- between epochs -------------------------------------------------------------------------------
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        self.rates.copy_(self._vector(rates))
+
+    def run_state(self, index: int) -> dict[str, Tensor]:
+        """Everything of one run that its continuation depends on, as tensors without the leading axis."""
+        self._read_flags()
+        state = {"generator": self.generators[index].get_state()}
+        for name, parameter in self.parameters.items():
+            state[f"parameters/{name}"] = self._slice(name, parameter.detach(), index).clone()
+        for layer, hidden in enumerate(self.states):
+            state[f"hidden/{layer}"] = hidden[index].clone()
+        for layer, projection in enumerate(self.projections.states):
+            for name, tensor in projection.index_select(index).state_dict().items():
+                state[f"projection/{layer}/{name}"] = tensor
+        return state
+
+    def load_run_state(self, index: int, state: dict[str, Tensor]) -> None:
+        """Put back what `run_state` gave."""
+        self.generators[index].set_state(state["generator"])
+        for name, parameter in self.parameters.items():
+            self._slice(name, parameter.detach(), index).copy_(state[f"parameters/{name}"])
+        for layer, hidden in enumerate(self.states):
+            hidden[index] = state[f"hidden/{layer}"].to(hidden)
+        for layer in range(self.model.num_layers):
+            prefix = f"projection/{layer}/"
+            saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            self.projections.states[layer].load_state_dict(saved, index, self.device)
+
+    def _slice(self, name: str, stacked: Tensor, index: int) -> Tensor:
+        """Run `index`'s part of a stacked parameter."""
+        if name == "input" and stacked.dim() == 2:
+            return stacked.unflatten(0, (len(self.configs), -1))[index]
+        return stacked[index]
+
+    def evaluate(self, split: str) -> list[float]:
+        """Loss of each run on all of a split: nats per token or per time step."""
+        self._read_flags()
+        self.clock.start()
+        detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        losses = evaluate(detached, self.configs[0], self.corpus, split)
+        self.clock.book("evaluation")
+        return losses
+
+
+def parameters_of(state: dict[str, Tensor]) -> Parameters:
+    """The parameters alone of what `Engine.run_state` gave, under their own names."""
+    prefix = "parameters/"
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,0 +1,135 @@
+"""The projection of a stack's recurrent matrices after each update, each run at its own limit or only measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.errors import NonFiniteError
+from gruclip.spectral import (
+    ClipResult,
+    SpectralState,
+    algorithm_on,
+    clip_singular_values_,
+    clip_singular_values_deferred_,
+    redo_uncertified_,
+    spectral_norm,
+    spectral_norm_deferred,
+)
+
+
+class Projected(NamedTuple):
+    """What became of the matrices of all layers."""
+
+    values_clipped: Tensor  #: singular values above the limit, all layers together, (R,)
+    spectral_norm: Tensor  #: after clipping, (layers, R); NaN for a matrix that is not finite
+    deferred: list[ClipResult]  #: of each layer, where nobody has looked at the flags
+
+
+class Projections:
+    """Clips or measures the matrices (R, n, n) of every layer.
+
+    `limits`: of each run, None where its matrices are only measured; `algorithm` as in `clip_singular_values_`.
+    """
+
+    def __init__(self, limits: Sequence[float | None], num_layers: int, algorithm: str, device: torch.device) -> None:
+        self.states = [SpectralState() for _ in range(num_layers)]
+        self.any_limit = any(limit is not None for limit in limits)
+        self.limits = torch.tensor(
+            [torch.inf if limit is None else limit for limit in limits], dtype=torch.float64, device=device
+        )
+        self.algorithm = algorithm_on(device, algorithm)
+        #: Runs whose matrices are clipped, and those whose are only measured.
+        self._limited, self._free = (
+            torch.tensor([run for run, limit in enumerate(limits) if (limit is None) is free], device=device).long()
+            for free in (False, True)
+        )
+        self._redone = [0] * len(limits)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether the host decides nothing in `project`, so that it can be captured in a CUDA graph."""
+        return self.algorithm == "products"
+
+    def project(self, weights: Sequence[Tensor]) -> Projected:
+        """Clip in place, where runs are clipped, and measure."""
+        clipped = torch.zeros(len(self.limits), dtype=torch.int64, device=self.limits.device)
+        norms, deferred = [], []
+        for weight, state in zip(weights, self.states, strict=True):
+            if not self.asks_nothing:
+                result = self._project_now(weight, state)
+            elif self.any_limit:
+                result = self._project_deferred(weight)
+                deferred.append(result)
+            else:
+                norms.append(spectral_norm_deferred(weight))
+                continue
+            clipped += result.values_clipped
+            norms.append(torch.where(result.finite, result.spectral_norm.to(torch.float64), torch.nan))
+        return Projected(clipped, torch.stack(norms), deferred)
+
+    def redo(self, weights: Sequence[Tensor], projected: Projected) -> bool:
+        """Redo in full what deferred projections could not certify, and mend `projected` in place; whether any was.
+
+        The host waits for the device.
+        """
+        any_redone = False
+        for layer, (weight, result) in enumerate(zip(weights, projected.deferred, strict=False)):
+            if not bool((result.certified | ~result.finite).all()):
+                full = redo_uncertified_(weight, self.limits, result)
+                self._count(full)
+                projected.values_clipped.add_(full.values_clipped - result.values_clipped)
+                norms = projected.spectral_norm
+                norms[layer] = torch.where(full.redone, full.spectral_norm, norms[layer])
+                any_redone = True
+        return any_redone
+
+    def take_redone(self) -> list[int]:
+        """How many matrices of each run were decomposed in full for want of a certificate, since the last call."""
+        redone, self._redone = self._redone, [0] * len(self.limits)
+        return redone
+
+    def _project_deferred(self, weight: Tensor) -> ClipResult:
+        """Clip those matrices of a layer that have a limit; the others cost a fifth, since they are only measured."""
+        if not len(self._free):
+            return clip_singular_values_deferred_(weight, self.limits)
+        matrices, norms = weight[self._limited], spectral_norm_deferred(weight[self._free])
+        clipped = clip_singular_values_deferred_(matrices, self.limits[self._limited])
+        weight.index_copy_(0, self._limited, matrices)
+
+        def merge(of_limited: Tensor, of_free: Tensor) -> Tensor:
+            merged = of_limited.new_empty(len(self.limits))
+            return merged.index_copy(0, self._limited, of_limited).index_copy(0, self._free, of_free)
+
+        return ClipResult(*map(merge, clipped, _measured(norms)))
+
+    def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
+        """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
+        next loss is not finite and ends it."""
+        try:
+            return self._clip_or_measure(weight, state)
+        except NonFiniteError:
+            finite = torch.isfinite(weight).flatten(1).all(1)
+            matrices = torch.where(finite[:, None, None], weight, 0.0)
+            result = self._clip_or_measure(matrices, state)
+            weight.copy_(torch.where(finite[:, None, None], matrices, weight))
+            return result._replace(finite=finite)
+
+    def _clip_or_measure(self, weight: Tensor, state: SpectralState) -> ClipResult:
+        if not self.any_limit:
+            return _measured(spectral_norm(weight, state))
+        result = clip_singular_values_(weight, self.limits, algorithm=self.algorithm, state=state)
+        self._count(result)
+        return result
+
+    def _count(self, result: ClipResult) -> None:
+        self._redone = [count + int(one) for count, one in zip(self._redone, result.redone.tolist(), strict=True)]
+
+
+def _measured(norms: Tensor) -> ClipResult:
+    """The result for matrices that were left as they were; NaN: they are not finite."""
+    none = torch.zeros_like(norms, dtype=torch.bool)
+    return ClipResult(none.long(), norms, ~none, ~norms.isnan(), none)

@@ -1,0 +1,94 @@
+"""The runner: ``train(runs)`` takes a list of configurations, checks them all, and trains what is missing.
+
+There is one runner, not two: a single run is a stack of one. On a CPU each run has an engine of its own and
+the runs follow each other or share the cores in processes; on a GPU, runs of one shape share an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gruclip.config import RunConfig
+from gruclip.errors import ConfigError
+from gruclip.model.device import SMALL_MODEL
+from gruclip.training.capacity import run_bytes
+from gruclip.training.capacity import stack_size as stack_size_of
+from gruclip.training.display import Display
+from gruclip.training.interrupts import deferred_interrupts
+from gruclip.training.jobs import Job, check_runs
+from gruclip.training.stack import train_stack
+from gruclip.training.workers import train_in_processes
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of one configuration."""
+
+    folder: Path
+    status: str  #: success, failed, diverged
+    skipped: bool  #: it was finished before this call
+    summary: dict[str, Any]
+
+
+def train(
+    runs: Sequence[RunConfig],
+    *,
+    defaults: Mapping[str, RunConfig] | None = None,
+    stack: bool = False,
+    stack_size: int | None = None,
+    quiet: bool = False,
+) -> list[RunResult]:
+    """Train every run that is not finished yet; the results in the order of `runs`.
+
+    defaults: for each experiment's name the configuration that its folder names are told apart from.
+    stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
+    `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
+    Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
+    fit into the memory, and KeyboardInterrupt after a checkpoint when interrupted.
+    """
+    jobs = check_runs(runs, defaults)
+    pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
+    skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
+    groups = list(_groups(pending, stack, stack_size))
+    with Display(total=len(pending), quiet=quiet) as display, deferred_interrupts() as interrupted:
+        for path in sorted(skipped):
+            display.note(f"{path}: finished before, skipped")
+        if (stack_size or 1) > 1 and any(job.device.type == "cpu" and job.threads > 1 for job in pending):
+            display.note(
+                f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
+                "cores and follow each other"
+            )
+        for group, size in groups:
+            if size > 1 and group[0].device.type == "cpu":
+                train_in_processes([(job.config, job.default) for job in group], size, display, interrupted)
+            else:
+                train_stack(group, size, display, interrupted)
+    results = []
+    for job in jobs:
+        summary = job.folder.summary()
+        assert summary is not None
+        results.append(RunResult(job.folder.path, summary["status"], job.folder.path in skipped, summary))
+    return results
+
+
+def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tuple[list[Job], int]]:
+    """Runs that are trained together, and how many of them at a time; without `stack` each alone.
+
+    On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
+    """
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be a whole number of at least 1, or null")
+    groups: dict[Any, list[Job]] = {}
+    for index, job in enumerate(jobs):
+        key: Any = index
+        if stack and job.device.type == "cuda":
+            key = job.shape()
+        elif stack and job.threads == 1:
+            key = "cpu"
+        groups.setdefault(key, []).append(job)
+    for group in groups.values():
+        needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
+        yield group, stack_size_of(needs, group[0].device, asked if len(group) > 1 else None)

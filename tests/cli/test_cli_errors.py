@@ -1,0 +1,198 @@
+"""Everything wrong on a command line: one line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gruclip.cli import main
+
+#: What is typed after ``gruclip``, and what the one line must hold.
+BAD_COMMANDS = [
+    # commands
+    ("", "the following arguments are required: COMMAND"),
+    ("tabel 1", "invalid choice: 'tabel'"),
+    ("table", "the following arguments are required: which"),
+    ("table 7", "invalid choice: '7'"),
+    ("table 1", "outputs/ptb: no runs there; make them with: gruclip reproduce table1"),
+    ("table 2", "outputs/nottingham: no runs there; make them with: gruclip reproduce table2\n"),
+    ("table cells", "outputs/ptb: no runs there; make them with: gruclip reproduce cells\n"),
+    ("table 1 --runs elsewhere --experiment demo", "elsewhere/demo: no runs there; make them with: gruclip reproduce "),
+    ("table 2 --experiment musedata", "make them with: gruclip reproduce table2 +experiment=musedata\n"),
+    (
+        "table 1 --experiment nope",
+        "outputs/nope: no runs there; there is no such experiment; there are demo, jsb",
+    ),
+    ("table 1 --format pdf", "invalid choice: 'pdf'"),
+    ("figure 2", "outputs/figure2/ptb: no runs there; make them with: gruclip reproduce figure2\n"),
+    ("figure lr --experiment demo", "outputs/demo: no runs there"),
+    ("reproduce table3", "invalid choice: 'table3'"),
+    ("reproduce quickstart seed=-1", "seed=-1: should be a whole number from 0"),
+    ("reproduce quickstart optimizer=sgd", "optimizer=sgd: not in this sweep, which has gradient_clipping, spectral"),
+    ("eval nowhere", "nowhere: not a run's folder"),
+    ("eval nowhere --split tset", "invalid choice: 'tset'"),
+    ("data list imagenet", "imagenet: no such dataset; there are pydoc, ptb"),
+    ("data list --root", "expected one argument"),
+    ("data list --root /nowhere", "dataset.root=/nowhere: no such folder"),
+    ("bench speed", "invalid choice: 'speed'"),
+    ("bench projection --seconds nan", "argument --seconds: nan: should be a number above 0"),
+    ("bench projection --delta -1", "argument --delta: -1: should be a number above 0"),
+    # Hydra's grammar
+    ("train --colour", "--colour: no such option; see gruclip train --help"),
+    ("train optimizer.lr", "optimizer.lr: cannot be read (missing EQUAL at '<EOF>'); write setting=value"),
+    ("train optimizer.lr=[1", "optimizer.lr=[1: cannot be read (no viable alternative at input '[1')"),
+    ("train optimizer.lr='1", "optimizer.lr='1: cannot be read"),
+    ("train seed=foo(3)", "seed=foo(3): cannot be read"),
+    ("train seed=${foo}", "Interpolation key 'foo' not found; full_key: seed"),
+    ("train seed=0,1", "seed=0,1: several values; add -m to sweep over them"),
+    ("train -m seed=interval(0,1)", "seed=interval(0,1): an interval is no grid; give the values"),
+    ("train +seed=1", "An item is already at 'seed'"),
+    ("train ~seed=3", "seed"),
+    # groups
+    ("train optimizer=adam", "optimizer=adam: no such option; there are combined_clipping, gradient_clipping, sgd"),
+    ("train -m optimizer=adam,sgd", "optimizer=adam: no such option; there are combined_clipping"),
+    ("train dataset=imagenet", "dataset=imagenet: no such option; there are jsb_chorales"),
+    ("train dataset=null", "Config group override must be a string or a list"),
+    ("train experiment=mnist", "experiment=mnist: no such option; there are demo"),
+    ("train -m +sweep=table3", "sweep=table3: no such option; there are cells, figure1"),
+    ("train +sweep=quickstart", "+sweep=quickstart: a sweep needs -m, as in gruclip train -m +sweep=quickstart"),
+    ("train hydra/launcher=cloud", "hydra/launcher=cloud: no such option; there are basic"),
+    (
+        "train -m seed=0,1 hydra/sweeper=basic",
+        "hydra/sweeper=basic: gruclip's runs are launched by",
+    ),
+    # settings
+    ("train optimizer.momentum=0.9", "optimizer.momentum: no such setting; there are optimizer.name, optimizer.lr"),
+    ("train optimzer.lr=1", "optimzer.lr: no such setting; did you mean optimizer.lr?"),
+    ("train colour=red", "colour: no such setting; there are dataset, model, optimizer"),
+    ("train +colour=red", "colour: no such setting; there are dataset, model, optimizer"),
+    ("train -m colour=red,blue", "colour: no such setting"),
+    ("train dataset.name=imagenet", "dataset.name=imagenet: should be one of pydoc, ptb"),
+    ("train optimizer.name=adam", "optimizer.name=adam: should be one of gradient_clipping"),
+    ("train optimizer.lr=fast", "optimizer.lr=fast: should be a number"),
+    ("train optimizer.lr=-1", "optimizer.lr=-1.0: should be a positive, finite number"),
+    ("train optimizer.lr=0", "optimizer.lr=0.0: should be a positive, finite number"),
+    ("train optimizer.lr=inf", "optimizer.lr=inf: should be a positive, finite number"),
+    ("train optimizer.lr=nan", "optimizer.lr=nan: should be a positive, finite number"),
+    ("train optimizer.lr=null", "optimizer.lr=None: should be a number"),
+    ("train optimizer=gradient_clipping optimizer.threshold=-5", "optimizer.threshold=-5.0: should be a positive"),
+    ("train optimizer=gradient_clipping optimizer.threshold=inf", "optimizer.threshold=inf: should be a positive"),
+    ("train optimizer=gradient_clipping optimizer.threshold=null", "gradient_clipping needs a threshold"),
+    ("train optimizer=gradient_clipping optimizer.delta=0.2", "optimizer.delta=0.2: gradient_clipping has no delta"),
+    ("train optimizer.threshold=5", "optimizer.threshold=5: spectral_clipping has no threshold"),
+    ("train optimizer=sgd optimizer.threshold=5", "optimizer.threshold=5: sgd has no threshold"),
+    ("train optimizer.delta=0", "optimizer.delta=0.0: should be a number inside (0, 2)"),
+    ("train optimizer.delta=2", "optimizer.delta=2.0: should be a number inside (0, 2)"),
+    ("train optimizer.delta=nan", "optimizer.delta=nan: should be a number inside (0, 2)"),
+    (
+        "train optimizer.delta=1 model.cell=tanh_rnn",
+        "inside (0, 1), the stability limit of tanh_rnn",
+    ),
+    ("train optimizer.algorithm=magic", "optimizer.algorithm=magic: should be one of auto"),
+    ("train model.cell=sru", "model.cell=sru: should be one of gru"),
+    ("train model.hidden_size=0", "model.hidden_size=0: should be a whole number of at least 1"),
+    ("train model.dropout=1", "model.dropout=1.0: should be a number from 0 up to, not including, 1"),
+    ("train schedule.name=cosine", "schedule.name=cosine: should be one of exponential"),
+    ("train trainer.budget=tiny", "trainer.budget=tiny: should be one of full, short, smoke"),
+    ("train trainer.bptt=0", "trainer.bptt=0: should be a whole number of at least 1"),
+    ("train trainer.batch_size=0", "trainer.batch_size=0: should be a whole number of at least 1"),
+    ("train trainer.bptt=100000", "trainer.bptt=100000: longer than a lane"),
+    ("train trainer.max_epochs=null", "trainer.max_epochs=null: the constant schedule never stops"),
+    ("train seed=1.5", "seed=1.5: should be a whole number"),
+    ("train seed=-1", "seed=-1: should be a whole number from 0"),
+    ("train precision=fp8", "precision=fp8: should be one of fp32"),
+    ("train device=cpu precision=tf32", "precision=tf32: not on the CPU, which supports fp32"),
+    ("train device=cuda", "device=cuda: torch finds no CUDA device here"),
+    ("train output_dir=", "output_dir='': give a folder"),
+    ("train output_dir=/dev/null/runs", "output_dir=/dev/null/runs: /dev/null is not a folder that can be written to"),
+    ("train -m seed=0,1 output_dir=/dev/null/runs", "/dev/null is not a folder that can be written to"),
+    ("train model={a:1}", "model.a: no such setting; there are model.cell"),
+    # data
+    ("train +experiment=ptb", "ptb/ptb.train.txt: could not be downloaded from https://raw.githubusercontent.com"),
+    # the last of several runs is the wrong one
+    ("train -m seed=0,1,-1", "seed=-1: should be a whole number from 0"),
+    ("train -m dataset=pydoc,nottingham", "music/Nottingham.mat: could not be downloaded from https://"),
+    ("train -m hydra/launcher=stacked trainer.bptt=35,100000", "trainer.bptt=100000: longer than a lane"),
+]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder on a machine without corpora, network and CUDA."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("GRUCLIP_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return folder
+
+
+@pytest.mark.parametrize(("typed", "message"), BAD_COMMANDS, ids=[typed or "nothing" for typed, _ in BAD_COMMANDS])
+def test_bad_input_is_told_in_one_line_with_exit_code_2_and_nothing_written(
+    typed: str, message: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed.split()) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.startswith("gruclip: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(work.iterdir()) == []
+
+
+def test_a_folder_of_another_configuration_is_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = work / "outputs/demo/spectral_clipping,delta=0.2,lr=1,seed=1/config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text(yaml.safe_dump({"identity": "another"}))
+    assert main(["train", "-m", "seed=0,1"]) == 2
+    assert "seed=1: belongs to another configuration or other data" in capsys.readouterr().err
+    assert [path for path in work.rglob("*") if path.is_file()] == [config]
+
+
+def test_a_missing_corpus_is_named_with_its_address_and_the_two_ways_to_provide_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "+experiment=musedata"]) == 2
+    err = capsys.readouterr().err
+    for part in ("music/MuseData.mat", "https://", "gruclip data fetch", "dataset.root", "$GRUCLIP_DATA"):
+        assert part in err
+
+
+def test_verify_fails_where_files_are_missing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "verify", "nottingham"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "nottingham: music/Nottingham.mat: missing\n"
+    assert err.startswith("gruclip: data verify: music/Nottingham.mat (missing)")
+
+
+def test_a_bug_comes_with_its_traceback(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), "train", train)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        main(["train"])
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        main(["train", "-m", "seed=0,1"])
+
+
+def test_an_interrupted_run_says_that_it_can_be_continued(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), "train", train)
+    for mode in ([], ["-m", "seed=0,1"], ["-m", "hydra/launcher=stacked", "seed=0,1"]):
+        assert main(["train", *mode]) == 130
+        assert capsys.readouterr().err == "gruclip: interrupted; the same command continues where it stopped\n"

@@ -1,0 +1,151 @@
+"""What dropout set to zero takes no part in a product, and the product is the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_matrices import made_matrix
+from torch import Tensor
+
+from gruclip.gru import gru_layer
+from gruclip.kernels import compiled, dropout
+from gruclip.kernels.dropout import product_of_kept, product_where_kept
+from gruclip.model.losses import softmax_nll
+
+products = {
+    "m": st.integers(1, 90),
+    "depth": st.integers(1, 300),
+    "n": st.integers(1, 400),
+    "kept": st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    "left_turned": st.booleans(),
+    "right_turned": st.booleans(),
+    "seed": st.integers(0, 2**31),
+}
+
+
+def mask_of(*shape: int, kept: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(*shape, generator=generator) < kept).float() / max(kept, 0.1)
+
+
+@settings(deadline=None, max_examples=120)
+@given(**products)
+def test_the_product_of_kept_elements_is_the_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = made_matrix(m, depth, left_turned, generator)
+    left *= mask_of(m, depth, kept=kept, generator=generator)
+    right = made_matrix(depth, n, right_turned, generator)
+    expected = left.double() @ right.double()
+    # The bound of a sum in float32, each term rounded once and the sum `depth` times at most.
+    bound = 1e-6 * depth**0.5 * (left.abs() @ right.abs()).clamp(min=1e-3)
+    found = product_of_kept(left, right)
+    assert ((found - expected).abs() <= bound).all()
+    turned = torch.full((n, m), torch.nan).mT
+    assert torch.equal(product_of_kept(left, right, out=turned), found)
+
+
+@settings(deadline=None, max_examples=120)
+@given(**products)
+def test_the_product_where_kept_is_the_masked_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = made_matrix(m, depth, left_turned, generator), made_matrix(depth, n, right_turned, generator)
+    mask = mask_of(m, n, kept=kept, generator=generator)
+    expected = mask * (left.double() @ right.double())
+    bound = 1e-6 * depth**0.5 * mask * (left.abs() @ right.abs())
+    assert ((product_where_kept(left, right, mask) - expected).abs() <= bound).all()
+
+
+def test_more_rows_than_a_block_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = mask_of(1500, 300, kept=0.5, generator=generator)
+    left, right = torch.randn(1500, 130, generator=generator), torch.randn(130, 300, generator=generator)
+    torch.testing.assert_close(product_where_kept(left, right, mask), mask * (left @ right), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product_of_kept(mask, right.mT), mask @ right.mT, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_a_number_is_kept_and_an_infinity_that_meets_zero_is_not() -> None:
+    left, right = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [float("inf"), 3.0]])
+    found = product_of_kept(left, right)
+    assert found[0].isnan().all()
+    assert found[1].tolist() == [1.0, 2.0]
+
+
+def test_a_thread_more_changes_no_bit(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = mask_of(700, 650, kept=0.5, generator=generator)
+    right, left = torch.randn(650, 333, generator=generator), torch.randn(700, 333, generator=generator)
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(torch.cat((product_of_kept(mask, right), product_where_kept(left, right.mT, mask)), 1))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("n", [40, 256])
+def test_layer_and_softmax_with_a_mask_are_those_of_the_masked_input(n: int, kept: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps, batch, words = 4, 7, 300
+
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).requires_grad_()
+
+    x, h0, w_ih, w_hh = normal(1, steps, batch, n), normal(1, batch, n), normal(1, 3 * n, n), normal(1, 3 * n, n)
+    output, bias = normal(1, n, words), normal(1, words)
+    inside, outside = (mask_of(1, steps, batch, n, kept=kept, generator=generator) for _ in range(2))
+    targets = torch.randint(words, (1, steps * batch), generator=generator)
+    assert dropout.pays(inside, x) == (n == 256 and kept < dropout.MOST_KEPT)
+
+    def loss(masked: bool) -> list[Tensor]:
+        h = gru_layer(x, h0, w_ih, w_hh, mask=inside) if masked else gru_layer(x * inside, h0, w_ih, w_hh)
+        if masked:
+            total = softmax_nll(h.flatten(1, 2), output, bias, targets, mask=outside.flatten(1, 2))
+        else:
+            total = softmax_nll((h * outside).flatten(1, 2), output, bias, targets)
+        return [total, *torch.autograd.grad(total.sum(), (x, h0, w_ih, w_hh, output, bias))]
+
+    for found, expected in zip(loss(True), loss(False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6 * expected.abs().max().item())
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.usefixtures("kernels_or_not")
+def test_the_random_bits_are_splitmix64_s() -> None:
+    # The first numbers that its authors' own program gives for the seed 1234567.
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    bits = dropout.random_bits(torch.tensor([1234567, -1]), 5)
+    assert [number % 2**64 for number in bits[0].tolist()] == published
+    assert torch.equal(bits[1], dropout.random_bits(torch.tensor([-1]), 5)[0])
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+def test_every_random_bit_is_as_often_set_as_not_and_independent_of_the_others() -> None:
+    bits = dropout.random_bits(torch.arange(3), 20_000).flatten()
+    ones = (bits[:, None] >> torch.arange(64) & 1).double()
+    assert (ones.mean(0) - 0.5).abs().max() < 5 * 0.5 / 60_000**0.5
+    correlation = torch.corrcoef(ones.T).fill_diagonal_(0)
+    assert correlation.abs().max() < 5.5 / 60_000**0.5
+
+
+def test_a_mask_has_its_factor_where_the_bits_are_below_the_threshold() -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16).view(1, 2, -1)
+    found = dropout.factors(bits, 100, 2.5, torch.empty(0))
+    assert found.shape == bits.shape
+    assert torch.equal(found, torch.where(bits < 100, 2.5, 0.0))
+
+
+def test_the_kernels_are_compiled_here() -> None:
+    # Where they are not, the tests above say nothing.
+    assert compiled.library() is not None, compiled.description()

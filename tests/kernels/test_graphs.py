@@ -1,0 +1,245 @@
+"""An iteration is a fixed program on fixed memory, so that a GPU can replay it as CUDA graphs.
+
+No GPU is needed for most of this: `Recording` keeps the operations that phases start, with their very tensors, refuses
+every operation for which the host would wait, and repeats them as a CUDA graph does. The tests at the end run where
+torch finds a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.data import load
+from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
+from gruclip.training.engine import WARM_UP, Engine, StepMetrics
+
+#: Operations whose result the host needs, by value or for a shape, or that copy from its memory.
+WAITING = (
+    "_local_scalar_dense", "nonzero", "unique", "_unique", "masked_select", "_coalesce", "equal", "is_nonzero",
+    "bincount", "lift_fresh", "repeat_interleave", "embedding_dense_backward", "_linalg_",
+)  # fmt: skip
+
+NAMES = ("loss", "grad_norm", "spectral_norm", "values_clipped")
+
+
+class Recording(TorchDispatchMode):
+    """The operations of a phase, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        masks = name.startswith(("index", "_index_put")) and any(
+            isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1])
+        )
+        waits = masks or name.startswith(WAITING)
+        assert not waits, f"the host waits for {func.name()}"
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            for held, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                # What came to lie elsewhere goes to where it lay; views and results in place are there already.
+                if isinstance(held, Tensor) and held.numel() and held.data_ptr() != new.data_ptr():
+                    held.detach().copy_(new)
+
+
+def recorded(engine: Engine, phases: Sequence[Phase]) -> list[Phase]:
+    """As `cuda_graphs`: to record the phases they have to be run, so that what they change is put back."""
+    changed = [*engine.parameters.values(), *engine.states]
+    before = [tensor.detach().clone() for tensor in changed]
+    recordings = []
+    for phase in phases:
+        with Recording() as recording:
+            phase()
+        recordings.append(recording)
+    with torch.no_grad():
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+    return [recording.replay for recording in recordings]
+
+
+class RecordedEngine(Engine):
+    """Captures on the CPU by `recorded`."""
+
+    phases_captured = 0
+
+    def __init__(self, configs: Sequence[RunConfig], corpus: Any) -> None:
+        def capture(phases: Sequence[Phase]) -> list[Phase]:
+            self.phases_captured += len(phases)
+            return recorded(self, phases)
+
+        super().__init__(configs, corpus, torch.device("cpu"), capture)
+
+
+def runs_of(data_root: Path, dataset: str, algorithm: str = "products", cell: str = "gru") -> list[RunConfig]:
+    """Two runs, in float64: spectral and gradient clipping, with dropout."""
+    words = dataset == "pydoc"
+    base = RunConfig(
+        dataset=DatasetConfig(dataset, None if words else str(data_root)),
+        model=ModelConfig(hidden_size=12, num_layers=1 if words else 2, cell=cell),
+        trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=10),
+        precision="fp64",
+        device="cpu",
+    )
+    optimizers = [
+        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05, algorithm=algorithm),
+        OptimizerConfig("gradient_clipping", lr=0.1, threshold=2.0, algorithm=algorithm),
+    ]
+    return [dataclasses.replace(base, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
+
+
+def numbers(metrics: StepMetrics) -> dict[str, Tensor]:
+    return {name: getattr(metrics, name).clone() for name in NAMES}
+
+
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_a_replayed_iteration_computes_what_the_iteration_computes(data_root: Path, dataset: str) -> None:
+    runs = runs_of(data_root, dataset)
+    corpus = load(dataset, runs[0].dataset.root)
+    engines = [Engine(runs, corpus, torch.device("cpu")), RecordedEngine(runs, corpus)]
+    iterations, _ = (engine.begin_epoch([1, 1]) for engine in engines)
+    for iteration in range(20):
+        if iteration == 10:  # what is set between iterations reaches those that are replayed
+            for engine in engines:
+                engine.set_rates([0.05, 0.3])
+                engine.load_run_state(0, engine.run_state(1))
+        plain, replayed = (numbers(engine.step(iteration, with_radius=False)) for engine in engines)
+        torch.testing.assert_close(replayed, plain, rtol=1e-9, atol=1e-12)
+    # The last window of an epoch is shorter, and is not replayed.
+    last = [numbers(engine.step(iterations - 1, with_radius=True)) for engine in engines]
+    torch.testing.assert_close(*last, rtol=1e-9, atol=1e-12)
+    engine = engines[1]
+    assert isinstance(engine, RecordedEngine)
+    assert engine.phases_captured == 4
+    assert engine._captured is not None
+    assert engine._captured[0].total.grad_fn is None
+    assert int(plain["values_clipped"][0]) > 0
+
+
+def test_a_measure_alone_is_captured_too(data_root: Path) -> None:
+    runs = runs_of(data_root, "pydoc")[1:] * 2
+    engines = [Engine(runs, load("pydoc"), torch.device("cpu")), RecordedEngine(runs, load("pydoc"))]
+    for engine in engines:
+        engine.begin_epoch([1, 1])
+    for iteration in range(WARM_UP + 3):
+        plain, replayed = (numbers(engine.step(iteration, with_radius=False)) for engine in engines)
+        torch.testing.assert_close(replayed, plain, rtol=1e-9, atol=1e-12)
+        expected = torch.linalg.matrix_norm(engines[0].recurrent_blocks()[0], 2)
+        torch.testing.assert_close(plain["spectral_norm"][0], expected, rtol=1e-4, atol=0)
+    assert engines[1].phases_captured == 4  # type: ignore[attr-defined]
+
+
+def test_a_projection_that_asks_the_host_is_not_captured(data_root: Path) -> None:
+    engine = RecordedEngine(runs_of(data_root, "pydoc", algorithm="auto"), load("pydoc"))
+    engine.begin_epoch([1, 1])
+    for iteration in range(WARM_UP + 2):
+        metrics = engine.step(iteration, with_radius=False)
+    assert engine.phases_captured == 3
+    norms = torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2)
+    assert norms[0] <= 0.95 * (1 + 1e-9)
+    torch.testing.assert_close(metrics.spectral_norm[0], norms, rtol=1e-4, atol=0)
+
+
+def test_a_replayed_projection_without_a_certificate_is_redone_before_the_next_step(data_root: Path) -> None:
+    spectral = runs_of(data_root, "pydoc")[0]
+    # A rate at which an update takes sigma_1 to more than four times the limit.
+    wild = dataclasses.replace(spectral, optimizer=dataclasses.replace(spectral.optimizer, lr=300.0, delta=1.9))
+    engine = RecordedEngine([wild, wild], load("pydoc"))
+    engine.begin_epoch([1, 1])
+    redone = 0
+    for iteration in range(WARM_UP + 6):
+        metrics = engine.step(iteration, with_radius=False)
+        if iteration > WARM_UP:
+            redone += sum(engine.redone())
+        else:
+            engine.redone()
+        assert (metrics.spectral_norm <= 0.1 * (1 + 1e-9)).all()
+        assert (torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2) <= 0.1 * (1 + 1e-9)).all()
+    assert redone > 0
+
+
+def test_layers_that_ask_the_host_where_the_resets_are_are_not_captured(data_root: Path) -> None:
+    engine = RecordedEngine(runs_of(data_root, "jsb_chorales", cell="lstm"), load("jsb_chorales", str(data_root)))
+    engine.begin_epoch([1, 1])
+    for iteration in range(WARM_UP + 1):
+        engine.step(iteration, with_radius=False)
+    assert engine.phases_captured == 0
+
+
+def test_graphs_are_for_gpus_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRUCLIP_GRAPHS", raising=False)
+    assert capture_on(torch.device("cpu")) is None
+    assert capture_on(torch.device("cuda")) is cuda_graphs
+    monkeypatch.setenv("GRUCLIP_GRAPHS", "0")
+    assert capture_on(torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor(3.0),
+        lambda x: torch.linalg.eigh(x),
+        lambda x: torch.ones(3).repeat_interleave(torch.ones(3, dtype=torch.int64)),
+    ],
+)
+def test_the_recording_refuses_what_the_host_has_to_wait_for(wait: Any) -> None:
+    x = torch.eye(3)
+    with pytest.raises(AssertionError, match="the host waits"), Recording():
+        wait(x)
+
+
+@pytest.mark.parametrize("read", [Tensor.tolist, Tensor.numpy])
+def test_an_iteration_reads_no_array_on_the_host(data_root: Path, monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
+    """By a way that the dispatcher does not see."""
+    engine = RecordedEngine(runs_of(data_root, "jsb_chorales"), load("jsb_chorales", str(data_root)))
+    engine.begin_epoch([1, 1])
+    for iteration in range(WARM_UP):
+        engine.step(iteration, with_radius=False)
+    real = engine._capture
+    assert real is not None
+
+    def watched(phases: Sequence[Phase]) -> list[Phase]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, read.__name__, lambda *_: pytest.fail(f"the host waits for {read.__name__}"))
+            return real(phases)
+
+    engine._capture = watched
+    engine.step(WARM_UP, with_radius=False)
+    assert engine.phases_captured == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA graphs themselves are not tested")
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_on_a_gpu_captured_iterations_agree_with_those_that_are_not(data_root: Path, dataset: str) -> None:
+    runs = runs_of(data_root, dataset)
+    corpus, device = load(dataset, runs[0].dataset.root), torch.device("cuda")
+    captured, free = Engine(runs, corpus, device), Engine(runs, corpus, device)
+    free._capture = None
+    for engine in (captured, free):
+        engine.begin_epoch([1, 1])
+    for iteration in range(50):
+        one, other = (numbers(engine.step(iteration, with_radius=False)) for engine in (captured, free))
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    assert captured._captured is not None

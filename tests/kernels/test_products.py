@@ -1,0 +1,105 @@
+"""The compiled dense product is the product, of any layout, to the same bits on any number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_matrices import made_matrix
+
+from gruclip.kernels import compiled, products
+from gruclip.kernels.products import gram_matrix, matmul, our_product
+
+sizes = {"m": st.integers(1, 230), "depth": st.integers(1, 800), "n": st.integers(1, 120)}
+
+
+@settings(max_examples=150)
+@given(
+    **sizes,
+    left_turned=st.booleans(),
+    right_turned=st.booleans(),
+    margin=st.integers(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_it_is_the_product_of_both_and_touches_nothing_beside_its_place(
+    m: int, depth: int, n: int, left_turned: bool, right_turned: bool, margin: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = made_matrix(m, depth, left_turned, generator)
+    right = made_matrix(depth, n, right_turned, generator)
+    place = torch.full((m + 2, n + 2 * margin), 7.0)
+    found = place[1:-1, margin : margin + n]
+    assert our_product(left, right, out=found) is found
+    expected = left.double() @ right.double()
+    # Each sum of products is rounded at every step, by half a unit of what it may have reached.
+    assert bool(((found.double() - expected).abs() <= depth * 6e-8 * (left.abs() @ right.abs())).all())
+    place[1:-1, margin : margin + n] = 7.0
+    assert bool((place == 7.0).all())
+
+
+@settings(max_examples=40)
+@given(m=st.integers(1, 300), n=st.integers(1, 230), turned=st.booleans(), seed=st.integers(0, 2**31))
+def test_half_of_a_symmetric_product_is_all_of_it(m: int, n: int, turned: bool, seed: int) -> None:
+    x = made_matrix(m, n, turned, torch.Generator().manual_seed(seed))
+    found = our_product(x.mT, x, symmetric=True)
+    assert torch.equal(found, found.mT)
+    assert (found.double() - x.double().mT @ x.double()).abs().max() <= m * 6e-8 * x.square().sum(0).max()
+
+
+def test_a_thread_more_changes_no_bit(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = made_matrix(500, 700, True, generator), made_matrix(700, 333, False, generator)
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append((our_product(left, right), our_product(right.mT, right, symmetric=True)))
+    for product, symmetric in made[1:]:
+        assert torch.equal(product, made[0][0])
+        assert torch.equal(symmetric, made[0][1])
+
+
+def test_a_factor_that_no_cache_holds_is_multiplied_as_well(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = made_matrix(193, 50_000, False, generator), made_matrix(50_000, 31, True, generator)
+    thin = made_matrix(4_000, 401, True, generator)
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append((our_product(left, right), our_product(thin.mT, thin, symmetric=True)))
+    for found, (a, b) in zip(made[0], ((left, right), (thin.mT, thin)), strict=True):
+        exact = a.double() @ b.double()
+        assert (found - exact).norm() <= 1e-6 * exact.norm()
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))
+
+
+def test_infinities_and_nan_stay() -> None:
+    left, right = torch.ones(20, 30), torch.ones(30, 20)
+    left[3, 5], left[7, 2] = torch.inf, torch.nan
+    found = our_product(left, right)
+    assert bool((found[3] == torch.inf).all())
+    assert bool(found[7].isnan().all())
+    assert int(found.isfinite().sum()) == 18 * 20
+
+
+@pytest.mark.parametrize("processor", ["AVX512", "AVX2", ""])
+def test_every_rule_computes_the_same(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = made_matrix(600, 600, False, generator)
+    used = []
+    call = compiled.call
+    monkeypatch.setattr(compiled, "call", lambda name, *rest: (used.append(name), call(name, *rest)))
+    monkeypatch.setattr(products, "_processor", lambda: processor)
+    for rule in (products.onednn_is_faster, products.ours_is_faster):
+        rule.cache_clear()
+    try:
+        found, small, symmetric = matmul(x, x), matmul(x[:5], x), gram_matrix(x)
+    finally:
+        for rule in (products.onednn_is_faster, products.ours_is_faster):
+            rule.cache_clear()
+    # The large one by our kernel where the rule says so, half of a symmetric one wherever there are kernels.
+    assert used == ["gruclip_product"] * (2 if processor == "AVX2" else 1)
+    exact = x.double()
+    for one, other in ((found, exact @ exact), (small, exact[:5] @ exact), (symmetric, exact.mT @ exact)):
+        assert (one - other).abs().max() <= 1e-3

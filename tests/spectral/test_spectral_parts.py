@@ -1,0 +1,175 @@
+"""What the projection is made of: the leading eigenpairs of a symmetric matrix, and the random bound of a norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gruclip.kernels import compiled
+from gruclip.spectral import bound as bounds
+from gruclip.spectral import eigen, single
+from gruclip.spectral.eigen import Spectrum
+
+
+def random(n: int, m: int, seed: int) -> Tensor:
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def orthogonal(n: int, seed: int) -> Tensor:
+    return torch.linalg.qr(random(n, n, seed))[0]
+
+
+def with_values(values: Tensor, seed: int) -> Tensor:
+    V = orthogonal(len(values), seed)
+    return V * values @ V.mT
+
+
+def almost_decoupled(n: int, seed: int) -> Tensor:
+    """Float32 loses the digits of the squares of the last row."""
+    matrix = random(n, n, seed) + random(n, n, seed).mT
+    matrix[-1, :-1] = matrix[:-1, -1] = 2.5e-23 * torch.arange(1, n) / n
+    return matrix
+
+
+SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
+    "random": lambda n, seed: random(n, n, seed) + random(n, n, seed).mT,
+    "zero": lambda n, seed: torch.zeros(n, n, dtype=torch.float64),
+    "a multiple of the identity": lambda n, seed: -0.3 * torch.eye(n, dtype=torch.float64),
+    "diagonal": lambda n, seed: random(n, 1, seed).flatten().diag(),
+    "of rank one": lambda n, seed: random(n, 1, seed) @ random(n, 1, seed).mT,
+    "clustered at zero": lambda n, seed: with_values(1e-7 * random(n, 1, seed).flatten(), seed),
+    "two clusters": lambda n, seed: with_values(1e-6 * random(n, 1, seed).flatten() - (torch.arange(n) % 2), seed),
+    "a last row of nearly nothing": lambda n, seed: almost_decoupled(n, seed),
+    "tiny": lambda n, seed: 1e-25 * (random(n, n, seed) + random(n, n, seed).mT),
+}
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("family", SYMMETRIC)
+def test_the_leading_eigenpairs_are_those_of_float64(family: str) -> None:
+    for seed, n in enumerate((1, 2, 3, 8, 17, 33, 64, 131, 200)):
+        matrix = SYMMETRIC[family](n, seed).float()
+        expected = torch.linalg.eigvalsh(matrix.double()).flip(0)
+        size = float(expected.abs().max())
+        spectrum = Spectrum(matrix)
+        for count in {1, max(1, n // 5), n}:
+            values, vectors = spectrum.leading(count)
+            assert vectors.shape == (n, count)
+            assert (values - expected[:count]).abs().max() <= 4e-6 * size
+            wide = vectors.double()
+            assert (wide.mT @ wide - torch.eye(count)).abs().max() <= 1e-5
+            assert (matrix.double() @ wide - wide * values).norm(dim=0).max() <= 1e-5 * size
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("family", SYMMETRIC)
+def test_the_eigenvalues_above_a_number_are_counted(family: str) -> None:
+    for seed, n in enumerate((1, 2, 7, 64, 130)):
+        matrix = SYMMETRIC[family](n, seed).float()
+        expected = torch.linalg.eigvalsh(matrix.double())
+        size = float(expected.abs().max())
+        for threshold in (-2 * size - 1e-30, -0.4 * size, 0.1 * size, 0.9 * size, 2 * size):
+            at_least, at_most = (int((expected > threshold + side * 4e-6 * size).sum()) for side in (1, -1))
+            assert at_least <= Spectrum(matrix).count_above(threshold) <= at_most
+
+
+def test_pairs_that_inverse_iteration_did_not_find_come_from_a_full_decomposition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matrix = SYMMETRIC["random"](60, 0).float()
+    call = compiled.call
+
+    def broken(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
+        call(name, tensors, counts, *flags)
+        if name == "gruclip_eigenpairs":
+            tensors[1][:, 1] = tensors[1][:, 0]  # type: ignore[index]
+
+    monkeypatch.setattr(eigen.compiled, "call", broken)
+    values, vectors = Spectrum(matrix).leading(4)
+    assert (matrix @ vectors - vectors * values).abs().max() < 1e-4
+    assert (vectors.mT @ vectors - torch.eye(4)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("n", [150, 331])  # a band made by one thread, and by as many as there are
+def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -> None:
+    matrix, found = SYMMETRIC["random"](n, 0).float(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(Spectrum(matrix).leading(20))
+    assert all(torch.equal(one, other) for pairs in found[1:] for one, other in zip(pairs, found[0], strict=True))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    m=st.integers(30, 150),
+    n=st.integers(30, 150),
+    tracked=st.integers(1, 10),
+    guess=st.floats(0.3, 1.5),
+    scale=st.sampled_from([1e-12, 1.0, 1e12]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_bound_holds_whatever_was_guessed(
+    m: int, n: int, tracked: int, guess: float, scale: float, dtype: torch.dtype, seed: int
+) -> None:
+    r = min(m, n)
+    values = scale * torch.linspace(2.0, 0.0, r, dtype=torch.float64)
+    U, V = orthogonal(m, seed)[:, :r], orthogonal(n, seed + 1)[:, :r]
+    weight, right = (U * values @ V.mT).to(dtype), V[:, :tracked].to(dtype)
+    norm = float(values[tracked])
+    target = 1.6 * norm
+    found = bounds.bound(weight, right, guess * norm, target, bounds.probes(n, weight, seed))
+    assert found >= norm
+    # Where the guess is right, so is the target.
+    assert found <= target or not 1 <= guess <= 1.3
+
+
+def test_the_bound_is_wrong_as_seldom_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two vectors and a miss in ten: a single eigenvalue, far above the guess, is overlooked nearly so often."""
+    monkeypatch.setattr(bounds, "ALPHA", math.sqrt(math.pi / 2) * 0.1**0.5)
+    weight = torch.zeros(20, 20, dtype=torch.float64)
+    weight[3, 7] = 1.0
+    nothing = torch.zeros(20, 0, dtype=torch.float64)
+    overlooked = 0
+    for draw in range(2000):
+        vectors = bounds.probes(20, weight, draw)[:, :2]
+        overlooked += bounds.bound(weight, nothing, 0.1, 0.95, vectors) < 1
+    assert 0.05 <= overlooked / 2000 <= 0.12
+
+
+def test_a_bound_that_cannot_be_had_is_infinite() -> None:
+    weight, nothing = torch.eye(30), torch.zeros(30, 0)
+    for guess, target in ((1.0, 0.99), (0.0, 1.0), (2.0, 1.0), (0.9, 0.95)):
+        assert bounds.bound(weight, nothing, guess, target, bounds.probes(30, weight, 0)) == math.inf
+    broken = torch.full((30, 30), torch.nan)
+    assert bounds.bound(broken, nothing, 1.0, 2.0, bounds.probes(30, broken, 0)) == math.inf
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("size", [1.5, 2.0, 3.0])
+def test_values_far_above_the_limit_are_known_and_the_others_left(size: float) -> None:
+    # As in training at a small limit: a step pushes values far, the others lie near the limit, some far below.
+    values = torch.cat((torch.linspace(0.95, 1.02, 230), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
+    for seed in range(10):
+        weight = (orthogonal(240, seed) * values.double() @ orthogonal(240, seed + 100).mT).float()
+        before, squares = weight.clone(), single.Squares(weight, 1.0)
+        assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
+        assert torch.equal(weight, before)
+        assert squares.far is not None
+        assert squares.far.shape == (240, 3)  # and the one after them
+        quotients = (weight @ squares.far).norm(dim=0)
+        torch.testing.assert_close(quotients[:2], torch.tensor([size, 1.2]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
+    weight = 2 * orthogonal(240, 0).float()
+    squares = single.Squares(weight, 1.0)
+    assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
+    assert squares.far is None

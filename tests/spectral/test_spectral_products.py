@@ -1,0 +1,164 @@
+"""The projection by products alone: right, without waiting for the device, and honest about what it cannot certify."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.data import load
+from gruclip.spectral import (
+    clip_singular_values_,
+    clip_singular_values_deferred_,
+    redo_uncertified_,
+)
+from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_PIECES, SIGN_POLYNOMIALS, _inverse_root
+from gruclip.training.engine import Engine
+from gruclip.training.runner import train
+
+
+def with_norm(generator: torch.Generator, norm: float, *shape: int) -> Tensor:
+    matrix = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return matrix * norm / torch.linalg.matrix_norm(matrix, 2)
+
+
+def projected(weight: Tensor, limit: float) -> Tensor:
+    U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    return U * S.clamp(max=limit) @ Vh
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-9), (torch.float64, 1e-14)])
+def test_the_polynomials_take_every_resolved_number_to_its_sign(dtype: torch.dtype, error: float):
+    x = torch.logspace(math.log10(RESOLUTION[dtype]), 0, 5000, dtype=torch.float64)
+    s = torch.cat((x, -x))
+    for a, b, c in SIGN_POLYNOMIALS[dtype]:
+        s = s * (a + s * s * (b + c * s * s))
+    assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < error
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 2e-13)])
+def test_the_series_of_the_inverse_root_reaches_the_precision_of_a_matrix(dtype: torch.dtype, error: float):
+    a = torch.linspace(0, FARTHEST**2 - 1, 300, dtype=torch.float64)
+    root = _inverse_root([a.pow(k).diag() for k in range(5)], ROOT_PIECES[dtype])
+    assert (root.diagonal() * (1 + a).sqrt() - 1).abs().max() < error
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (40, 25), (25, 40)])
+def test_a_batch_is_projected_where_it_is_certified_and_left_where_it_is_not(shape):
+    generator = torch.Generator().manual_seed(0)
+    norms, limits = [0.9, 1.1, 3.0, 7.0, 2.0, 2.0], torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, torch.inf]).double()
+    before = torch.stack([with_norm(generator, norm, *shape) for norm in norms]).float()
+    before[4, 3, 7] = math.nan
+    weight = before.clone()
+    result = clip_singular_values_deferred_(weight, limits)
+    assert result.finite.tolist() == [True, True, True, True, False, True]
+    assert result.certified.tolist() == [True, True, True, False, False, True]
+    for index in (0, 3, 4, 5):
+        assert torch.equal(weight[index].nan_to_num(), before[index].nan_to_num())
+    for index in (1, 2):
+        assert (weight[index] - projected(before[index], 1.0)).norm() <= 2e-6 * before[index].norm()
+        assert int(result.values_clipped[index]) == int((torch.linalg.svdvals(before[index].double()) > 1).sum())
+    redone = redo_uncertified_(weight, limits, result)
+    assert redone.redone.tolist() == [False, False, False, True, False, False]
+    assert redone.certified.tolist() == [True, True, True, True, False, True]
+    assert (weight[3] - projected(before[3], 1.0)).norm() <= 2e-6 * before[3].norm()
+    assert float(redone.spectral_norm[3]) == 1.0
+    assert torch.isnan(weight[4]).sum() == 1
+
+
+def test_in_float64_clipping_is_idempotent():
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(60, 60, generator=generator).double())[0] for _ in range(2))
+    weight = (left * torch.linspace(0, 3.9, 60, dtype=torch.float64)) @ right.mT
+    assert not clip_singular_values_(weight, 1.0, algorithm="products").redone
+    again = weight.clone()
+    clip_singular_values_(again, 1.0, algorithm="products")
+    assert torch.equal(again, weight)
+
+
+def test_nothing_in_it_waits_for_the_device():
+    """A fake tensor has no numbers: whatever asks for one raises."""
+    with FakeTensorMode():
+        weight, limits = torch.empty(3, 20, 16), torch.empty(3, dtype=torch.float64)
+        result = clip_singular_values_deferred_(weight, limits)
+        assert result.certified.shape == (3,)
+        with pytest.raises(DataDependentOutputException):
+            clip_singular_values_(weight, limits, algorithm="products")
+
+
+def test_the_norm_of_what_is_inside_is_right():
+    generator = torch.Generator().manual_seed(1)
+    for scale in (1e-30, 1.0, 1e30):
+        weight = with_norm(generator, 0.9 * scale, 50, 50)
+        result = clip_singular_values_deferred_(weight, torch.tensor(scale, dtype=torch.float64))
+        assert float(result.spectral_norm) == pytest.approx(0.9 * scale, rel=1e-4)
+
+
+def run(tmp_path: Path, precision: str = "fp32", **optimizer: object) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(hidden_size=12, num_layers=2),
+        optimizer=OptimizerConfig("spectral_clipping", **{"lr": 1.0, "delta": 1.05, **optimizer}),  # type: ignore[arg-type]
+        trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=10, radius_every=10),
+        output_dir=str(tmp_path),
+        device="cpu",
+        precision=precision,
+    )
+
+
+def test_training_with_products_is_training_with_full_decompositions(tmp_path: Path):
+    engines = [
+        Engine([run(tmp_path, "fp64", algorithm=algorithm)], load("pydoc"), torch.device("cpu"))
+        for algorithm in ("products", "full")
+    ]
+    for engine in engines:
+        engine.begin_epoch([1])
+    clipped = 0
+    for iteration in range(40):
+        one, other = (engine.step(iteration, False) for engine in engines)
+        assert float(one.loss) == pytest.approx(float(other.loss), rel=1e-7)
+        clipped += int(other.values_clipped)
+    assert clipped > 40
+
+
+def test_runs_that_are_not_clipped_are_measured_beside_those_that_are(tmp_path: Path):
+    spectral = run(tmp_path, "fp64", algorithm="products")
+    free = dataclasses.replace(spectral, seed=1, optimizer=OptimizerConfig("sgd", lr=0.5, algorithm="products"))
+    stacks = [[free, spectral, free], [free], [spectral]]
+    engines = [Engine(stack, load("pydoc"), torch.device("cpu")) for stack in stacks]
+    for engine, stack in zip(engines, stacks, strict=True):
+        engine.begin_epoch([1] * len(stack))
+    for iteration in range(10):
+        stacked, *alone = (engine.step(iteration, False) for engine in engines)
+        for position, one in ((0, alone[0]), (1, alone[1]), (2, alone[0])):
+            for name in ("values_clipped", "spectral_norm", "loss"):
+                values = getattr(stacked, name)[..., position], getattr(one, name)[..., 0]
+                torch.testing.assert_close(*values, rtol=1e-9, atol=0)
+    assert int(stacked.values_clipped[1]) > 0
+    norms = torch.linalg.matrix_norm(engines[0].recurrent_blocks()[0], 2)
+    torch.testing.assert_close(stacked.spectral_norm[0], norms, rtol=1e-4, atol=0)
+    assert norms[1] <= 0.95 * (1 + 1e-9) < norms[0]
+
+
+def test_what_is_not_certified_is_redone_in_full_before_the_next_step_and_counted(tmp_path: Path):
+    # A rate at which an update takes sigma_1 to more than FARTHEST times the limit.
+    (result,) = train([run(tmp_path, lr=300.0, algorithm="products", delta=1.9)], quiet=True)
+    assert result.summary["projections_redone"] > 0
+    made = run(tmp_path, lr=300.0, algorithm="products", delta=1.9)
+    engine = Engine([made, dataclasses.replace(made, optimizer=OptimizerConfig("sgd", lr=1e38))], load("pydoc"),
+                    torch.device("cpu"))  # fmt: skip
+    engine.begin_epoch([1, 1])
+    redone = 0
+    for iteration in range(8):
+        metrics = engine.step(iteration, False)
+        redone += engine.redone()[0]
+        assert (metrics.spectral_norm[:, 0] <= 0.1 * (1 + 1e-5)).all()
+        for weight in engine.recurrent_blocks():
+            assert torch.linalg.matrix_norm(weight[0], 2) <= 0.1 * (1 + 1e-5)
+    assert redone > 0
+    assert not all(torch.isfinite(weight[1]).all() for weight in engine.recurrent_blocks())

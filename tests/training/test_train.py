@@ -1,0 +1,475 @@
+"""The runner: what a run computes, how it is continued, and that neighbours do not matter."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
+from gruclip.data import load
+from gruclip.errors import ConfigError, UserError
+from gruclip.runs.checkpoints import read_checkpoint
+from gruclip.runs.environment import describe_environment
+from gruclip.runs.folder import CSV_FILES
+from gruclip.runs.trained import evaluate_run
+from gruclip.runs.trained import load as load_model
+from gruclip.training.display import Display
+from gruclip.training.engine import Engine
+from gruclip.training.jobs import Job
+from gruclip.training.runner import RunResult, train
+from gruclip.training.stack import train_stack
+from gruclip.training.workers import WorkerError, train_in_processes
+
+COMPARED = ("epochs.csv", "steps.csv", "summary.json")
+
+#: Where the scripts that tests start find this file.
+HERE = str(Path(__file__).parent)
+
+
+def config(tmp_path: Path, **changes: Any) -> RunConfig:
+    """A small run on pydoc: 40 iterations of 12 units."""
+    base = RunConfig(
+        model=ModelConfig(hidden_size=12),
+        optimizer=OptimizerConfig("spectral_clipping", lr=1.0, delta=1.05),
+        trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=10, radius_every=10),
+        output_dir=str(tmp_path),
+        device="cpu",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def music(tmp_path: Path, data_root: Path, **changes: Any) -> RunConfig:
+    """Two epochs of a small music model on JSB Chorales."""
+    return config(
+        tmp_path,
+        dataset=DatasetConfig("jsb_chorales", str(data_root)),
+        model=ModelConfig(hidden_size=8, num_layers=2),
+        optimizer=OptimizerConfig("gradient_clipping", lr=0.1, threshold=15.0),
+        schedule=ScheduleConfig("plateau", 1.25, patience=1),
+        trainer=TrainerConfig(max_epochs=2, radius_every=7),
+        **changes,
+    )
+
+
+def rows(result: RunResult, name: str) -> list[dict[str, str]]:
+    with (result.folder / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What a run leaves, but for the seconds it took."""
+    best = (folder / "checkpoint" / "best.safetensors").read_bytes()
+    tensors, progress = read_checkpoint(folder / "checkpoint" / "last.safetensors")
+    last = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"step": progress["step"]}
+    return {name: (folder / name).read_bytes() for name in COMPARED} | {"best": best, "last": last}
+
+
+def test_a_run_leaves_the_folder_that_the_design_promises(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert not result.skipped
+    assert {path.name for path in result.folder.iterdir()} >= {
+        "config.yaml", "epochs.csv", "steps.csv", "timing.csv", "environment.json", "summary.json", "checkpoint",
+    }  # fmt: skip
+    assert result.folder.parent == tmp_path / "demo"
+    assert result.folder.name.startswith("spectral_clipping,delta=1.05,lr=1,seed=0,")
+    steps = rows(result, "steps.csv")
+    assert [int(row["step"]) for row in steps] == list(range(1, 41))
+    assert all((row["spectral_radius_l0"] != "") == (int(row["step"]) % 10 == 0) for row in steps)
+    epochs = rows(result, "epochs.csv")
+    assert [row["epoch"] for row in epochs] == ["0", "1"]
+    assert result.summary["initial_valid_loss"] == float(epochs[0]["valid_loss"])
+    assert result.summary["valid_loss"] == float(epochs[1]["valid_loss"])
+    assert result.status == "success"
+
+
+def test_spectral_clipping_holds_every_layer_below_its_limit_after_every_update(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    steps = rows(result, "steps.csv")
+    assert all(float(row["spectral_norm_l0"]) <= 0.95 * (1 + 1e-5) for row in steps)
+    # An orthogonal start above the limit: all twelve values are clipped at once.
+    assert int(steps[0]["values_clipped"]) == 12
+
+
+def test_evaluation_of_a_finished_run_repeats_its_numbers(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert evaluate_run(result.folder, "valid")["loss"] == result.summary["valid_loss"]
+    test = evaluate_run(result.folder, "test")
+    assert test["loss"] == result.summary["test_loss"]
+    assert test["perplexity"] == math.exp(test["loss"])
+
+
+def test_the_loaded_model_computes_the_loss_that_was_reported(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    model, tokens = load_model(result.folder), load("pydoc").splits["valid"]
+    lanes, length = 20, tokens.numel() // 20
+    states, targets = [], []
+    for lane in range(lanes):
+        stop = tokens.numel() if lane == lanes - 1 else (lane + 1) * length
+        text = tokens[lane * length : stop]
+        with torch.no_grad():
+            logits, _ = model(text[:-1].unsqueeze(1))
+        states.append(logits.flatten(0, 1))
+        targets.append(text[1:])
+    loss = torch.nn.functional.cross_entropy(torch.cat(states), torch.cat(targets))
+    assert loss.item() == pytest.approx(result.summary["valid_loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_skipped_and_a_changed_setting_is_another_run(tmp_path: Path) -> None:
+    first, second = config(tmp_path), config(tmp_path, seed=1)
+    train([first], quiet=True)
+    results = train([first, second], quiet=True)
+    assert [result.skipped for result in results] == [True, False]
+    assert results[0].folder != results[1].folder
+
+
+def test_a_run_interrupted_between_iterations_continues_to_the_same_bits(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for made in (lambda path: config(path), lambda path: music(path, data_root)):
+        (whole,) = train([made(tmp_path / "whole")], quiet=True)
+        step, calls = Engine.step, []
+
+        def interrupted_step(engine: Engine, *arguments: Any, step: Any = step, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) in (7, 33):
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(engine, *arguments)
+
+        monkeypatch.setattr(Engine, "step", interrupted_step)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train([made(tmp_path / "broken")], quiet=True)
+        (continued,) = train([made(tmp_path / "broken")], quiet=True)
+        monkeypatch.undo()
+        assert content(continued.folder) == content(whole.folder)
+
+
+def test_a_run_that_is_killed_continues_from_its_last_checkpoint_to_the_same_bits(
+    tmp_path: Path, data_root: Path
+) -> None:
+    (whole,) = train([music(tmp_path / "whole", data_root)], quiet=True)
+    broken = music(tmp_path / "broken", data_root)
+    code = (
+        "import os, gruclip.training.stack as t\nfrom pathlib import Path\n"
+        "from gruclip import train\nfrom test_train import music\n"
+        "real, calls = t.Engine.step, []\n"
+        "def step(*a):\n    calls.append(1)\n    if len(calls) == 33: os._exit(9)\n    return real(*a)\n"
+        "t.Engine.step = step\n"
+        f"train([music(Path({str(tmp_path / 'broken')!r}), Path({str(data_root)!r}))], quiet=True)\n"
+    )
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": HERE}
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, **threads}, check=False)
+    assert killed.returncode == 9
+    (continued,) = train([broken], quiet=True)
+    assert content(continued.folder) == content(whole.folder)
+
+
+def test_five_runs_in_a_stack_leave_the_bits_that_each_leaves_alone(tmp_path: Path) -> None:
+    def five(path: Path) -> list[RunConfig]:
+        optimizers = [
+            OptimizerConfig("spectral_clipping", lr=1.0, delta=1.05),
+            OptimizerConfig("spectral_clipping", lr=0.5, delta=0.4),
+            OptimizerConfig("gradient_clipping", lr=1.0, threshold=2.0),
+            OptimizerConfig("combined_clipping", lr=2.0, threshold=5.0, delta=0.2),
+            OptimizerConfig("sgd", lr=0.1),
+        ]
+        return [config(path, optimizer=optimizer, seed=seed) for seed, optimizer in enumerate(optimizers)]
+
+    together = train(five(tmp_path / "together"), stack=True, quiet=True)
+    for index, result in enumerate(together):
+        (alone,) = train([five(tmp_path / "alone")[index]], quiet=True)
+        assert content(result.folder) == content(alone.folder)
+
+
+def long_run(path: Path, seed: int) -> RunConfig:
+    """Long enough to be interrupted."""
+    return config(path, seed=seed, trainer=TrainerConfig(max_epochs=None, max_steps=100, bptt=10))
+
+
+def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip import train\nfrom test_train import long_run\n"
+        "if __name__ == '__main__':\n"
+        f"    train([long_run(Path({str(tmp_path / 'broken')!r}), seed) for seed in (0, 1)], stack=True, quiet=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    summaries = [path.read_text() for path in (tmp_path / "broken").glob("*/*/summary.json")]
+    assert any("unfinished" in summary for summary in summaries)
+    continued = train([long_run(tmp_path / "broken", seed) for seed in (0, 1)], quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
+    assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
+
+
+def test_a_stack_whose_parent_is_killed_ends_with_checkpoints_and_continues_to_the_same_bits(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip import train\nfrom test_train import long_run\n"
+        "if __name__ == '__main__':\n"
+        f"    train([long_run(Path({str(tmp_path / 'broken')!r}), seed) for seed in (0, 1)], stack=True, quiet=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": HERE})
+    while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    runs, deadline = [long_run(tmp_path / "broken", seed) for seed in (0, 1)], time.monotonic() + 60
+    continued: list[RunResult] = []
+    while not continued and time.monotonic() < deadline:
+        # The workers may still write their checkpoints.
+        with contextlib.suppress(UserError):
+            continued = train(runs, quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
+    assert [content(run.folder) for run in continued] == [content(run.folder) for run in whole]
+
+
+def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback() -> None:
+    with Display(total=1, quiet=True) as display, pytest.raises(WorkerError, match=r"Traceback (.|\n)*NoneType"):
+        train_in_processes([(None, None)], 1, display, threading.Event())  # type: ignore[list-item]
+
+
+def test_a_process_of_a_stack_that_is_killed_is_the_users_to_mend(tmp_path: Path) -> None:
+    def kill() -> None:
+        while not list(tmp_path.glob("*/*/environment.json")):
+            time.sleep(0.02)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
+        train([long_run(tmp_path, seed) for seed in (0, 1)], stack=True, quiet=True)
+    killer.join()
+
+
+def test_what_a_process_of_a_stack_refuses_is_refused_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The corpus disappears between the check and the workers' start.
+    runs = [config(tmp_path, seed=seed) for seed in range(2)]
+    monkeypatch.setattr("gruclip.training.runner.train_in_processes", _without_data)
+    with pytest.raises(UserError, match=r"^dataset\.root=/nowhere: no such folder"):
+        train(runs, stack=True, quiet=True)
+
+
+def test_a_stack_size_for_runs_that_take_all_cores_is_noted_to_be_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("gruclip.model.device", "gruclip.training.runner"):
+        monkeypatch.setattr(f"{module}.SMALL_MODEL", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    trainer = TrainerConfig(max_epochs=None, max_steps=1, bptt=10)
+    train([config(tmp_path, seed=seed, trainer=trainer) for seed in range(2)], stack=True, stack_size=2)
+    assert "hydra.launcher.stack_size=2: on a CPU runs of more than 8 units take all cores" in capsys.readouterr().err
+
+
+def test_a_run_continued_with_other_kernels_keeps_the_record_of_those_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted_step(engine: Engine, *arguments: Any, step: Any = Engine.step) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(engine, *arguments)
+
+    for kernels in ("one", "two", "two"):
+        described = describe_environment(torch.device("cpu")) | {"kernels": kernels}
+        monkeypatch.setattr(
+            "gruclip.training.active_run.describe_environment", lambda device, described=described: described
+        )
+        monkeypatch.setattr(Engine, "step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            train([config(tmp_path)])
+    monkeypatch.undo()
+    (path,) = tmp_path.glob("*/*/environment.json")
+    record = json.loads(path.read_text())
+    assert (record["kernels"], [before["kernels"] for before in record["before"]]) == ("two", ["one"])
+    assert capsys.readouterr().err.count("not all of it with one machine, revision, kernels") == 2
+
+
+def _without_data(tasks: Any, count: int, display: Any, interrupted: Any) -> None:
+    ptb = [
+        (dataclasses.replace(run, dataset=DatasetConfig("ptb", "/nowhere"), output_dir=run.output_dir), default)
+        for run, default in tasks
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRUCLIP_DATA", "/nowhere")
+        patch.setenv("XDG_CACHE_HOME", run_cache(tasks))
+        train_in_processes(ptb, count, display, interrupted)
+
+
+def run_cache(tasks: Any) -> str:
+    """An empty folder for the user's cache."""
+    return str(Path(tasks[0][0].output_dir) / "cache")
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iterations(
+    tmp_path: Path, data_root: Path, words: bool
+) -> None:
+    made = config(tmp_path) if words else music(tmp_path, data_root)
+    made = dataclasses.replace(made, precision="fp64")
+    optimizers = [
+        OptimizerConfig("gradient_clipping", lr=0.1, threshold=2.0),
+        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05),
+        OptimizerConfig("combined_clipping", lr=0.1, threshold=5.0, delta=0.4),
+    ]
+    runs = [dataclasses.replace(made, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
+    corpus = load(made.dataset.name, made.dataset.root)
+    stack, alone = Engine(runs, corpus, torch.device("cpu")), [Engine([r], corpus, torch.device("cpu")) for r in runs]
+    iterations = stack.begin_epoch([1, 1, 1])
+    for engine in alone:
+        engine.begin_epoch([1])
+    for iteration in range(50):
+        together = stack.step(iteration % iterations, with_radius=iteration == 49)
+        singles = [engine.step(iteration % iterations, with_radius=iteration == 49) for engine in alone]
+        for name in ("loss", "grad_norm"):
+            expected = torch.cat([getattr(single, name) for single in singles])
+            torch.testing.assert_close(getattr(together, name), expected, rtol=1e-9, atol=0)
+    for index, engine in enumerate(alone):
+        found = stack.run_state(index)
+        for name, tensor in engine.run_state(0).items():
+            if name.startswith(("parameters/", "hidden/")):
+                torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_the_slots_of_runs_that_ended_are_filled_by_runs_that_wait(tmp_path: Path, data_root: Path) -> None:
+    # What a GPU does, here in float64 on the CPU: two slots; runs of 1, 3, 2, 1 epochs and one that diverges.
+    def five(path: Path) -> list[RunConfig]:
+        trainers = [TrainerConfig(max_epochs=epochs, radius_every=7) for epochs in (1, 3, 2, 1, 3)]
+        made = [
+            dataclasses.replace(music(path, data_root), precision="fp64", seed=seed, trainer=trainer)
+            for seed, trainer in enumerate(trainers)
+        ]
+        return [*made[:4], dataclasses.replace(made[4], optimizer=OptimizerConfig("sgd", lr=1e300))]
+
+    jobs = [Job(run, RunConfig()) for run in five(tmp_path / "together")]
+    with Display(total=5, quiet=True) as display:
+        train_stack(jobs, 2, display, threading.Event())
+    alone = train(five(tmp_path / "alone"), quiet=True)
+    assert [result.status for result in alone] == ["success"] * 4 + ["diverged"]
+    for job, expected in zip(jobs, alone, strict=True):
+        found = RunResult(job.folder.path, expected.status, False, job.folder.summary() or {})
+        assert found.summary["status"] == expected.status
+        for name in ("steps.csv", "epochs.csv"):
+            pairs = list(zip(rows(found, name), rows(expected, name), strict=True))
+            for one, other in pairs:
+                assert one.keys() == other.keys()
+                for key, value in other.items():
+                    assert (one[key] == "") == (value == "")
+                    if value:
+                        assert float(one[key]) == pytest.approx(float(value), rel=1e-6, nan_ok=True)
+        assert {row["stack_size"] for row in rows(found, "timing.csv")} <= {"1", "2"}
+
+
+def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged_and_its_neighbours_go_on(tmp_path: Path) -> None:
+    wild = config(tmp_path, optimizer=OptimizerConfig("sgd", lr=1e38))
+    diverged, neighbour = train([wild, config(tmp_path)], quiet=True)
+    assert diverged.status == "diverged"
+    last = rows(diverged, "steps.csv")[-1]
+    assert not math.isfinite(float(last["loss"]))
+    assert int(last["step"]) < 40
+    assert neighbour.status == "success"
+
+
+def test_a_run_that_overflows_in_a_batched_stack_leaves_its_neighbour_clipped(tmp_path: Path) -> None:
+    runs = [config(tmp_path, optimizer=OptimizerConfig("sgd", lr=1e38)), config(tmp_path)]
+    engine = Engine(runs, load("pydoc"), torch.device("cpu"))
+    engine.begin_epoch([1, 1])
+    for iteration in range(6):
+        metrics = engine.step(iteration, with_radius=iteration == 5)
+        assert metrics.spectral_norm[0, 1].item() <= 0.95 * (1 + 1e-5)
+    assert not math.isfinite(metrics.loss[0].item())
+    assert math.isfinite(metrics.loss[1].item())
+    assert torch.linalg.matrix_norm(engine.recurrent_blocks()[0][1], 2).item() <= 0.95 * (1 + 1e-5)
+
+
+def test_a_run_whose_validation_loss_rises_above_its_start_is_failed(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path, optimizer=OptimizerConfig("sgd", lr=300.0))], quiet=True)
+    assert result.status in ("failed", "diverged")
+    assert result.summary["valid_loss"] is None or result.summary["valid_loss"] > result.summary["initial_valid_loss"]
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    errors: list[BaseException] = []
+    job = Job(made, RunConfig())
+    job.folder.open(dict.fromkeys(CSV_FILES, ("x",)), None)
+    try:
+        train([made], quiet=True)
+    except UserError as error:
+        errors.append(error)
+    finally:
+        job.folder.close()
+    assert "another process" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"device": "cuda"}, "device=cuda"),
+        ({"precision": "tf32"}, "precision=tf32"),
+        ({"trainer": TrainerConfig(bptt=100_000)}, "trainer.bptt=100000"),
+        ({"dataset": DatasetConfig("wikitext")}, "dataset.name=wikitext"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        changes = {"precision": "fp8"}
+        named = "precision=fp8"
+    with pytest.raises(ConfigError, match=named):
+        train([config(tmp_path), config(tmp_path, **changes)], quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(UserError, match="not a folder that can be written to"):
+        train([config(blocked)], quiet=True)
+
+
+def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (result,) = train([config(tmp_path)], quiet=True)
+    path = result.folder / "config.yaml"
+    path.write_text(path.read_text().replace("identity: ", "identity: 0"))
+    before = path.read_text()
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        train([config(tmp_path)], quiet=True)
+    assert path.read_text() == before
+
+
+def test_train_works_in_a_thread_where_signals_cannot_be_handled(tmp_path: Path) -> None:
+    results: list[RunResult] = []
+    made = config(tmp_path, trainer=TrainerConfig(max_epochs=None, max_steps=2, bptt=5))
+    thread = threading.Thread(target=lambda: results.extend(train([made], quiet=True)))
+    thread.start()
+    thread.join()
+    assert results[0].status in ("success", "failed")
+
+
+def test_a_checkpoint_at_a_time_interval_does_not_change_a_bit(tmp_path: Path) -> None:
+    (plain,) = train([config(tmp_path / "a")], quiet=True)
+    often = dataclasses.replace(config(tmp_path).trainer, checkpoint_minutes=1e-9)
+    (checkpointed,) = train([config(tmp_path / "b", trainer=often)], quiet=True)
+    assert content(plain.folder) == content(checkpointed.folder)
