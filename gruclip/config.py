@@ -27,10 +27,11 @@ SCHEDULES = ("exponential", "plateau", "constant")
 BUDGETS = ("full", "short", "smoke")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
+RESUMES = ("strict", "anyway")
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 #: Settings that cannot change a number of a run, and so are no part of its identity.
-NOT_IDENTITY = ("experiment", "device", "output_dir", "dataset.root", "logger", "trainer.checkpoint_minutes")
+NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", "logger", "trainer.checkpoint_minutes")
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
@@ -101,6 +102,7 @@ class RunConfig:
     precision: str = "fp32"
     experiment: str = "demo"
     output_dir: str = "outputs"
+    resume: str = "strict"  #: whether a run begun with other versions of torch and the like is refused or continued
     logger: tuple[str, ...] = ("csv",)
 
     # -- what follows from the settings ---------------------------------------------------------------
@@ -169,6 +171,7 @@ class RunConfig:
         _require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
         _one_of("device", self.device, DEVICES)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("resume", self.resume, RESUMES)
         if not self.output_dir:
             raise ConfigError("output_dir='': give a folder")
         for name in self.logger:
@@ -219,9 +222,13 @@ class RunConfig:
         content = {**self.identity_settings(), "data": data_checksum}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as nested plain data, lists for tuples: what `from_dict` takes."""
+        return {**dataclasses.asdict(self), "logger": list(self.logger)}
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
-        """The inverse of ``dataclasses.asdict``, with every value's type checked; unknown names are refused."""
+        """The inverse of `to_dict`, with every value's type checked; unknown names are refused."""
         return _build(cls, settings, "").check()
 
 

@@ -15,3 +15,11 @@ class DataError(UserError):
 
 class NonFiniteError(ValueError):
     """A matrix holds NaN or infinity where finite numbers are needed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the training, after a checkpoint; `signal` is its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal

@@ -75,6 +75,20 @@ def eval(options: Namespace) -> int:
     return 0
 
 
+def verify(options: Namespace) -> int:
+    """``gruclip verify``"""
+    from gruclip.runs.verify import faults, run_folders
+
+    folders = [folder for place in options.runs for folder in run_folders(Path(place))]
+    found = [fault for folder in folders for fault in faults(folder)]
+    for fault in found:
+        print(fault)
+    if found:
+        raise UserError(f"verify: {len(found)} faults in {len(folders)} runs, listed above")
+    print(f"{len(folders)} runs: as they were written")
+    return 0
+
+
 def data(options: Namespace) -> int:
     """``gruclip data list | fetch | verify``"""
     from gruclip.data import FILES, fetch, status

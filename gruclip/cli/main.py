@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import gruclip
 from gruclip.config import DATASETS
-from gruclip.errors import UserError
+from gruclip.errors import Interrupted, UserError
 
 TABLES = ("1", "2", "lr", "cells")
 FIGURES = ("1", "2", "lr")
@@ -21,7 +22,9 @@ REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quick
 BENCHMARKS = ("projection", "gru", "step", "stack", "sweep")
 
 #: Exit codes. 0: done, every run recorded, failed and diverged ones too. 1: a bug of ours, with its traceback.
-USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+USER_ERROR, BROKEN_PIPE = 2, 141
+#: And the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+SIGNALLED = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, `head` or a pager, has seen enough; keep the interpreter from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("gruclip: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return INTERRUPTED
+        return SIGNALLED + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else _explain(error)
         if message is None:
@@ -111,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", help="the run's folder")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
     evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+    verify = commands.add_parser("verify", help="whether runs are what was written: checksums, records, rows")
+    verify.add_argument("runs", nargs="+", metavar="DIR", help="a run's folder, or one that holds runs")
 
     data = commands.add_parser("data", help="the corpora: which there are, download them, check them")
     data.add_argument("action", choices=("list", "fetch", "verify"))

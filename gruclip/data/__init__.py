@@ -9,7 +9,7 @@ Imports torch, numpy, scipy and pooch, and of gruclip `errors` alone. CONTRIBUTI
 from __future__ import annotations
 
 from gruclip.data.files import FILES, DataFile, FileStatus, fetch, status
-from gruclip.data.lanes import Lanes, check_window, eval_lanes, train_lanes
+from gruclip.data.lanes import Lanes, check_window, eval_lanes, predictions, train_lanes
 from gruclip.data.loading import load
 from gruclip.data.music import MusicCorpus
 from gruclip.data.words import WordCorpus
@@ -25,6 +25,7 @@ __all__ = [
     "eval_lanes",
     "fetch",
     "load",
+    "predictions",
     "status",
     "train_lanes",
 ]

@@ -119,6 +119,13 @@ def eval_lanes(corpus: WordCorpus | MusicCorpus, split: str, batch_size: int) ->
     return _eval_tunes(corpus.splits[split])
 
 
+def predictions(corpus: WordCorpus | MusicCorpus, split: str, batch_size: int) -> int:
+    """How many targets a split has in evaluation: tokens but the first of each lane, or time steps."""
+    if isinstance(corpus, WordCorpus):
+        return len(corpus.splits[split]) - batch_size
+    return sum(map(len, corpus.splits[split]))
+
+
 def _eval_words(text: Tensor, batch_size: int) -> Lanes:
     size = len(text) // batch_size
     sizes = [size] * (batch_size - 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gruclip.config import RunConfig
-from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes
+from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, predictions
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.stacked import Parameters, nll, zero_states
 
@@ -20,19 +20,22 @@ def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | Mus
     """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
 
     Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
-    every tune whole, from a zero state.
+    every tune whole, from a zero state. Raises `RuntimeError` where not every target of the split was predicted once.
     """
     like = parameters["output"]
     runs = like.shape[0]
     lanes = eval_lanes(corpus, split, config.trainer.batch_size)
     stacked = stack_lanes([lanes], like.device)
     states = zero_states(config.model, runs, stacked.inputs.shape[2], like)
-    total = torch.zeros(runs, dtype=torch.float64, device=like.device)
+    total, steps = torch.zeros(runs, dtype=torch.float64, device=like.device), 0
     with torch.no_grad():
         for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
             window = stacked.window(start, EVALUATION_STEPS, axis=1)
             window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
             total += window_nll
+            steps += window.inputs.shape[1]
+    if steps != stacked.inputs.shape[1] or lanes.predicted != predictions(corpus, split, config.trainer.batch_size):
+        raise RuntimeError(f"{split}: {lanes.predicted} predictions in {steps} steps, which are not the split's")
     return (total / lanes.predicted).tolist()
 
 

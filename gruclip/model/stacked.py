@@ -55,6 +55,15 @@ def initial_parameters(config: ModelConfig, num_outputs: int, generator: torch.G
     return parameters
 
 
+def parameter_shapes(config: ModelConfig, num_outputs: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of `initial_parameters`, by name."""
+    n, rows = config.hidden_size, len(GATES[config.cell]) * config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"input": (num_outputs, n)}
+    for layer in range(config.num_layers):
+        shapes |= {f"weight_{kind}_l{layer}": (rows, n) for kind in ("ih", "hh")}
+    return shapes | {"output": (n, num_outputs), "output_bias": (num_outputs,)}
+
+
 def zero_states(config: ModelConfig, runs: int, batch: int, like: Tensor) -> list[Tensor]:
     """A zero state for every layer, each (R, B, n), for the LSTM (R, B, 2n)."""
     size = STATE_VECTORS[config.cell] * config.hidden_size

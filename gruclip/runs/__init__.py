@@ -1,7 +1,9 @@
 """A run's folder: what is written into it while it is trained, and what is read back from it.
 
-- `folder`: `RunFolder`, its name, its lock, its CSV files; start here. ``outputs/README.md`` describes each file.
-- `checkpoints`: tensors and progress in one file; `records`: configuration and summary.
+- `folder`: `RunFolder`, its lock, its CSV files; start here. ``outputs/README.md`` describes each file. `names`: what a
+  folder is called.
+- `checkpoints`: tensors and progress in one file; `records`: configuration and summary; `files`: how all are written.
+- `sums` and `verify`: whether a run is still what was written.
 - `environment`: machine, versions, revision, kernels; `loggers`: TensorBoard, MLflow, Weights and Biases.
 - `trained`: a finished run's model, loaded or evaluated.
 

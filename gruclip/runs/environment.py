@@ -5,16 +5,21 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gruclip.errors import UserError
 from gruclip.kernels import compiled
 from gruclip.kernels.products import LARGE, LARGEST, PACKED_ELEMENTS, onednn_is_faster, ours_is_faster
 
 PACKAGES = ("gruclip", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "pandas", "matplotlib", "safetensors")
+
+#: Those of them that a run's numbers depend on.
+NUMERICAL = ("gruclip", "torch", "numpy", "scipy")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
@@ -37,6 +42,21 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         },
         "command": sys.argv,
     }
+
+
+def check_versions(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a run was trained by other versions of what its numbers depend on."""
+    had = {} if before is None else before.get("versions", {})
+    changed = [
+        f"{package} {had[package]} is {now['versions'][package]} now"
+        for package in NUMERICAL
+        if package in had and had[package] != now["versions"][package]
+    ]
+    if changed:
+        raise UserError(
+            f"{name}: was begun with other versions ({', '.join(changed)}), so that its numbers would change on the "
+            "way; install those, or continue all the same with resume=anyway, which is recorded"
+        )
 
 
 def processor_name() -> str:

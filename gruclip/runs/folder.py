@@ -1,19 +1,21 @@
-"""A run's folder: configuration, metrics, checkpoints, state; and what is read back from it.
+"""A run's folder while it is written: who may write it, its CSV files, its checkpoints, its records.
 
-    config.yaml  epochs.csv  steps.csv  timing.csv  environment.json  summary.json
+    config.yaml  epochs.csv  steps.csv  timing.csv  environment.json  summary.json  SHA256SUMS
     checkpoint/last.safetensors  checkpoint/best.safetensors
 
-CSV files are appended to, and cut back to the checkpoint's offsets when a run is continued; every other
-file is written whole or not at all. A lock keeps two processes from writing one folder.
+CSV files are appended to, and cut back to the checkpoint's offsets when a run is continued; every other file is written
+whole or not at all. What a checkpoint refers to is on the disk before it. A lock keeps two processes from writing one
+folder, and whoever has it looks again at what the folder holds.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,50 +24,25 @@ from torch import Tensor
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from gruclip.runs.checkpoints import read_checkpoint, write_checkpoint
-from gruclip.runs.records import read_json, read_summary, read_yaml, strict, write_whole
+from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read_checkpoint, write_checkpoint
+from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
+from gruclip.runs.names import folder_name
+from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_json, read_summary, strict
+from gruclip.runs.sums import SUMS, sums_of
 
-FINISHED = ("success", "failed", "diverged")
-NAME_LENGTH = 150
 CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
+LOCK = ".lock"
 
 #: What of a run's environment its bits depend on.
 DECISIVE = ("processor", "device", "threads", "versions", "revision", "kernels")
 
-#: Named first in a folder's name, in this order, where they are set.
-LEADING_SETTINGS = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "seed")
 
-
-def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
-    """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed,
-    then every identity setting that differs from `default`, the experiment file's."""
-    settings, usual = config.identity_settings(), default.identity_settings()
-    parts = [config.optimizer.name]
-    parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
-    named = (*LEADING_SETTINGS, "optimizer.name")
-    parts += [
-        f"{_short(name)}={_text(value)}"
-        for name, value in settings.items()
-        if name not in named and value != usual[name]
-    ]
-    name = ",".join(parts)
-    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{identity[:8]}"
-
-
-def _short(name: str) -> str:
-    """The last part of a dotted name, where that says enough: ``delta``, but ``dataset.name``."""
-    last = name.rpartition(".")[2]
-    return name if last == "name" else last
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return "null" if value is None else str(value)
+class LockedError(UserError):
+    """Another process is writing the run."""
 
 
 class RunFolder:
-    """One run's folder. Nothing is written before `open`."""
+    """One run's folder. Nothing is written before `lock`."""
 
     def __init__(self, config: RunConfig, default: RunConfig, data_checksum: str) -> None:
         self.config = config
@@ -75,105 +52,166 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._files: dict[str, IO[bytes]] = {}
 
+    # -- before the lock ------------------------------------------------------------------------------
+
     def check(self) -> None:
-        """Raise `UserError` where the folder cannot be written or belongs to another configuration."""
-        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"output_dir={self.config.output_dir}: {existing} is not a folder that can be written to")
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
-        found = read_yaml(self.path / "config.yaml").get("identity") if (self.path / "config.yaml").exists() else None
-        if found is None and {entry.name for entry in self.path.iterdir()} <= {".lock"}:
-            return
-        if found != self.identity:
+        """Raise `UserError` where the folder cannot be written, is another configuration's, or was altered."""
+        try:
+            existing = next(path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path))
+            if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+                raise UserError(
+                    f"output_dir={self.config.output_dir}: {existing} is not a folder that can be written to"
+                )
+            entries = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        except OSError as error:
+            raise UserError(f"output_dir={self.config.output_dir}: {self.path}: {error.strerror}") from None
+        if "config.yaml" in entries:
+            found = read_config(self.path)[1]["identity"]
+            if found != self.identity:
+                raise UserError(
+                    f"{self.path}: belongs to another configuration or other data; "
+                    "move it away or choose another output_dir"
+                )
+        elif any(name != LOCK and not name.endswith(PARTIAL) for name in entries):
             raise UserError(
-                f"{self.path}: belongs to another configuration or other data; "
+                f"{self.path}: holds files and no config.yaml, so it is no run's folder; "
                 "move it away or choose another output_dir"
             )
 
     def summary(self) -> dict[str, Any] | None:
         path = self.path / "summary.json"
-        return read_summary(self.path) if path.exists() else None
+        return read_summary(self.path) if os.path.lexists(path) else None
 
     def is_finished(self) -> bool:
         summary = self.summary()
         return summary is not None and summary["status"] in FINISHED
 
-    def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
-        """Lock the folder, write ``config.yaml``, and open the CSV files at `offsets` (None: anew)."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+    # -- under the lock -------------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Make the folder and take it for this process. Raises `LockedError` where another one has it."""
+        with told_by_name(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
-            raise UserError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
-        write_whole(
-            self.path / "config.yaml",
-            yaml.safe_dump(
-                {
-                    **_plain(dataclasses.asdict(self.config)),
-                    "identity": self.identity,
-                    "data_sha256": self.data_checksum,
-                },
-                sort_keys=False,
-            ),
-        )
+            file.close()
+            raise LockedError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+        self._lock = file
+        with told_by_name(self.path):
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+            file.flush()
+        remove_leftovers(self.path)
+
+    def checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """What the run can be continued from, None where it has to begin; and what is wrong with what was passed over.
+
+        The last checkpoint, or where that is damaged, or a CSV file ends before it, the one before it. Raises
+        `UserError` where there are some and none can be used.
+        """
+        last, faults = self.path / "checkpoint" / "last.safetensors", []
+        for path in (last, before(last)):
+            if os.path.lexists(path):
+                try:
+                    found = read_checkpoint(path, self.identity)
+                    self._check_lengths(found.progress["offsets"])
+                except DamagedCheckpoint as error:
+                    faults.append(str(error))
+                    continue
+                return found, faults
+        if faults:
+            raise UserError(f"{'; '.join(faults)}; no checkpoint is left to continue from: {MOVE_AWAY}")
+        return None, []
+
+    def _check_lengths(self, offsets: Mapping[str, int]) -> None:
         for name in CSV_FILES:
-            file = (self.path / name).open("ab")
-            file.truncate(0 if offsets is None else offsets[name])
-            file.seek(0, os.SEEK_END)
-            self._files[name] = file
+            path = self.path / name
+            length = path.stat().st_size if path.is_file() else 0
+            if length < offsets[name]:
+                raise DamagedCheckpoint(f"{path}: {length} bytes long, and had {offsets[name]} at the checkpoint")
+
+    def best(self, epoch: int) -> Checkpoint | None:
+        """The weights of epoch `epoch`, the best so far; None where they are gone, damaged, or another epoch's."""
+        best = self.path / "checkpoint" / "best.safetensors"
+        for path in (best, before(best)):
+            if os.path.lexists(path):
+                with suppress(DamagedCheckpoint):
+                    found = read_checkpoint(path, self.identity)
+                    if found.progress.get("epoch") == epoch:
+                        return found
+        return None
+
+    def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
+        """Write ``config.yaml``, and open the CSV files at `offsets` (None: anew)."""
+        record = {"identity": self.identity, "data_sha256": self.data_checksum}
+        text = yaml.safe_dump({**self.config.to_dict(), **record}, sort_keys=False)
+        write_whole(self.path / "config.yaml", text)
+        for name in CSV_FILES:
+            with told_by_name(self.path / name):
+                file = (self.path / name).open("ab")
+                self._files[name] = file
+                file.truncate(0 if offsets is None else offsets[name])
+                file.seek(0, os.SEEK_END)
             if offsets is None:
                 self.append(name, columns[name])
 
     def append(self, name: str, values: Sequence[Any]) -> None:
         """A row of a CSV file; None becomes an empty field, a float keeps every digit."""
-        self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
+        with told_by_name(self.path / name):
+            self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
 
     def offsets(self) -> dict[str, int]:
-        """Lengths in bytes of the CSV files, everything appended so far being on disk."""
-        for file in self._files.values():
-            file.flush()
+        """Lengths in bytes of the CSV files, everything appended so far being on the disk."""
+        for name, file in self._files.items():
+            with told_by_name(self.path / name):
+                file.flush()
+                sync(file.fileno())
         return {name: file.tell() for name, file in self._files.items()}
 
+    def save(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Write ``checkpoint/{which}.safetensors``, and keep the one before it."""
+        path = self.path / "checkpoint" / f"{which}.safetensors"
+        write_checkpoint(path, self.identity, tensors, progress, keep=True)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_whole(self.path / "summary.json", json.dumps(strict(summary), indent=2) + "\n")
+        """``summary.json``; of a finished run after the sums of all files, so that it is the last one written."""
+        text = json.dumps(strict(summary), indent=2) + "\n"
+        if summary["status"] in FINISHED:
+            for which in ("last", "best"):
+                with told_by_name(self.path), suppress(FileNotFoundError):
+                    before(self.path / "checkpoint" / f"{which}.safetensors").unlink()
+            with told_by_name(self.path):
+                sums = sums_of(self.path, {"summary.json": text.encode()})
+            write_whole(self.path / SUMS, sums)
+        write_whole(self.path / "summary.json", text)
+
+    def environment(self) -> dict[str, Any] | None:
+        """What the run was last trained in; None where that is not known."""
+        path = self.path / "environment.json"
+        return read_json(path) if os.path.lexists(path) else None
 
     def write_environment(self, environment: Mapping[str, Any], continued: bool) -> bool:
         """Write ``environment.json``; whether the run has been trained in another one, on which its bits may depend.
 
         Of a run that is `continued`, all that it was trained in before are kept under ``before``, the first one first.
         """
-        path, now = self.path / "environment.json", strict(environment)
-        before: list[Any] = []
-        if continued and path.exists():
-            last = read_json(path)
-            before = last.pop("before", [])
+        now, last = strict(environment), self.environment() if continued else None
+        earlier: list[Any] = []
+        if last is not None:
+            earlier = last.pop("before", [])
             if any(last.get(name) != now.get(name) for name in DECISIVE):
-                before.append(last)
-        write_whole(path, json.dumps({**now, **({"before": before} if before else {})}, indent=2) + "\n")
-        return bool(before)
-
-    def save_checkpoint(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write ``checkpoint/{which}.safetensors`` with `progress` as JSON in its header."""
-        write_checkpoint(self.path / "checkpoint" / f"{which}.safetensors", tensors, progress)
-
-    def load_checkpoint(self, which: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        path = self.path / "checkpoint" / f"{which}.safetensors"
-        return read_checkpoint(path) if path.exists() else None
+                earlier.append(last)
+        content = {**now, **({"before": earlier} if earlier else {})}
+        write_whole(self.path / "environment.json", json.dumps(content, indent=2) + "\n")
+        return bool(earlier)
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what a checkpoint needs is on the disk already
+                file.close()
         self._files.clear()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -16,8 +16,9 @@ from gruclip.errors import ConfigError, UserError
 from gruclip.gru import GRU
 from gruclip.model.device import choose_device
 from gruclip.model.evaluation import evaluate_weights
-from gruclip.runs.checkpoints import read_checkpoint
-from gruclip.runs.records import read_config
+from gruclip.model.stacked import parameter_shapes
+from gruclip.runs.checkpoints import DamagedCheckpoint, read_checkpoint
+from gruclip.runs.records import MOVE_AWAY, read_config
 
 LAYERS: Mapping[str, type[nn.Module]] = {"gru": GRU, "gru_reset_after": nn.GRU, "lstm": nn.LSTM, "tanh_rnn": nn.RNN}
 
@@ -51,7 +52,7 @@ def load(folder: str | Path) -> RecurrentModel:
 
     Raises `UserError` where `folder` is no run's, or has no checkpoint.
     """
-    config, tensors = _read(folder)
+    config, _, tensors = _read(folder)
     words = config.dataset.name in WORD_DATASETS
     num_outputs = tensors["output_bias"].shape[0]
     model = RecurrentModel(config.model, num_outputs, words)
@@ -67,13 +68,12 @@ def load(folder: str | Path) -> RecurrentModel:
 
 def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[str, Any]:
     """Loss of a run's best epoch on all of a split, in nats per token or time step, and the perplexity of words."""
-    config, tensors = _read(folder)
+    config, checksum, tensors = _read(folder)
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: should be one of train, valid, test")
     config = dataclasses.replace(config, device=device)
     target = choose_device(config.check())
     corpus = load_corpus(config.dataset.name, config.dataset.root)
-    checksum = read_config(Path(folder))[1]["data_sha256"]
     if corpus.checksum != checksum:
         raise UserError(
             f"{folder}: was trained on other data ({config.dataset.name} {checksum[:12]}, "
@@ -84,7 +84,18 @@ def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[s
     return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})
 
 
-def _read(folder: str | Path) -> tuple[RunConfig, dict[str, Tensor]]:
-    """Configuration and the best epoch's parameters: `gruclip.model.stacked`'s names, without the leading axis."""
-    config, _ = read_config(Path(folder))
-    return config, read_checkpoint(Path(folder) / "checkpoint" / "best.safetensors")[0]
+def _read(folder: str | Path) -> tuple[RunConfig, str, dict[str, Tensor]]:
+    """Configuration, the data's checksum, and the best epoch's parameters, without the leading axis.
+
+    The parameters are named as in `gruclip.model.stacked`. Raises `UserError` where they are not the configuration's.
+    """
+    config, record = read_config(Path(folder))
+    path = Path(folder) / "checkpoint" / "best.safetensors"
+    try:
+        tensors = read_checkpoint(path, record["identity"]).tensors
+    except DamagedCheckpoint as error:
+        raise UserError(f"{error}; {MOVE_AWAY}") from None
+    shapes = parameter_shapes(config.model, tensors["output_bias"].shape[0]) if "output_bias" in tensors else {}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        raise UserError(f"{path}: holds other parameters than {Path(folder) / 'config.yaml'} asks for; {MOVE_AWAY}")
+    return config, record["data_sha256"], tensors

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from gruclip.errors import UserError
 from gruclip.model.evaluation import evaluate_weights
-from gruclip.runs.environment import describe_environment
+from gruclip.runs.environment import check_versions, describe_environment
 from gruclip.runs.folder import CSV_FILES
 from gruclip.runs.loggers import Logger, open_loggers
-from gruclip.training.display import Display
+from gruclip.runs.records import MOVE_AWAY
+from gruclip.training.display import AnyDisplay
 from gruclip.training.engine import parameters_of
 from gruclip.training.jobs import Job
 from gruclip.training.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
@@ -22,30 +24,56 @@ from gruclip.training.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals
 class ActiveRun:
     """One run while it is trained: its progress and its folder."""
 
-    def __init__(self, job: Job, display: Display) -> None:
+    def __init__(self, job: Job, display: AnyDisplay) -> None:
+        """Lock the run's folder and read where it stands. Raises `UserError` where it cannot be continued."""
         self.job, self.config, self.folder, self.display = job, job.config, job.folder, display
         self.stack_size = 1
         self.name = str(job.folder.path)
         self.ended = False
         self.loggers: list[Logger] = []
         self.last_checkpoint = time.monotonic()
-        checkpoint = self.folder.load_checkpoint("last")
-        self.tensors = None if checkpoint is None else checkpoint[0]
-        self.progress = Progress.of(self.config) if checkpoint is None else Progress.from_json(checkpoint[1])
+        self.tensors: dict[str, Tensor] | None = None
+        self.progress = Progress.of(self.config)
+        self.folder.lock()
+        try:
+            # Another process may have finished it since this one last looked.
+            self.ended = self.folder.is_finished()
+            if not self.ended:
+                self._continue_or_begin()
+        except BaseException:
+            self.folder.close()
+            raise
+
+    def _continue_or_begin(self) -> None:
+        checkpoint, faults = self.folder.checkpoint()
+        environment = describe_environment(self.job.device)
+        for fault in faults:
+            self.display.note(f"{fault}; continued from the checkpoint before it")
+        if checkpoint is not None:
+            self.tensors, self.progress = checkpoint.tensors, Progress.from_json(checkpoint.progress)
+            best = self.progress.best_epoch
+            if best is not None and self.folder.best(best) is None:
+                raise UserError(f"{self.name}: checkpoint/best, of epoch {best}, is gone or damaged; {MOVE_AWAY}")
+            if self.config.resume == "strict":
+                check_versions(self.name, self.folder.environment(), environment)
         columns = (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS)
         self.folder.open(
             dict(zip(CSV_FILES, columns, strict=True)), None if checkpoint is None else self.progress.offsets
         )
-        if self.folder.write_environment(describe_environment(job.device), continued=checkpoint is not None):
-            display.note(f"{self.name}: not all of it with one machine, revision, kernels, threads and versions")
+        if self.folder.write_environment(environment, continued=checkpoint is not None):
+            self.display.note(f"{self.name}: not all of it with one machine, revision, kernels, threads and versions")
         self.loggers = open_loggers(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
         )
+        if self.progress.is_over(self.config):
+            # It ended, and its summary is gone: there is nothing to train.
+            assert self.tensors is not None
+            self.end("its summary was missing", self.tensors)
 
     def begin(self, initial_valid_loss: float) -> None:
         self.progress.initial_valid_loss = initial_valid_loss
         self.folder.append("epochs.csv", [0, None, None, initial_valid_loss, None, None, None])
-        self._write_summary(finished=False)
+        self.folder.write_summary(self._summary(finished=False))
 
     def begin_epoch(self) -> None:
         if self.progress.iteration == 0:
@@ -99,7 +127,7 @@ class ActiveRun:
         lr = progress.schedule.lr
         if progress.validated(valid_loss):
             record = {"epoch": progress.epoch, "valid_loss": valid_loss}
-            self.folder.save_checkpoint("best", parameters_of(tensors), record)
+            self.folder.save("best", parameters_of(tensors), record)
         row = progress.epoch_row(lr, valid_loss)
         self.folder.append("epochs.csv", row)
         self.folder.append("timing.csv", progress.timing_row())
@@ -107,43 +135,44 @@ class ActiveRun:
         self.display.epoch(self.name, named)
         for logger in self.loggers:
             logger.epoch(progress.epoch, progress.step, named)
-        exhausted = progress.schedule.after_epoch(self.config, progress.epoch, valid_loss)
+        progress.schedule.after_epoch(self.config, progress.epoch, valid_loss)
         progress.iteration = 0
         if not math.isfinite(valid_loss):
             progress.diverged = True
-        last = self.config.max_epochs is not None and progress.epoch >= self.config.max_epochs
-        if progress.diverged or exhausted or last or self.stops_now():
+        if progress.is_over(self.config):
             self.end("", tensors)
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
         self.progress.offsets = self.folder.offsets()
-        self.folder.save_checkpoint("last", tensors, self.progress.to_json())
-        self._write_summary(finished=False)
+        self.folder.save("last", tensors, self.progress.to_json())
+        self.folder.write_summary(self._summary(finished=False))
         self.last_checkpoint = time.monotonic()
 
     def end(self, message: str, tensors: dict[str, Tensor]) -> None:
-        """Take the test loss of the best epoch's weights and write the run's summary and last state."""
+        """Take the test loss of the best epoch's weights and write the run's last state and its summary."""
         self.ended = True
-        best = self.folder.load_checkpoint("best")
-        if best is not None and self.progress.best_epoch is not None:
+        progress = self.progress
+        if progress.best_epoch is not None and progress.test_loss is None:
+            best = self.folder.best(progress.best_epoch)
+            if best is None:
+                raise UserError(
+                    f"{self.name}: checkpoint/best, of epoch {progress.best_epoch}, is gone or damaged; {MOVE_AWAY}"
+                )
             device = self.job.device
-            self.progress.test_loss = evaluate_weights(best[0], self.config, self.job.corpus, "test", device)
-        self.progress.offsets = self.folder.offsets()
-        self._write_summary(finished=True)
-        # After the summary: a state from which to go on would make a run that is interrupted here train too long.
-        self.folder.save_checkpoint("last", tensors, self.progress.to_json())
-        status = self._summary(finished=True)["status"]
-        self.display.finish(self.name, status, message)
+            progress.test_loss = evaluate_weights(best.tensors, self.config, self.job.corpus, "test", device)
+        progress.offsets = self.folder.offsets()
+        # A run that is interrupted after this one is found to be over, and not trained on.
+        self.folder.save("last", tensors, progress.to_json())
+        summary = self._summary(finished=True)
+        self.folder.write_summary(summary)
+        self.display.finish(self.name, summary["status"], message)
         for logger in self.loggers:
-            logger.close(status, self._summary(finished=True))
+            logger.close(summary["status"], summary)
         self.loggers = []
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         return self.progress.summary(self.job.corpus.unit, finished)
-
-    def _write_summary(self, finished: bool) -> None:
-        self.folder.write_summary(self._summary(finished))
 
     def close(self) -> None:
         for logger in self.loggers:

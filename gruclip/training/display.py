@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,9 @@ REFRESH_SECONDS = 0.25
 
 #: Widths of the live table's columns beside the run's name, in characters.
 COLUMNS = {"epoch": 5, "iteration": 13, "nats": 8, "gradient norm": 13, "spectral norm": 13, "left": 8}
+
+#: What a display can be told from another process.
+SHOWN = ("note", "start", "step", "epoch", "finish")
 
 
 @dataclass
@@ -35,13 +38,25 @@ class _Row:
     grad_norm: float = 0.0
     spectral_norm: float = 0.0
 
-    def remaining(self) -> str:
-        """Time to the end at the pace so far, h:mm:ss; empty where the end is not known."""
+    def seconds_left(self) -> float | None:
+        """To the end at the pace so far; None where the end is not known."""
         if self.total_steps is None or self.first_step is None or self.step <= self.first_step:
-            return ""
+            return None
         pace = (time.monotonic() - self.started) / (self.step - self.first_step)
-        seconds = max(0, round(pace * (self.total_steps - self.step)))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return max(0.0, pace * (self.total_steps - self.step))
+
+    def seconds_in_all(self) -> float:
+        return time.monotonic() - self.started + (self.seconds_left() or 0.0)
+
+    def remaining(self) -> str:
+        seconds = self.seconds_left()
+        return "" if seconds is None else _clock(seconds)
+
+
+def _clock(seconds: float) -> str:
+    """h:mm:ss"""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 class Display:
@@ -52,6 +67,7 @@ class Display:
         self.quiet = quiet
         self.total, self.done = total, 0
         self.rows: dict[str, _Row] = {}
+        self._taken: list[float] = []  #: seconds of the runs that were trained here to their end
         self._next_refresh = 0.0
         self._live: Live | None = None
         if self.console.is_terminal and not quiet:
@@ -67,6 +83,12 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def show(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """What a `RemoteDisplay` was told."""
+        if method not in SHOWN:
+            raise AttributeError(method)
+        getattr(self, method)(*arguments, **named)
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -102,13 +124,25 @@ class Display:
     def finish(self, name: str, status: str, message: str) -> None:
         row = self.rows.pop(name, None)
         self.done += 1
+        if row is not None:
+            self._taken.append(row.seconds_in_all())
         label = row.label if row is not None else name
         self.note(f"  {label}: {status}" + (f" ({message})" if message else ""))
 
+    def _remaining(self) -> str:
+        """Time to the end of all runs, h:mm:ss, if those that wait take as long as the others; empty if not known."""
+        left = [row.seconds_left() for row in self.rows.values()]
+        known = [seconds for seconds in left if seconds is not None]
+        if len(known) < len(left) or not left:
+            return ""
+        waiting = self.total - self.done - len(left)
+        taken = [*self._taken, *(row.seconds_in_all() for row in self.rows.values())]
+        return _clock((sum(known) + waiting * sum(taken) / len(taken)) / len(left))
+
     def _table(self) -> Table:
-        table = Table(
-            title=f"run {self.done + 1} of {self.total}", title_justify="left", box=None, pad_edge=False, expand=True
-        )
+        remaining = self._remaining()
+        title = f"{self.done} of {self.total} runs done" + (f", {remaining} left" if remaining else "")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=True)
         # The run's name gives way, the numbers do not.
         table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
         for heading, width in COLUMNS.items():
@@ -118,3 +152,29 @@ class Display:
             numbers = f"{row.loss:.4f}", f"{row.grad_norm:.3g}", f"{row.spectral_norm:.4f}"
             table.add_row(Text(row.label), str(row.epoch), iteration, *numbers, row.remaining())
         return table
+
+
+class RemoteDisplay:
+    """Hands everything to a `Display` in another process by `send`, numbers of iterations only as often as it draws."""
+
+    def __init__(self, send: Callable[[str, tuple[Any, ...], dict[str, Any]], object]) -> None:
+        self._send = send
+        self._next = 0.0
+
+    def step(self, *arguments: Any, **named: Any) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + REFRESH_SECONDS
+            self._send("step", arguments, named)
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        if method not in SHOWN:
+            raise AttributeError(method)
+
+        def show(*arguments: Any, **named: Any) -> None:
+            self._send(method, arguments, named)
+
+        return show
+
+
+#: What a run shows itself on.
+AnyDisplay = Display | RemoteDisplay

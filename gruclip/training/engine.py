@@ -276,9 +276,12 @@ class Engine:
         return stacked[index]
 
     def evaluate(self, split: str) -> list[float]:
-        """Loss of each run on all of a split: nats per token or per time step."""
+        """Loss of each run on all of a split: nats per token or per time step; after training steps also a look at
+        the limits, which raises `ProjectionError` where one does not hold."""
         self._read_flags()
         self.clock.start()
+        if self._iterations:
+            self.projections.check(self.recurrent_blocks())
         detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
         losses = evaluate(detached, self.configs[0], self.corpus, split)
         self.clock.book("evaluation")

@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from gruclip.errors import Interrupted
+
+#: What a terminal, a closed terminal, `kill`, and the schedulers of clusters send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Interrupts:
+    """Which signal has come, if any."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._came = threading.Event()
+
+    def is_set(self) -> bool:
+        return self.signal is not None
+
+    def set(self, number: int) -> None:
+        if self.signal is None:
+            self.signal = number
+        self._came.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until one comes, at most so long; whether one has."""
+        return self._came.wait(seconds)
+
+    def error(self) -> Interrupted:
+        return Interrupted(self.signal or signal.SIGINT)
+
 
 @contextmanager
-def deferred_interrupts(patient: bool = False) -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, so that a run stops between two iterations, checkpointed.
+def deferred_interrupts(patient: bool = False) -> Iterator[Interrupts]:
+    """Turn the first of `SIGNALS` into a flag, so that a run stops between two iterations, checkpointed.
 
-    The second interrupts at once, unless `patient`: a worker may be sent one by the terminal and one by its parent.
+    The second interrupts at once, unless `patient`: a worker may be sent one by the terminal and one by its parent. A
+    signal that is ignored, as `nohup` has it, stays so; one for which somebody else has a handler, such as submitit, is
+    sent again once the run has stopped.
     """
-    flag = threading.Event()
+    interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield interrupts
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag.is_set() and not patient:
-            raise KeyboardInterrupt
-        flag.set()
+        if interrupts.is_set() and not patient:
+            raise Interrupted(number)
+        interrupts.set(number)
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, handle)
     try:
-        yield flag
+        yield interrupts
     finally:
-        for number, handler in previous.items():
+        for number, handler in taken.items():
             signal.signal(number, handler)
+        if interrupts.signal is not None and taken[signal.Signals(interrupts.signal)] not in usual:
+            os.kill(os.getpid(), interrupts.signal)

@@ -34,6 +34,4 @@ class Job:
         """What runs must have in common to share an engine."""
         c = self.config
         trainer = (c.trainer.bptt, c.trainer.batch_size, c.trainer.radius_every)
-        checkpoint = self.folder.load_checkpoint("last")
-        position = checkpoint[1]["iteration"] if checkpoint is not None else 0
-        return c.dataset, c.model, trainer, c.precision, c.optimizer.algorithm, str(self.device), position
+        return c.dataset, c.model, trainer, c.precision, c.optimizer.algorithm, str(self.device)

@@ -84,6 +84,14 @@ class Progress:
             return True
         return False
 
+    def is_over(self, config: RunConfig) -> bool:
+        """Whether there is nothing left to train, by what a checkpoint holds at the end of an epoch or of a run."""
+        if self.diverged or (config.max_steps is not None and self.step >= config.max_steps):
+            return True
+        at_end = self.iteration == 0 and self.epochs_done > 0
+        last = config.max_epochs is not None and self.epoch >= config.max_epochs
+        return at_end and (last or self.schedule.is_exhausted(config))
+
     def epoch_row(self, lr: float, valid_loss: float) -> list[Any]:
         totals = self.totals
         means = totals.loss / max(1, totals.time_steps), totals.grad_norm / max(1, totals.iterations)

@@ -20,6 +20,13 @@ from gruclip.spectral import (
     spectral_norm_deferred,
 )
 
+#: How far above its limit a matrix may be found, relative to it: five times what the projection promises.
+CHECKED = 1e-5
+
+
+class ProjectionError(RuntimeError):
+    """The projection does not hold its limit."""
+
 
 class Projected(NamedTuple):
     """What became of the matrices of all layers."""
@@ -86,6 +93,23 @@ class Projections:
                 norms[layer] = torch.where(full.redone, full.spectral_norm, norms[layer])
                 any_redone = True
         return any_redone
+
+    def check(self, weights: Sequence[Tensor]) -> None:
+        """Raise `ProjectionError` where a clipped matrix is not inside its limit, by torch's own decomposition.
+
+        In float64, a matrix at a time: for the ends of epochs, not for every step.
+        """
+        for layer, weight in enumerate(weights):
+            for run in self._limited.tolist():
+                matrix, limit = weight[run].double(), float(self.limits[run])
+                if not bool(torch.isfinite(matrix).all()):
+                    continue
+                norm = float(torch.linalg.matrix_norm(matrix, 2))
+                if norm > limit * (1 + CHECKED):
+                    raise ProjectionError(
+                        f"layer {layer}, run {run} of the stack: sigma_1 is {norm:.8g} after clipping at {limit:.8g} by "
+                        f"{self.algorithm}: a fault of gruclip, please report it"
+                    )
 
     def take_redone(self) -> list[int]:
         """How many matrices of each run were decomposed in full for want of a certificate, since the last call."""

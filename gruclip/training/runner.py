@@ -14,13 +14,17 @@ from typing import Any
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
 from gruclip.model.device import SMALL_MODEL
+from gruclip.runs.folder import LockedError
 from gruclip.training.capacity import run_bytes
 from gruclip.training.capacity import stack_size as stack_size_of
 from gruclip.training.display import Display
-from gruclip.training.interrupts import deferred_interrupts
+from gruclip.training.interrupts import Interrupts, deferred_interrupts
 from gruclip.training.jobs import Job, check_runs
 from gruclip.training.stack import train_stack
 from gruclip.training.workers import train_in_processes
+
+#: Between two looks at runs that other processes are training.
+WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def train(
     stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
     `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
-    fit into the memory, and KeyboardInterrupt after a checkpoint when interrupted.
+    fit into the memory, and `Interrupted`, a KeyboardInterrupt, after a checkpoint when a signal asks for it. Runs that
+    other processes are training are waited for.
     """
     jobs = check_runs(runs, defaults)
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
@@ -61,17 +66,34 @@ def train(
                 f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
                 "cores and follow each other"
             )
-        for group, size in groups:
-            if size > 1 and group[0].device.type == "cpu":
-                train_in_processes([(job.config, job.default) for job in group], size, display, interrupted)
-            else:
-                train_stack(group, size, display, interrupted)
+        _train_groups(groups, display, interrupted)
     results = []
     for job in jobs:
         summary = job.folder.summary()
         assert summary is not None
         results.append(RunResult(job.folder.path, summary["status"], job.folder.path in skipped, summary))
     return results
+
+
+def _train_groups(groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts) -> None:
+    """Train group after group; what other processes are training is waited for, unless it is all there is to do."""
+    alone = sum(len(group) for group, _ in groups) == 1
+    waited_for: set[Path] = set()
+    while groups:
+        locked: list[tuple[list[Job], int]] = []
+        for group, size in groups:
+            train = train_in_processes if size > 1 and group[0].device.type == "cpu" else train_stack
+            if left := train(group, size, display, interrupted):
+                locked.append((left, size))
+        names = {job.folder.path for left, _ in locked for job in left}
+        if names and alone:
+            raise LockedError(f"{names.pop()}: another process is writing this run; wait for it or stop it")
+        for name in sorted(names - waited_for):
+            display.note(f"{name}: another process is training it; waiting for it")
+        waited_for |= names
+        if names and interrupted.wait(WAIT_SECONDS):
+            raise interrupted.error()
+        groups = locked
 
 
 def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tuple[list[Job], int]]:

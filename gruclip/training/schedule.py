@@ -16,8 +16,8 @@ class Schedule:
     best: float = math.inf
     waited: int = 0
 
-    def after_epoch(self, config: RunConfig, epoch: int, valid_loss: float) -> bool:
-        """Set the rate for the next epoch; True when there is none, because the rate fell below ``min_lr``."""
+    def after_epoch(self, config: RunConfig, epoch: int, valid_loss: float) -> None:
+        """Set the rate for the next epoch."""
         schedule = config.schedule
         if schedule.name == "exponential":
             self.lr = config.optimizer.lr / schedule.factor ** max(0, epoch + 1 - schedule.hold_epochs)
@@ -28,5 +28,7 @@ class Schedule:
                 self.waited += 1
             if self.waited == config.patience:
                 self.lr, self.waited = self.lr / schedule.factor, 0
-            return self.lr < schedule.min_lr
-        return False
+
+    def is_exhausted(self, config: RunConfig) -> bool:
+        """Whether there is no next epoch, because the rate fell below ``min_lr``."""
+        return config.schedule.name == "plateau" and self.lr < config.schedule.min_lr

@@ -2,49 +2,126 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
+from gruclip.errors import UserError
+from gruclip.runs.folder import LockedError
 from gruclip.training.active_run import ActiveRun
-from gruclip.training.display import Display
+from gruclip.training.display import AnyDisplay
 from gruclip.training.engine import Engine
+from gruclip.training.interrupts import Interrupts
 from gruclip.training.jobs import Job
 
 
 def train_stack(
-    jobs: Sequence[Job], size: int, display: Display, interrupted: threading.Event, neighbours: int | None = None
-) -> None:
-    """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others."""
+    jobs: Sequence[Job], size: int, display: AnyDisplay, interrupted: Interrupts, neighbours: int | None = None
+) -> list[Job]:
+    """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others.
+
+    Gives back the jobs that other processes are training. A stack that runs out of memory goes on from its checkpoints
+    with half as many runs at a time. Raises `UserError` where a single run does not fit.
+    """
     torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
-    waiting = deque(jobs)
-    active: list[ActiveRun] = []
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(jobs[0].threads)
-        engine: Engine | None = None
-        while active or waiting:
-            survivors = [run for run in active if not run.ended]
-            joining = [ActiveRun(waiting.popleft(), display) for _ in range(min(size - len(survivors), len(waiting)))]
-            for run in joining:
-                stack.callback(run.close)
-            if joining or len(survivors) < len(active):
-                states = {} if engine is None else {run: engine.run_state(active.index(run)) for run in survivors}
-                states |= {run: run.tensors for run in joining if run.tensors is not None}
-                active = [*survivors, *joining]
-                engine = None  # before the next one takes its memory
-                if not active:
-                    return
-                engine = _engine(active, states)
-                _validate_start(engine, active)
-            assert engine is not None
-            for run in active:
-                run.stack_size = neighbours or len(active)
-            _train_epoch(engine, active, interrupted)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(jobs[0].threads)
+    stack = _Stack(jobs, size, display, interrupted, neighbours)
+    try:
+        while stack.waiting or stack.active:
+            try:
+                stack.train_epoch()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                stack.shrink()
+    finally:
+        stack.close(stack.active)
+        torch.set_num_threads(threads)
+    return stack.locked
+
+
+class _Stack:
+    """Which runs are trained at the moment, which wait, and which others are training."""
+
+    def __init__(
+        self, jobs: Sequence[Job], size: int, display: AnyDisplay, interrupted: Interrupts, neighbours: int | None
+    ) -> None:
+        self.waiting, self.locked = deque(jobs), list[Job]()
+        self.active: list[ActiveRun] = []
+        self.size, self.neighbours = size, neighbours
+        self.display, self.interrupted = display, interrupted
+        self._engine: Engine | None = None
+
+    def train_epoch(self) -> None:
+        """Fill the places that are free, and train to the end of the epoch."""
+        survivors = [run for run in self.active if not run.ended]
+        joining = self._join(survivors)
+        if joining or len(survivors) < len(self.active):
+            engine, self._engine = self._engine, None
+            states = {} if engine is None else {run: engine.run_state(self.active.index(run)) for run in survivors}
+            states |= {run: run.tensors for run in joining if run.tensors is not None}
+            del engine  # before the next one takes its memory
+            self.close([run for run in self.active if run.ended])
+            self.active = [*survivors, *joining]
+            if self.active:
+                self._engine = _engine(self.active, states)
+                _validate_start(self._engine, self.active)
+        if self._engine is None:
+            return  # all runs that were left are other processes'
+        for run in self.active:
+            run.stack_size = self.neighbours or len(self.active)
+        _train_epoch(self._engine, self.active, self.interrupted)
+
+    def _join(self, survivors: Sequence[ActiveRun]) -> list[ActiveRun]:
+        """Runs for the free places: those that wait, stand where the others do in their epochs, and nobody else has."""
+        joining: list[ActiveRun] = []
+        elsewhere: list[Job] = []
+        try:
+            while self.waiting and len(survivors) + len(joining) < self.size:
+                job = self.waiting.popleft()
+                try:
+                    run = ActiveRun(job, self.display)
+                except LockedError:
+                    self.locked.append(job)
+                    continue
+                position = 0 if survivors else (joining[0] if joining else run).progress.iteration
+                if run.ended or run.progress.iteration != position:
+                    run.close()
+                    elsewhere += [] if run.ended else [job]
+                else:
+                    joining.append(run)
+        except BaseException:
+            self.close(joining)
+            raise
+        self.waiting.extend(elsewhere)
+        return joining
+
+    def shrink(self) -> None:
+        """Go on with half as many runs, from their checkpoints."""
+        runs = [run for run in self.active if not run.ended]
+        self._engine = None
+        self.close(self.active)
+        self.active = []
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if len(runs) < 2:
+            name = runs[0].name if runs else "a run"
+            raise UserError(f"{name}: out of memory; take a smaller model.hidden_size or trainer.batch_size")
+        self.size = len(runs) // 2
+        self.waiting.extendleft(run.job for run in reversed(runs))
+        self.display.note(f"out of memory with {len(runs)} runs side by side: going on with {self.size}")
+
+    def close(self, runs: Sequence[ActiveRun]) -> None:
+        for run in runs:
+            run.close()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch tells a failed allocation on the CPU by its text alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _engine(active: Sequence[ActiveRun], states: Mapping[ActiveRun, dict[str, Tensor]]) -> Engine:
@@ -67,7 +144,7 @@ def _validate_start(engine: Engine, active: Sequence[ActiveRun]) -> None:
             run.begin(loss)
 
 
-def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: threading.Event) -> None:
+def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Interrupts) -> None:
     """From where the runs stand to the end of their epoch, or to the end of all of them."""
     start = active[0].progress.iteration
     for run in active:
@@ -111,7 +188,7 @@ def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: threa
                 if not run.ended:
                     run.save(engine.run_state(index))
             if interrupted.is_set():
-                raise KeyboardInterrupt
+                raise interrupted.error()
     else:
         _validate(engine, active, [run for run in active if not run.ended])
     for index, run in enumerate(active):

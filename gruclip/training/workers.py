@@ -1,125 +1,181 @@
 """A stack on the CPU: runs of one thread each, in as many processes as there are cores.
 
-Batching runs saves nothing on a CPU, where a stack costs what its runs cost; separate processes keep every
-core busy, and a run's numbers stay the bits it has alone.
+Batching runs saves nothing on a CPU, where a stack costs what its runs cost; separate processes keep every core busy,
+and a run's numbers stay the bits it has alone. The parent hands out one run at a time over a pipe of each worker's own,
+so that a worker that is killed takes nothing with it but its own run, which another one continues.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from gruclip.config import RunConfig
-from gruclip.errors import UserError
+from gruclip.errors import Interrupted, UserError
 from gruclip.kernels import compiled
-from gruclip.training.display import Display
-from gruclip.training.interrupts import deferred_interrupts
+from gruclip.training.display import Display, RemoteDisplay
+from gruclip.training.interrupts import Interrupts, deferred_interrupts
 from gruclip.training.jobs import Job
 from gruclip.training.stack import train_stack
 
-#: A run and the configuration that its folder's name is told apart from.
-Task = tuple[RunConfig, RunConfig]
-
 POLL_SECONDS = 0.2
 
-#: Exit code of a process that stopped after a checkpoint.
-STOPPED = 130
+#: What a worker sends: that it wants a run (with whether the last one was another process'), what to show, an error.
+READY, SHOW, ERROR = "ready", "show", "error"
 
 
 class WorkerError(RuntimeError):
     """A worker process failed by a fault of ours; the message carries its traceback."""
 
 
-def train_in_processes(tasks: Sequence[Task], count: int, display: Display, interrupted: threading.Event) -> None:
-    """Train every task, each in one thread, in `count` processes.
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None  #: what it trains
+    started: bool = False  #: it has come as far as to ask for a run
 
-    Raises KeyboardInterrupt after checkpoints when `interrupted` is set, `UserError` where a process met one or was
-    killed, and `WorkerError` where it failed otherwise.
+
+def train_in_processes(jobs: Sequence[Job], count: int, display: Display, interrupted: Interrupts) -> list[Job]:
+    """Train every job, each in one thread, in `count` processes; gives back those that others are training.
+
+    A worker that is ended from outside is not replaced: another one continues its run. Raises `Interrupted` after
+    checkpoints when `interrupted` is set, `UserError` where a process met one or none is left, and `WorkerError` where
+    one failed otherwise.
     """
     compiled.library()  # compiled once, and not by each process; so is the warning where they cannot be
-    context = multiprocessing.get_context("spawn")
-    todo: Any = context.Queue()
-    done: Any = context.Queue()
-    for task in tasks:
-        todo.put(task)
-    for _ in range(count):
-        todo.put(None)
-    quiet = display.console.quiet
-    workers = [context.Process(target=_work, args=(todo, done, count, quiet), daemon=True) for _ in range(count)]
-    for worker in workers:
-        worker.start()
+    pool = _Pool(jobs, count, display)
     try:
-        _wait(workers, done, interrupted)
+        pool.run(interrupted)
     finally:
-        _stop(workers)
+        pool.stop()
     if interrupted.is_set():
-        raise KeyboardInterrupt
+        raise interrupted.error()
+    return pool.locked
 
 
-def _wait(workers: Sequence[BaseProcess], done: Any, interrupted: threading.Event) -> None:
-    while any(worker.is_alive() for worker in workers) and not interrupted.is_set():
-        try:
-            error = done.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            continue
-        raise error
-    if interrupted.is_set():
-        return
-    if not done.empty():
-        raise done.get()
-    for worker in workers:
-        if worker.exitcode != 0:
+class _Pool:
+    def __init__(self, jobs: Sequence[Job], count: int, display: Display) -> None:
+        self.waiting, self.locked = deque(jobs), list[Job]()
+        self.display = display
+        self.workers = [self._start(count) for _ in range(count)]
+
+    def _start(self, count: int) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, count), daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        return _Worker(process, ours)
+
+    def run(self, interrupted: Interrupts) -> None:
+        while self.workers and not interrupted.is_set():
+            ready = wait([worker.pipe for worker in self.workers], timeout=POLL_SECONDS)
+            for worker in [worker for worker in self.workers if worker.pipe in ready]:
+                try:
+                    kind, *content = worker.pipe.recv()
+                except (EOFError, ConnectionError):
+                    self._ended(worker)
+                    continue
+                if kind == READY:
+                    self._hand_out(worker, *content)
+                elif kind == SHOW:
+                    self.display.show(*content)
+                else:
+                    raise content[0]
+
+    def _hand_out(self, worker: _Worker, was_locked: bool) -> None:
+        if was_locked and worker.job is not None:
+            self.locked.append(worker.job)
+        worker.started = True
+        worker.job = self.waiting.popleft() if self.waiting else None
+        worker.pipe.send(None if worker.job is None else (worker.job.config, worker.job.default))
+
+    def _ended(self, worker: _Worker) -> None:
+        """A worker's pipe is closed: it had nothing left to do, or was ended from outside."""
+        worker.process.join()
+        self.workers.remove(worker)
+        code = worker.process.exitcode
+        if not worker.started and code == 1:
             raise UserError(
-                f"a process of the stack was ended from outside (exit code {worker.exitcode}), perhaps for memory; "
-                "take a smaller hydra.launcher.stack_size, and start the same command again to continue"
+                "the processes of a stack cannot start: a script that calls gruclip.train(..., stack=True) needs "
+                '`if __name__ == "__main__":` around what it does'
             )
+        if worker.job is not None:
+            self.waiting.appendleft(worker.job)
+        elif code == 0 or (self.workers and not self.waiting):
+            return
+        fault = f"a process of the stack was ended from outside (exit code {code}), perhaps for memory"
+        if self.waiting and not self.workers:
+            raise UserError(
+                f"{fault}, and none is left; take a smaller hydra.launcher.stack_size, and start the same command "
+                "again to continue"
+            )
+        self.display.note(f"{fault}; the others go on")
+
+    def stop(self) -> None:
+        """Let each write a checkpoint and end; SIGTERM is what a run takes for that."""
+        for worker in self.workers:
+            if worker.process.is_alive():
+                worker.process.terminate()
+        for worker in self.workers:
+            # What it still sends must be read: a full pipe would keep it from ending.
+            while worker.process.is_alive():
+                try:
+                    if worker.pipe.poll(POLL_SECONDS):
+                        kind, *content = worker.pipe.recv()
+                        if kind == SHOW:
+                            self.display.show(*content)
+                except (EOFError, OSError):
+                    worker.process.join()
+            worker.pipe.close()
 
 
-def _stop(workers: Sequence[BaseProcess]) -> None:
-    """Let each write a checkpoint and end; SIGTERM is what `train` takes for that."""
-    for worker in workers:
-        if worker.is_alive():
-            worker.terminate()
-    for worker in workers:
-        worker.join()
-
-
-def _work(todo: Any, done: Any, stack_size: int, quiet: bool) -> None:
-    """A worker process: train tasks until there are none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs; the terminal sends it to all, and the parent acts
+def _work(pipe: Connection, neighbours: int) -> None:
+    """A worker process: train what it is handed, one run after another, until there is none."""
+    # Between two runs; the terminal sends it to all, and the parent acts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", compiled.NativeWarning)
     torch.set_num_threads(1)
-    console = Console(stderr=True, quiet=quiet, highlight=False, force_terminal=False)
+    send = threading.Lock()
+
+    def tell(*message: Any) -> None:
+        with send:
+            pipe.send(message)
+
+    was_locked = False
     try:
-        while (task := todo.get()) is not None:
-            _train_alone(task, console, stack_size)
-    except KeyboardInterrupt:
-        raise SystemExit(STOPPED) from None
+        while True:
+            tell(READY, was_locked)
+            if (task := pipe.recv()) is None:
+                return
+            was_locked = bool(_train_alone(Job(*task), RemoteDisplay(lambda *shown: tell(SHOW, *shown)), neighbours))
+    except Interrupted as stop:
+        raise SystemExit(128 + stop.signal) from None
+    except (EOFError, ConnectionError):
+        return  # the parent is gone, and what was trained is in its folder
     except UserError as error:
-        done.put(UserError(str(error)))
+        tell(ERROR, UserError(str(error)))
     except BaseException:
-        done.put(WorkerError(f"a run failed in its process:\n{traceback.format_exc()}"))
-    done.close()
-    done.join_thread()
+        tell(ERROR, WorkerError(f"a run failed in its process:\n{traceback.format_exc()}"))
 
 
-def _train_alone(task: Task, console: Console, neighbours: int) -> None:
+def _train_alone(job: Job, display: RemoteDisplay, neighbours: int) -> list[Job]:
     """What a process of a stack does for one run; `neighbours` is the number of processes, itself included."""
-    job = Job(*task)
-    with Display(total=1, console=console) as display, deferred_interrupts(patient=True) as interrupted:
-        train_stack([job], 1, display, interrupted, neighbours)
+    with deferred_interrupts(patient=True) as interrupted:
+        return train_stack([job], 1, display, interrupted, neighbours)
 
 
 def _end_with_parent() -> None:

@@ -64,10 +64,11 @@ def test_the_music_models_rate_falls_after_ten_epochs_in_a_row_that_are_not_bett
 ):
     config = run_with(ScheduleConfig("plateau", 1.25, patience=10, min_lr=1e-4), 0.1)
     schedule, epoch = Schedule(0.1), 1
-    assert not schedule.after_epoch(config, epoch, 4.0)
-    while True:
+    schedule.after_epoch(config, epoch, 4.0)
+    while not schedule.is_exhausted(config):
         epoch += 1
-        if schedule.after_epoch(config, epoch, 4.0):
+        schedule.after_epoch(config, epoch, 4.0)
+        if schedule.is_exhausted(config):
             break
         assert schedule.lr == pytest.approx(0.1 / 1.25 ** ((epoch - 1) // 10))
     # 0.1 / 1.25**31 < 1e-4: 31 falls of ten epochs each, after the first epoch.

@@ -15,22 +15,27 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
-from gruclip.data import load
+from gruclip.data import Lanes, load
 from gruclip.errors import ConfigError, UserError
 from gruclip.runs.checkpoints import read_checkpoint
 from gruclip.runs.environment import describe_environment
-from gruclip.runs.folder import CSV_FILES
+from gruclip.runs.records import read_config
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.trained import load as load_model
+from gruclip.spectral import ClipResult
 from gruclip.training.display import Display
 from gruclip.training.engine import Engine
+from gruclip.training.interrupts import Interrupts
 from gruclip.training.jobs import Job
+from gruclip.training.projections import ProjectionError
 from gruclip.training.runner import RunResult, train
 from gruclip.training.stack import train_stack
 from gruclip.training.workers import WorkerError, train_in_processes
@@ -74,7 +79,8 @@ def rows(result: RunResult, name: str) -> list[dict[str, str]]:
 def content(folder: Path) -> dict[str, Any]:
     """What a run leaves, but for the seconds it took."""
     best = (folder / "checkpoint" / "best.safetensors").read_bytes()
-    tensors, progress = read_checkpoint(folder / "checkpoint" / "last.safetensors")
+    identity = yaml.safe_load((folder / "config.yaml").read_text())["identity"]
+    tensors, progress = read_checkpoint(folder / "checkpoint" / "last.safetensors", identity)
     last = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()} | {"step": progress["step"]}
     return {name: (folder / name).read_bytes() for name in COMPARED} | {"best": best, "last": last}
 
@@ -214,7 +220,7 @@ def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None
     while process.poll() is None and not list((tmp_path / "broken").glob("*/*/environment.json")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert "Interrupted: stopped by signal 15" in process.communicate(timeout=60)[1]
     summaries = [path.read_text() for path in (tmp_path / "broken").glob("*/*/summary.json")]
     assert any("unfinished" in summary for summary in summaries)
     continued = train([long_run(tmp_path / "broken", seed) for seed in (0, 1)], quiet=True)
@@ -245,21 +251,54 @@ def test_a_stack_whose_parent_is_killed_ends_with_checkpoints_and_continues_to_t
 
 
 def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback() -> None:
+    nothing: Any = SimpleNamespace(config=None, default=None)
     with Display(total=1, quiet=True) as display, pytest.raises(WorkerError, match=r"Traceback (.|\n)*NoneType"):
-        train_in_processes([(None, None)], 1, display, threading.Event())  # type: ignore[list-item]
+        train_in_processes([nothing], 1, display, Interrupts())
 
 
-def test_a_process_of_a_stack_that_is_killed_is_the_users_to_mend(tmp_path: Path) -> None:
+def signal_a_worker(tmp_path: Path, number: int, all_of_them: bool = False) -> threading.Thread:
+    """Send a signal to a worker of the stack that is trained in `tmp_path`, as soon as its runs have begun."""
+
     def kill() -> None:
         while not list(tmp_path.glob("*/*/environment.json")):
             time.sleep(0.02)
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        for worker in multiprocessing.active_children()[: None if all_of_them else 1]:
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
-        train([long_run(tmp_path, seed) for seed in (0, 1)], stack=True, quiet=True)
+    return killer
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_run_of_a_worker_that_is_ended_from_outside_is_continued_by_another(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killer = signal_a_worker(tmp_path / "broken", number)
+    results = train([long_run(tmp_path / "broken", seed) for seed in (0, 1)], stack=True, stack_size=2)
     killer.join()
+    assert "a process of the stack was ended from outside" in capsys.readouterr().err
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
+    assert [content(run.folder) for run in results] == [content(run.folder) for run in whole]
+
+
+def test_where_no_worker_is_left_that_is_said(tmp_path: Path) -> None:
+    killer = signal_a_worker(tmp_path, signal.SIGKILL, all_of_them=True)
+    with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
+        train([long_run(tmp_path, seed) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
+    killer.join()
+
+
+def test_a_script_without_a_main_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip import train\nfrom test_train import config\n"
+        f"train([config(Path({str(tmp_path)!r}), seed=seed) for seed in (0, 1)], stack=True, stack_size=2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": HERE}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert 'needs `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
 def test_what_a_process_of_a_stack_refuses_is_refused_in_its_words(
@@ -305,20 +344,15 @@ def test_a_run_continued_with_other_kernels_keeps_the_record_of_those_it_had(
     assert capsys.readouterr().err.count("not all of it with one machine, revision, kernels") == 2
 
 
-def _without_data(tasks: Any, count: int, display: Any, interrupted: Any) -> None:
-    ptb = [
-        (dataclasses.replace(run, dataset=DatasetConfig("ptb", "/nowhere"), output_dir=run.output_dir), default)
-        for run, default in tasks
+def _without_data(jobs: Any, count: int, display: Any, interrupted: Any) -> Any:
+    ptb: list[Any] = [
+        SimpleNamespace(config=dataclasses.replace(job.config, dataset=DatasetConfig("ptb", "/nowhere")), default=None)
+        for job in jobs
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRUCLIP_DATA", "/nowhere")
-        patch.setenv("XDG_CACHE_HOME", run_cache(tasks))
-        train_in_processes(ptb, count, display, interrupted)
-
-
-def run_cache(tasks: Any) -> str:
-    """An empty folder for the user's cache."""
-    return str(Path(tasks[0][0].output_dir) / "cache")
+        patch.setenv("XDG_CACHE_HOME", str(Path(jobs[0].config.output_dir) / "cache"))
+        return train_in_processes(ptb, count, display, interrupted)
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -363,7 +397,7 @@ def test_the_slots_of_runs_that_ended_are_filled_by_runs_that_wait(tmp_path: Pat
 
     jobs = [Job(run, RunConfig()) for run in five(tmp_path / "together")]
     with Display(total=5, quiet=True) as display:
-        train_stack(jobs, 2, display, threading.Event())
+        train_stack(jobs, 2, display, Interrupts())
     alone = train(five(tmp_path / "alone"), quiet=True)
     assert [result.status for result in alone] == ["success"] * 4 + ["diverged"]
     for job, expected in zip(jobs, alone, strict=True):
@@ -412,7 +446,7 @@ def test_a_folder_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
     made = config(tmp_path)
     errors: list[BaseException] = []
     job = Job(made, RunConfig())
-    job.folder.open(dict.fromkeys(CSV_FILES, ("x",)), None)
+    job.folder.lock()
     try:
         train([made], quiet=True)
     except UserError as error:
@@ -452,7 +486,9 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (result,) = train([config(tmp_path)], quiet=True)
     path = result.folder / "config.yaml"
-    path.write_text(path.read_text().replace("identity: ", "identity: 0"))
+    other, checksum = config(tmp_path, seed=1), read_config(result.folder)[1]["data_sha256"]
+    record = {**other.to_dict(), "identity": other.identity(checksum), "data_sha256": checksum}
+    path.write_text(yaml.safe_dump(record))
     before = path.read_text()
     with pytest.raises(UserError, match="belongs to another configuration"):
         train([config(tmp_path)], quiet=True)
@@ -473,3 +509,71 @@ def test_a_checkpoint_at_a_time_interval_does_not_change_a_bit(tmp_path: Path) -
     often = dataclasses.replace(config(tmp_path).trainer, checkpoint_minutes=1e-9)
     (checkpointed,) = train([config(tmp_path / "b", trainer=often)], quiet=True)
     assert content(plain.folder) == content(checkpointed.folder)
+
+
+def test_a_projection_that_does_not_hold_its_limit_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(self: Any, weight: torch.Tensor, state: Any) -> ClipResult:
+        norms = torch.linalg.matrix_norm(weight.double(), 2)
+        true = torch.ones(len(weight), dtype=torch.bool)
+        return ClipResult(true.long(), norms.clamp(max=0.95), true, true, ~true)
+
+    monkeypatch.setattr("gruclip.training.projections.Projections._clip_or_measure", nothing)
+    with pytest.raises(ProjectionError, match=r"sigma_1 is .* after clipping at 0\.95 by auto"):
+        train([config(tmp_path)], quiet=True)
+
+
+def test_an_evaluation_that_leaves_out_a_target_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gruclip.model.evaluation.EVALUATION_STEPS", 7)  # so that there are several windows
+    real = Lanes.window
+
+    def shorter(lanes: Lanes, start: int, length: int, axis: int = 0) -> Lanes:
+        return real(lanes, start, min(length, 6), axis)
+
+    monkeypatch.setattr(Lanes, "window", shorter)
+    with pytest.raises(RuntimeError, match="which are not the split's"):
+        train([config(tmp_path)], quiet=True)
+
+
+def test_a_stack_that_runs_out_of_memory_goes_on_with_half_as_many_runs_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batched stack, as on a GPU: an iteration of more than one run finds no memory in the second epoch."""
+
+    def step(engine: Engine, iteration: int, *arguments: Any, step: Any = Engine.step) -> Any:
+        if len(engine.configs) > 1 and iteration == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(engine, iteration, *arguments)
+
+    monkeypatch.setattr(Engine, "step", step)
+    jobs = [Job(config(tmp_path / "broken", seed=seed), RunConfig()) for seed in (0, 1)]
+    with Display(total=2) as display:
+        train_stack(jobs, 2, display, Interrupts())
+    assert "out of memory with 2 runs side by side: going on with 1" in capsys.readouterr().err
+    whole = train([config(tmp_path / "whole", seed=seed) for seed in (0, 1)], quiet=True)
+    assert [content(job.folder.path) for job in jobs] == [content(run.folder) for run in whole]
+
+
+def test_a_run_that_finds_no_memory_alone_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(UserError, match=r"out of memory; take a smaller model\.hidden_size"):
+        train([config(tmp_path)], quiet=True)
+
+
+def test_two_overlapping_sweeps_train_every_run_once(tmp_path: Path) -> None:
+    script = tmp_path / "other.py"
+    script.write_text(
+        "from pathlib import Path\nfrom gruclip import train\nfrom test_train import long_run\n"
+        f"train([long_run(Path({str(tmp_path / 'shared')!r}), seed) for seed in (0, 1, 2)], quiet=True)\n"
+    )
+    other = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": HERE})
+    while other.poll() is None and not list((tmp_path / "shared").glob("*/*/environment.json")):
+        time.sleep(0.02)
+    runs = train([long_run(tmp_path / "shared", seed) for seed in (2, 1, 0)], quiet=True)
+    assert other.wait(timeout=60) == 0
+    whole = train([long_run(tmp_path / "whole", seed) for seed in (2, 1, 0)], quiet=True)
+    assert [content(run.folder) for run in runs] == [content(run.folder) for run in whole]
