@@ -107,8 +107,8 @@ class Projections:
                 norm = float(torch.linalg.matrix_norm(matrix, 2))
                 if norm > limit * (1 + CHECKED):
                     raise ProjectionError(
-                        f"layer {layer}, run {run} of the stack: sigma_1 is {norm:.8g} after clipping at {limit:.8g} by "
-                        f"{self.algorithm}: a fault of gruclip, please report it"
+                        f"layer {layer}, run {run} of the stack: sigma_1 is {norm:.8g} after clipping at {limit:.8g} "
+                        f"by {self.algorithm}: a fault of gruclip, please report it"
                     )
 
     def take_redone(self) -> list[int]:
