@@ -69,6 +69,9 @@ NOT_IDENTITY = ("experiment", "device", "output_dir", "dataset.root", "logger", 
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
+BUDGET_MEANING = (
+    f"length of a run; `short`: `short_epochs` epochs, patience {SHORT_PATIENCE}; `smoke`: {SMOKE_STEPS} iterations"
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    budget: str = setting("full", f"length of a run; `smoke`: {SMOKE_STEPS} iterations", one_of(BUDGETS))
+    budget: str = setting("full", BUDGET_MEANING, one_of(BUDGETS))
     max_epochs: int | None = setting(5, "epochs; null: until the `plateau` schedule stops", at_least(1))
     short_epochs: int = setting(10, "takes the place of `max_epochs` under `trainer.budget=short`", at_least(1))
     max_steps: int | None = setting(None, "iterations; the run then ends with a validation", at_least(1))
