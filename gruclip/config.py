@@ -76,12 +76,16 @@ BUDGET_MEANING = (
 
 @dataclass(frozen=True)
 class DatasetConfig:
+    """The corpus, and where its files lie."""
+
     name: str = setting("pydoc", "the corpus", one_of(DATASETS))
     root: str | None = setting(None, "folder with the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The recurrent model: `gruclip.model` has its equations."""
+
     cell: str = setting("gru", "the recurrent cell; `gru` is the paper's, `gru_reset_after` torch's", one_of(CELLS))
     hidden_size: int = setting(200, "units of each recurrent layer, n", at_least(1))
     num_layers: int = setting(1, "recurrent layers", at_least(1))
@@ -91,6 +95,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """SGD with what is clipped after the gradient is known, or after the step."""
+
     name: str = setting("spectral_clipping", "the method", one_of(OPTIMIZERS))
     lr: float = setting(1.0, "learning rate at the start of training", POSITIVE)
     threshold: float | None = setting(
@@ -119,6 +125,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
+    """How long a run is, and how its data are cut into windows."""
+
     budget: str = setting("full", BUDGET_MEANING, one_of(BUDGETS))
     max_epochs: int | None = setting(5, "epochs; null: until the `plateau` schedule stops", at_least(1))
     short_epochs: int = setting(10, "takes the place of `max_epochs` under `trainer.budget=short`", at_least(1))
@@ -160,16 +168,19 @@ class RunConfig:
 
     @property
     def max_epochs(self) -> int | None:
+        """Epochs as the budget leaves them; None: until the schedule or `max_steps` stops."""
         return self.trainer.short_epochs if self.trainer.budget == "short" else self.trainer.max_epochs
 
     @property
     def max_steps(self) -> int | None:
+        """Iterations as the budget leaves them; None: as many as the epochs have."""
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         return SMOKE_STEPS if self.trainer.budget == "smoke" else None
 
     @property
     def patience(self) -> int:
+        """Epochs of patience as the budget leaves them."""
         return SHORT_PATIENCE if self.trainer.budget == "short" else self.schedule.patience
 
     @property
