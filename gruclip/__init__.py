@@ -1,6 +1,30 @@
 """gruclip: spectral clipping for recurrent networks, and the experiments of Kanai, Fujiwara and Iwamura (2017).
 
-The names below are loaded when they are first used, so that ``gruclip --version`` need not import torch.
+A GRU explodes when the spectral radius of its linearisation at the origin, J = I/2 + W_hh/4, passes 1. Spectral
+clipping keeps it below: after each step of the optimizer every W_hh is replaced by the nearest matrix whose singular
+values are at most 2 - delta.
+
+>>> import torch
+>>> from gruclip import SpectralClipping, jacobian_at_origin, spectral_radius
+>>> model = torch.nn.GRU(8, 64, bias=False)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> clipping = SpectralClipping(model, delta=0.2).attach(optimizer)
+>>> states, _ = model(torch.ones(50, 16, 8))
+>>> states.square().mean().backward()
+>>> optimizer.step()  # and then the projection
+>>> [bool(spectral_radius(J) < 1) for J in jacobian_at_origin(model).values()]
+[True]
+
+The projection           `clip_singular_values_`, `spectral_norm`, `SpectralState`
+In training              `SpectralClipping`, for any torch module and any `torch.optim` optimizer
+The linearised cells     `jacobian_at_origin`, `spectral_radius`, `stability_limit`
+The paper's cell         `GRU`, with the reset gate before the recurrent product
+The paper's experiments  `RunConfig`, `train`, `load`; on the command line ``gruclip train``, ``gruclip table``
+
+Bad input raises `gruclip.errors.UserError`, a ValueError whose one line says what is wrong and what would be right.
+Shapes name hidden units n, batch B, time steps T; losses are in nats, times in seconds.
+
+The names are loaded when they are first used, so that ``gruclip --version`` need not import torch.
 """
 
 from __future__ import annotations
@@ -54,3 +78,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"gruclip.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """With the names that are not loaded yet, for `pydoc` and completion."""
+    return sorted({*globals(), *__all__})

@@ -16,10 +16,10 @@ from gruclip.spectral import SpectralState, check_algorithm, clip_singular_value
 
 
 class ClippedMatrix(NamedTuple):
-    """A line of `SpectralClipping.report`."""
+    """A line of `SpectralClipping.report`: one recurrent layer in one direction."""
 
-    name: str
-    cell: str
+    name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0"
+    cell: str  #: of `gruclip.layers.GATES`
     spectral_norm: float  #: NaN for a matrix that is not finite
     limit: float  #: it is clipped at: the stability limit minus delta
     stability: StabilityLimit  #: for the biases of now
@@ -30,7 +30,12 @@ class ClippedMatrix(NamedTuple):
 class SpectralClipping:
     """Keeps sigma_1 of every recurrent layer's W_hh at or below its stability limit minus `delta`.
 
-        clipping = SpectralClipping(model, delta=0.2).attach(optimizer)
+    >>> model = torch.nn.GRU(8, 64)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> clipping = SpectralClipping(model, delta=0.2).attach(optimizer)  # and train as before
+    >>> [line] = clipping.report()
+    >>> line.name, line.cell, line.limit, line.spectral_norm <= line.limit
+    ('weight_hh_l0', 'gru_reset_after', 1.8, True)
 
     Finds every GRU, LSTM and tanh RNN in `module` (see `gruclip.dynamics`), gruclip's and torch's, several layers,
     both directions and single cells, trained by the optimizer or not, and after each of its steps projects the block of
@@ -39,7 +44,7 @@ class SpectralClipping:
     bias, the layer's own or one below, moves the fixed point, they are heuristics, and `report` says so.
 
     Raises `UserError` if `module` holds no such layer, one in neither float32 nor float64, or `delta` is not inside
-    (0, limit) of each.
+    (0, limit) of each. The method is that of Kanai, Fujiwara and Iwamura (2017), there for the GRU.
     """
 
     def __init__(self, module: nn.Module, delta: float = 0.2, algorithm: str = "auto") -> None:
@@ -109,7 +114,7 @@ class SpectralClipping:
 
     @torch.no_grad()
     def report(self) -> list[ClippedMatrix]:
-        """Each matrix's name, spectral norm now, limit, and the values clipped."""
+        """For each matrix its name, cell, spectral norm now, limit, stability, and the values clipped."""
         norms = [
             float(spectral_norm(layer.clipped)) if finite else math.nan
             for layer, finite in zip(self.layers, self._finite(), strict=True)

@@ -1,8 +1,8 @@
-"""What a run is: plain dataclasses, each setting with its range.
+"""What a run is: plain dataclasses, each setting with its default, its rule and its meaning.
 
 A *run* is one model trained with one configuration and one seed. Everything here is plain data;
 no setting names a class or a function. ``RunConfig.check`` raises `ConfigError` for the first
-setting whose value cannot be, in one line.
+setting whose value cannot be, in one line. ``conf/README.md`` is written from the rules and meanings given here.
 """
 
 from __future__ import annotations
@@ -10,19 +10,54 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gruclip.errors import ConfigError
+from gruclip.rules import (
+    NOT_BELOW_ONE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Rule,
+    at_least,
+    build,
+    check_rules,
+    one_of,
+    setting,
+)
 
-DATASETS = ("pydoc", "ptb", "nottingham", "jsb_chorales", "musedata", "piano_midi")
+#: Each corpus with its name in captions.
+DATASET_NAMES = {
+    "pydoc": "Python's pydoc topics",
+    "ptb": "Penn Treebank",
+    "nottingham": "Nottingham",
+    "jsb_chorales": "JSB Chorales",
+    "musedata": "MuseData",
+    "piano_midi": "Piano-midi.de",
+}
+DATASETS = tuple(DATASET_NAMES)
 WORD_DATASETS = ("pydoc", "ptb")
 CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
-OPTIMIZERS = ("gradient_clipping", "spectral_clipping", "combined_clipping", "sgd")
+
+
+class Method(NamedTuple):
+    """An optimizer as tables name it, and which of the two parameters it takes."""
+
+    name: str
+    threshold: bool = False
+    delta: bool = False
+
+
+METHODS = {
+    "gradient_clipping": Method("gradient clipping", threshold=True),
+    "spectral_clipping": Method("spectral clipping", delta=True),
+    "combined_clipping": Method("combined clipping", threshold=True, delta=True),
+    "sgd": Method("SGD"),
+}
+OPTIMIZERS = tuple(METHODS)
 SCHEDULES = ("exponential", "plateau", "constant")
 BUDGETS = ("full", "short", "smoke")
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,30 +70,41 @@ NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", 
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
+BUDGET_MEANING = (
+    f"length of a run; `short`: `short_epochs` epochs, patience {SHORT_PATIENCE}; `smoke`: {SMOKE_STEPS} iterations"
+)
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = "pydoc"
-    root: str | None = None  #: folder laid out like shared/data; None: $GRUCLIP_DATA, the cache, the network
+    """The corpus, and where its files lie."""
+
+    name: str = setting("pydoc", "the corpus", one_of(DATASETS))
+    root: str | None = setting(None, "folder with the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    cell: str = "gru"
-    hidden_size: int = 200
-    num_layers: int = 1
-    dropout: float = 0.5
-    input_scale: float = 0.01
+    """The recurrent model: `gruclip.model` has its equations."""
+
+    cell: str = setting("gru", "the recurrent cell; `gru` is the paper's, `gru_reset_after` torch's", one_of(CELLS))
+    hidden_size: int = setting(200, "units of each recurrent layer, n", at_least(1))
+    num_layers: int = setting(1, "recurrent layers", at_least(1))
+    dropout: float = setting(0.5, "share of units set to zero, on each layer's input and before the output", SHARE)
+    input_scale: float = setting(0.01, "factor on what the input layer hands to the recurrent one", POSITIVE)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "spectral_clipping"
-    lr: float = 1.0
-    threshold: float | None = None  #: global gradient norm, for gradient and combined clipping
-    delta: float | None = None  #: sigma_1 <= limit of the cell - delta, for spectral and combined clipping
-    algorithm: str = "auto"  #: of the projection
+    """SGD with what is clipped after the gradient is known, or after the step."""
+
+    name: str = setting("spectral_clipping", "the method", one_of(OPTIMIZERS))
+    lr: float = setting(1.0, "learning rate at the start of training", POSITIVE)
+    threshold: float | None = setting(
+        None, "largest global gradient norm, for gradient and combined clipping", POSITIVE
+    )
+    delta: float | None = setting(None, "sigma_1 <= limit of the cell - delta, for spectral and combined clipping")
+    algorithm: str = setting("auto", "algorithm of the projection; `gruclip/spectral` has them")
 
 
 @dataclass(frozen=True)
@@ -71,54 +117,76 @@ class ScheduleConfig:
     constant: it does not.
     """
 
-    name: str = "constant"
-    factor: float = 1.1
-    hold_epochs: int = 10
-    patience: int = 10
-    min_lr: float = 1e-4
+    name: str = setting("constant", "how the learning rate falls", one_of(SCHEDULES))
+    factor: float = setting(1.1, "what the rate is divided by, `exponential` and `plateau`", NOT_BELOW_ONE)
+    hold_epochs: int = setting(10, "epochs before the rate first falls, `exponential`", at_least(0))
+    patience: int = setting(10, "epochs in a row without a better validation loss, `plateau`", at_least(1))
+    min_lr: float = setting(1e-4, "training stops below this rate, `plateau`", POSITIVE)
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    budget: str = "full"
-    max_epochs: int | None = 5  #: None: until the schedule stops
-    short_epochs: int = 10  #: what ``budget=short`` puts in the place of ``max_epochs``
-    max_steps: int | None = None  #: iterations; the run then ends with a validation
-    bptt: int = 35
-    batch_size: int = 20
-    radius_every: int = 50  #: iterations between two eigenvalue decompositions of each layer's Jacobian
-    checkpoint_minutes: float = 10.0  #: beside the checkpoint at each epoch's end
+    """How long a run is, and how its data are cut into windows."""
+
+    budget: str = setting("full", BUDGET_MEANING, one_of(BUDGETS))
+    max_epochs: int | None = setting(5, "epochs; null: until the `plateau` schedule stops", at_least(1))
+    short_epochs: int = setting(10, "takes the place of `max_epochs` under `trainer.budget=short`", at_least(1))
+    max_steps: int | None = setting(None, "iterations; the run then ends with a validation", at_least(1))
+    bptt: int = setting(35, "time steps of a window, T", at_least(1))
+    batch_size: int = setting(20, "lanes, B", at_least(1))
+    radius_every: int = setting(50, "iterations between two spectral radii of each layer's Jacobian", at_least(1))
+    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints, beside each epoch's end", POSITIVE)
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    """Every setting of a run; ``conf/README.md`` lists them.
+
+    `check` and `from_dict` raise `ConfigError` for a value that cannot be. The names are those of the command line:
+    ``RunConfig(optimizer=OptimizerConfig(delta=0.5))`` is ``gruclip train optimizer.delta=0.5``.
+
+    >>> config = RunConfig.from_dict({"optimizer": {"delta": 0.5}, "trainer": {"budget": "short"}})
+    >>> config.spectral_limit, config.max_epochs
+    (1.5, 10)
+    >>> RunConfig.from_dict({"optimizer": {"delta": 2.5}})
+    Traceback (most recent call last):
+    gruclip.errors.ConfigError: optimizer.delta=2.5: should be a number inside (0, 2), the stability limit of gru
+    """
+
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(delta=0.2))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "fp32"
-    experiment: str = "demo"
-    output_dir: str = "outputs"
-    resume: str = "strict"  #: whether a run begun with other versions of torch and the like is refused or continued
-    logger: tuple[str, ...] = ("csv",)
+    seed: int = setting(0, "of the initial weights, the dropout masks and the order of tunes", SEED)
+    device: str = setting("auto", "where the run is trained; `auto`: on a GPU where there is one", one_of(DEVICES))
+    precision: str = setting("fp32", "numbers of the products; `tf32` on CUDA alone", one_of(PRECISIONS))
+    experiment: str = setting("demo", "name of the experiment, a folder in `output_dir`")
+    output_dir: str = setting("outputs", "folder of all results")
+    resume: str = setting(
+        "strict",
+        "whether a run begun with other versions of torch and the like is refused or continued",
+        one_of(RESUMES),
+    )
+    logger: tuple[str, ...] = setting(("csv",), "what metrics are written to", one_of(LOGGERS))
 
     # -- what follows from the settings ---------------------------------------------------------------
 
     @property
     def max_epochs(self) -> int | None:
+        """Epochs as the budget leaves them; None: until the schedule or `max_steps` stops."""
         return self.trainer.short_epochs if self.trainer.budget == "short" else self.trainer.max_epochs
 
     @property
     def max_steps(self) -> int | None:
+        """Iterations as the budget leaves them; None: as many as the epochs have."""
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         return SMOKE_STEPS if self.trainer.budget == "smoke" else None
 
     @property
     def patience(self) -> int:
+        """Epochs of patience as the budget leaves them."""
         return SHORT_PATIENCE if self.trainer.budget == "short" else self.schedule.patience
 
     @property
@@ -132,80 +200,38 @@ class RunConfig:
 
     def check(self) -> RunConfig:
         """Return self, or raise `ConfigError` for the first setting that cannot be."""
-        _one_of("dataset.name", self.dataset.name, DATASETS)
-        model, optimizer, schedule, trainer = self.model, self.optimizer, self.schedule, self.trainer
-        _one_of("model.cell", model.cell, CELLS)
-        _at_least("model.hidden_size", model.hidden_size, 1)
-        _at_least("model.num_layers", model.num_layers, 1)
-        _require("model.dropout", model.dropout, 0 <= model.dropout < 1, "a number from 0 up to, not including, 1")
-        _positive("model.input_scale", model.input_scale)
-        _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
-        _positive("optimizer.lr", optimizer.lr)
-        _one_of("optimizer.algorithm", optimizer.algorithm, _algorithms())
+        check_rules(self)
+        one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
         self._check_threshold()
         self._check_delta()
-        _one_of("schedule.name", schedule.name, SCHEDULES)
-        _require(
-            "schedule.factor",
-            schedule.factor,
-            math.isfinite(schedule.factor) and schedule.factor >= 1,
-            "a number of at least 1",
-        )
-        _at_least("schedule.hold_epochs", schedule.hold_epochs, 0)
-        _at_least("schedule.patience", schedule.patience, 1)
-        _positive("schedule.min_lr", schedule.min_lr)
-        _one_of("trainer.budget", trainer.budget, BUDGETS)
-        if trainer.max_epochs is not None:
-            _at_least("trainer.max_epochs", trainer.max_epochs, 1)
-        elif schedule.name != "plateau" and self.max_steps is None and self.max_epochs is None:
+        if self.schedule.name != "plateau" and self.max_steps is None and self.max_epochs is None:
             raise ConfigError(
-                f"trainer.max_epochs=null: the {schedule.name} schedule never stops; give a number of epochs"
+                f"trainer.max_epochs=null: the {self.schedule.name} schedule never stops; give a number of epochs"
             )
-        _at_least("trainer.short_epochs", trainer.short_epochs, 1)
-        if trainer.max_steps is not None:
-            _at_least("trainer.max_steps", trainer.max_steps, 1)
-        _at_least("trainer.bptt", trainer.bptt, 1)
-        _at_least("trainer.batch_size", trainer.batch_size, 1)
-        _at_least("trainer.radius_every", trainer.radius_every, 1)
-        _positive("trainer.checkpoint_minutes", trainer.checkpoint_minutes)
-        _require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
-        _one_of("device", self.device, DEVICES)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("resume", self.resume, RESUMES)
         if not self.output_dir:
             raise ConfigError("output_dir='': give a folder")
-        for name in self.logger:
-            _one_of("logger", name, LOGGERS)
         return self
 
     def _check_threshold(self) -> None:
         name, threshold = self.optimizer.name, self.optimizer.threshold
-        if name in ("gradient_clipping", "combined_clipping"):
-            if threshold is None:
-                raise ConfigError(f"optimizer.threshold=null: {name} needs a threshold, a positive number")
-            _positive("optimizer.threshold", threshold)
-        elif threshold is not None:
+        if METHODS[name].threshold and threshold is None:
+            raise ConfigError(f"optimizer.threshold=null: {name} needs a threshold, a positive number")
+        if not METHODS[name].threshold and threshold is not None:
+            others = " or ".join(other for other, method in METHODS.items() if method.threshold)
             raise ConfigError(
-                f"optimizer.threshold={threshold:g}: {name} has no threshold; "
-                "drop it, or take optimizer=gradient_clipping or combined_clipping"
+                f"optimizer.threshold={threshold:g}: {name} has no threshold; drop it, or take optimizer={others}"
             )
 
     def _check_delta(self) -> None:
         name, delta, limit = self.optimizer.name, self.optimizer.delta, _stability_limit(self.model.cell)
-        if name in ("spectral_clipping", "combined_clipping"):
+        if METHODS[name].delta:
             if delta is None:
                 raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
-            _require(
-                "optimizer.delta",
-                delta,
-                0 < delta < limit,
-                f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}",
-            )
+            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}"
+            Rule(right, lambda value: 0 < value < limit).check("optimizer.delta", delta)
         elif delta is not None:
-            raise ConfigError(
-                f"optimizer.delta={delta:g}: {name} has no delta; "
-                "drop it, or take optimizer=spectral_clipping or combined_clipping"
-            )
+            others = " or ".join(other for other, method in METHODS.items() if method.delta)
+            raise ConfigError(f"optimizer.delta={delta:g}: {name} has no delta; drop it, or take optimizer={others}")
 
     # -- identity -------------------------------------------------------------------------------------
 
@@ -229,7 +255,8 @@ class RunConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_dict`, with every value's type checked; unknown names are refused."""
-        return _build(cls, settings, "").check()
+        run: RunConfig = build(cls, settings)
+        return run.check()
 
 
 # Of the library below, which loads torch: imported when a configuration is checked, and not to print a page of help.
@@ -253,55 +280,3 @@ def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[
             yield from _flatten(f"{prefix}{name}.", value)
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
-
-
-def _build(cls: Any, settings: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = [name for name in settings if name not in hints]
-    if unknown:
-        raise ConfigError(f"{prefix}{unknown[0]}: no such setting; there are {', '.join(hints)}")
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{name}={value!r}: should be a group of settings")
-            values[name] = _build(hints[name], value, f"{prefix}{name}.")
-        else:
-            values[name] = _convert(f"{prefix}{name}", value, hints[name])
-    return cls(**values)
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` asks for, so that lr=1 and lr=1.0 are one run and "ten" is refused."""
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return tuple(str(item) for item in ([value] if isinstance(value, str) else value))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and number:
-        return float(value)
-    if hint is int and number and float(value).is_integer():
-        return int(value)
-    if hint is str and isinstance(value, str):
-        return value
-    kind = {float: "a number", int: "a whole number", str: "a word"}[hint]
-    raise ConfigError(f"{name}={value}: should be {kind}")
-
-
-def _require(name: str, value: Any, holds: bool, right: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={value}: should be {right}")
-
-
-def _one_of(name: str, value: str, names: tuple[str, ...]) -> None:
-    _require(name, value, value in names, f"one of {', '.join(names)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    _require(name, value, value >= least, f"a whole number of at least {least}")
-
-
-def _positive(name: str, value: float) -> None:
-    _require(name, value, math.isfinite(value) and value > 0, "a positive, finite number")

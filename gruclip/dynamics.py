@@ -45,14 +45,21 @@ NEWTON_STEPS = 50
 
 
 def gru_jacobian(weight_hh_candidate: Tensor) -> Tensor:
-    """J = I/2 + W/4 of the GRU without biases at the origin, for W (..., n, n); either order of reset."""
+    """J = I/2 + W/4 of the GRU without biases at the origin, for W (..., n, n); either order of reset.
+
+    The linearised GRU of Kanai, Fujiwara and Iwamura (2017).
+
+    >>> gru_jacobian(torch.tensor([[2.0, 0.0], [0.0, -2.0]]))
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
     return weight_hh_candidate / 4 + torch.eye(weight_hh_candidate.shape[-1]).to(weight_hh_candidate) / 2
 
 
 def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
-    """Jacobian at the origin of a cell without biases, from weight_hh (..., gates n, n).
+    """Jacobian at the origin of a cell without biases, from weight_hh (..., gates n, n), by the module's formulas.
 
-    (..., n, n), for the LSTM (..., 2n, 2n) over (h, c).
+    (..., n, n), for the LSTM (..., 2n, 2n) over (h, c). Raises KeyError for a cell that `gruclip.layers.GATES` lacks.
     """
     n = weight_hh.shape[-1]
     W = weight_hh[..., clipped_block(cell, n), :]
@@ -68,6 +75,8 @@ def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
 
 
 class StabilityLimit(NamedTuple):
+    """The limit on sigma_1 of the block of weight_hh that is clipped, and whether it guarantees stability."""
+
     value: float  #: sigma_1 below it keeps the layer stable at the origin
     guaranteed: bool  #: False: a heuristic, since a candidate bias moves the fixed point
 
@@ -89,7 +98,15 @@ class Linearization(NamedTuple):
 
 
 def stability_limit(module: nn.Module) -> dict[str, StabilityLimit]:
-    """The limit on sigma_1 of the block that is clipped, for the biases of now, by the name of its weight_hh."""
+    """The limit on sigma_1 of the block that is clipped, for the biases of now, by the name of its weight_hh.
+
+    Raises `UserError` for a module without recurrent layers (see `gruclip.layers.recurrent_layers`).
+
+    >>> stability_limit(nn.LSTM(3, 4, bias=False))
+    {'weight_hh_l0': StabilityLimit(value=2.0, guaranteed=True)}
+    >>> stability_limit(nn.GRU(3, 4))  # a candidate bias moves the fixed point
+    {'weight_hh_l0': StabilityLimit(value=2.0, guaranteed=False)}
+    """
     layers = recurrent_layers(module)
     return {layer.name: limit for layer, limit in zip(layers, limits_of(layers), strict=True)}
 
@@ -139,6 +156,12 @@ def jacobian_at_origin(module: nn.Module) -> dict[str, Tensor]:
 
     (n, n), for the LSTM (2n, 2n) over (h, c). Raises `UserError` where a candidate bias moves the fixed point:
     `linearize` finds it.
+
+    >>> gru = nn.GRU(3, 2, bias=False)
+    >>> gru.weight_hh_l0.data[-2:] = 2 * torch.eye(2)  # the candidate's rows: at the limit
+    >>> jacobian_at_origin(gru)
+    {'weight_hh_l0': tensor([[1., 0.],
+            [0., 1.]])}
     """
     layers = recurrent_layers(module)
     for layer, moved in zip(layers, _moved(layers), strict=True):
@@ -199,7 +222,9 @@ def linearize(module: nn.Module) -> list[Linearization]:
 
     The origin where it is fixed; else the point to which the free dynamics from the origin lead, or a nearby root,
     by Newton's method in float64. In layers above one another the fixed output below is the constant input
-    above, so that the Jacobian of the whole is block triangular and its spectral radius the largest of these.
+    above, so that the Jacobian of the whole is block triangular and its spectral radius the largest of these. Where no
+    fixed point is found, state and Jacobian are None and the radius is NaN. Raises `UserError` for a module without
+    recurrent layers.
     """
     done: list[Linearization] = []
     for layer in recurrent_layers(module):
@@ -247,7 +272,11 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     """The largest absolute eigenvalue: of each matrix of a batch (..., n, n), or of a module's free dynamics.
 
     For a module the largest over its layers, each at its fixed point (see `linearize`); NaN without one, and for a
-    matrix that holds NaN or infinity.
+    matrix that holds NaN or infinity. Float64 for a module, of the matrices' dtype otherwise. Raises `UserError` for
+    what is not square, float32 or float64, and for a module without recurrent layers.
+
+    >>> round(float(spectral_radius(torch.tensor([[0.0, 4.0], [1.0, 0.0]]))), 4)
+    2.0
     """
     if isinstance(matrix, nn.Module):
         return torch.tensor([done.spectral_radius for done in linearize(matrix)], dtype=torch.float64).amax()

@@ -39,7 +39,8 @@ def plain_gru(
 
     Shapes, with R runs side by side: x (R, T, B, k), h0 (R, B, n), weight_ih (R, 3n, k), weight_hh
     (R, 3n, n), bias (R, 3n), keep (R, T, B) or broadcastable to it, zero where the state is reset
-    before the step. Returns the states h_1 ... h_T, (R, T, B, n).
+    before the step. Returns the states h_1 ... h_T, (R, T, B, n). The cell of Kanai, Fujiwara and Iwamura
+    (2017).
     """
     W_xr, W_xz, W_xh = weight_ih.mT.chunk(3, dim=-1)
     W_hr, W_hz, W_hh = weight_hh.mT.chunk(3, dim=-1)
@@ -100,6 +101,11 @@ class GRU(nn.Module):
 
     Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'. First
     derivatives only: ``create_graph=True`` raises `UserError`, and so do packed sequences, wrong shapes and dtypes.
+
+    >>> gru = GRU(3, 5, num_layers=2)
+    >>> states, last = gru(torch.zeros(7, 4, 3))
+    >>> states.shape, last.shape
+    (torch.Size([7, 4, 5]), torch.Size([2, 4, 5]))
     """
 
     def __init__(
@@ -139,6 +145,7 @@ class GRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw all weights and biases anew, uniform in +-1/sqrt(n)."""
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -147,10 +154,12 @@ class GRU(nn.Module):
         """Nothing to do; here because `torch.nn.GRU` has it."""
 
     def extra_repr(self) -> str:
+        """What stands between the parentheses of ``print(gru)``."""
         options = f"bias={self.bias}, batch_first={self.batch_first}, dropout={self.dropout}"
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, {options}"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The last layer's states and each layer's last one; shapes and errors as the class says."""
         if isinstance(input, nn.utils.rnn.PackedSequence):
             raise UserError("input is a PackedSequence, which gruclip.GRU does not take; pass the padded tensor")
         layout = "(T, k)" if input.dim() == 2 else "(B, T, k)" if self.batch_first else "(T, B, k)"

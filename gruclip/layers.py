@@ -17,12 +17,16 @@ CANDIDATE = {"gru": "n", "gru_reset_after": "n", "lstm": "g", "tanh_rnn": "h"}
 
 
 def clipped_block(cell: str, hidden_size: int) -> slice:
-    """The rows of weight_hh that spectral clipping projects: the candidate's."""
+    """The rows of weight_hh that spectral clipping projects: the candidate's.
+
+    >>> clipped_block("lstm", 100)  # gates i, f, g, o
+    slice(200, 300, None)
+    """
     return gate_rows(cell, CANDIDATE[cell], hidden_size)
 
 
 def gate_rows(cell: str, gate: str, hidden_size: int) -> slice:
-    """The rows of a gate in weight_hh, weight_ih and the biases."""
+    """The rows of a gate in weight_hh, weight_ih and the biases, which have hidden_size of them for each gate."""
     start = GATES[cell].index(gate) * hidden_size
     return slice(start, start + hidden_size)
 
@@ -31,7 +35,7 @@ class RecurrentLayer(NamedTuple):
     """One direction of one layer of a recurrent module, its tensors those of the module."""
 
     name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0_reverse"
-    cell: str
+    cell: str  #: of `GATES`
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None
@@ -40,6 +44,7 @@ class RecurrentLayer(NamedTuple):
 
     @property
     def hidden_size(self) -> int:
+        """Units n: columns of weight_hh."""
         return self.weight_hh.shape[-1]
 
     @property
@@ -53,6 +58,10 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
 
     What a single cell is fed is its caller's affair: it counts as a first layer. Raises `UserError` if there is none,
     and for relu in place of tanh or an LSTM with projections.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.RNN(3, 5, num_layers=2))
+    >>> [(layer.name, layer.cell, layer.below) for layer in recurrent_layers(model)]
+    [('1.weight_hh_l0', 'tanh_rnn', ()), ('1.weight_hh_l1', 'tanh_rnn', (0,))]
     """
     layers: list[RecurrentLayer] = []
     for name, part in module.named_modules():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.config import OPTIMIZERS, WORD_DATASETS, RunConfig
+from gruclip.config import DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS, RunConfig
 from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.report import recalled
@@ -16,20 +16,7 @@ from gruclip.report import recalled
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
 IDENTITY = (*RunConfig().identity_settings(), "data_sha256")
 
-METHOD_NAMES = {
-    "gradient_clipping": "gradient clipping",
-    "spectral_clipping": "spectral clipping",
-    "combined_clipping": "combined clipping",
-    "sgd": "SGD",
-}
-DATASET_NAMES = {
-    "pydoc": "Python's pydoc topics",
-    "ptb": "Penn Treebank",
-    "nottingham": "Nottingham",
-    "jsb_chorales": "JSB Chorales",
-    "musedata": "MuseData",
-    "piano_midi": "Piano-midi.de",
-}
+METHOD_NAMES = {name: method.name for name, method in METHODS.items()}
 
 #: Settings that every caption states; any other is named where it departs from the protocol or between sections.
 _STATED = (

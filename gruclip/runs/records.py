@@ -33,10 +33,10 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise UserError(f"{folder}: not a run's folder (no config.yaml); give one below outputs/")
     settings = read_yaml(path)
     extra = {name: settings.pop(name, None) for name in ("identity", "data_sha256")}
+    config = RunConfig.from_dict(settings)
     for name, value in extra.items():
         if not isinstance(value, str):
             raise UserError(f"{path}: not a run's configuration (no {name}); {MOVE_AWAY}")
-    config = RunConfig.from_dict(settings)
     if config.identity(extra["data_sha256"]) != extra["identity"]:
         raise UserError(
             f"{path}: altered after the run was begun (its settings are not those of its identity "
@@ -53,7 +53,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     content = read_json(path)
     if content.get("status") not in STATUSES:
-        raise UserError(f"{path}: not a run's summary (status {content.get('status')!r}); {MOVE_AWAY}")
+        raise UserError(
+            f"{path}: status={content.get('status')}: should be one of {', '.join(STATUSES)}; {MOVE_AWAY}"
+        )
     return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
 
 

@@ -42,6 +42,7 @@ class RecurrentModel(nn.Module):
         self.output = nn.Linear(n, num_outputs)
 
     def forward(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Logits (T, B, outputs) and the state after the last step, for words (T, B) or notes (T, B, 88)."""
         x = self.input(inputs if isinstance(self.input, nn.Embedding) else inputs.to(self.output.weight.dtype))
         states, state = self.recurrent(self.dropout(self.input_scale * x), state)
         return self.output(self.dropout(states)), state
@@ -50,7 +51,8 @@ class RecurrentModel(nn.Module):
 def load(folder: str | Path) -> RecurrentModel:
     """The model of a run's best epoch, on the CPU and in evaluation mode.
 
-    Raises `UserError` where `folder` is no run's, or has no checkpoint.
+    Raises `UserError` where `folder` is no run's, or has no checkpoint. With a run that `gruclip.train` has finished,
+    ``logits, state = load(result.folder)(words)``.
     """
     config, _, tensors = _read(folder)
     words = config.dataset.name in WORD_DATASETS
@@ -67,7 +69,12 @@ def load(folder: str | Path) -> RecurrentModel:
 
 
 def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[str, Any]:
-    """Loss of a run's best epoch on all of a split, in nats per token or time step, and the perplexity of words."""
+    """Loss of a run's best epoch on all of a split, in nats per token or time step, and the perplexity of words.
+
+    `split`: train, valid or test. Keys ``split``, ``loss``, ``unit``, and for words ``perplexity``. Raises
+    `ConfigError` for another split and a device that is not there, `DataError` where the corpus cannot be read, and
+    `UserError` where `folder` is no run's, has no checkpoint, or was trained on other data than is found here.
+    """
     config, checksum, tensors = _read(folder)
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: should be one of train, valid, test")

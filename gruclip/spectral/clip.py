@@ -51,6 +51,14 @@ def clip_singular_values_(
 
     The projection onto {W : sigma_1(W) <= limit}: the nearest such matrix in the Frobenius norm.
 
+    >>> weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> result = clip_singular_values_(weight, 2.0)
+    >>> weight
+    tensor([[2., 0.],
+            [0., 1.]])
+    >>> int(result.values_clipped), round(float(result.spectral_norm), 3)
+    (1, 2.0)
+
     weight (..., m, n), float32 or float64, none of it empty; limit a positive number, or a tensor broadcastable to the
     batch shape, infinity for matrices that are only measured. `state` carries what is known of the matrices to the
     next call, which is then cheaper. `algorithm`:
@@ -136,7 +144,11 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     """sigma_1 of each matrix (..., m, n) in float64, to 1e-4; cheap with a `state` from a matrix nearby.
 
     With a state it is an estimate from below: to 1e-4 of what the carried subspace and the change since hold.
-    Raises `NonFiniteError` naming the first matrix that holds NaN or infinity.
+    Raises `NonFiniteError` naming the first matrix that holds NaN or infinity, and `UserError` for what is not a batch
+    of float32 or float64 matrices.
+
+    >>> round(float(spectral_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))), 3)
+    5.0
     """
     if has_fast_float64(weight.device):
         _frobenius_norms(weight.detach(), [])
@@ -151,7 +163,7 @@ def spectral_norm_deferred(weight: Tensor) -> Tensor:
 
 
 def check_algorithm(algorithm: str) -> None:
-    """`UserError` where there is none of that name."""
+    """Raise `UserError` where `ALGORITHMS` has none of that name."""
     if algorithm not in ALGORITHMS:
         raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
 

@@ -52,7 +52,15 @@ def train(
     `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
     fit into the memory, and `Interrupted`, a KeyboardInterrupt, after a checkpoint when a signal asks for it. Runs that
-    other processes are training are waited for.
+    other processes are training are waited for. The losses of a summary are in nats per token or per time step.
+
+    >>> from gruclip.config import ModelConfig, TrainerConfig
+    >>> run = RunConfig(model=ModelConfig(hidden_size=8), trainer=TrainerConfig(max_steps=2))
+    >>> [result] = train([run], quiet=True)
+    >>> result.status, result.skipped, str(result.folder)
+    ('success', False, 'outputs/demo/spectral_clipping,delta=0.2,lr=1,seed=0,hidden_size=8,max_steps=2')
+    >>> train([run], quiet=True)[0].skipped
+    True
     """
     jobs = check_runs(runs, defaults)
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())

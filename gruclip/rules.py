@@ -1,0 +1,90 @@
+"""What a setting may be: rules in words, and a configuration built from a mapping with every value's type checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from gruclip.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """What a value should be, in words, and whether one is."""
+
+    right: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """`ConfigError`, naming the setting, where the value is not as it should be."""
+        if not self.holds(value):
+            raise ConfigError(f"{name}={value}: should be {self.right}")
+
+
+def one_of(names: tuple[str, ...]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def at_least(least: int) -> Rule:
+    return Rule(f"a whole number of at least {least}", lambda value: value >= least)
+
+
+POSITIVE = Rule("a positive, finite number", lambda value: math.isfinite(value) and value > 0)
+NOT_BELOW_ONE = Rule("a number of at least 1", lambda value: math.isfinite(value) and value >= 1)
+SHARE = Rule("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+SEED = Rule("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+
+
+def setting(default: Any, meaning: str, rule: Rule | None = None) -> Any:
+    """A field of a dataclass with its default, what it means, and what it may be; None, where its type has it, may."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule})
+
+
+def check_rules(settings: Any, prefix: str = "") -> None:
+    """`ConfigError` for the first setting of a dataclass, in its order, whose value its rule does not allow."""
+    for field in dataclasses.fields(settings):
+        name, value, rule = f"{prefix}{field.name}", getattr(settings, field.name), field.metadata.get("rule")
+        if dataclasses.is_dataclass(value):
+            check_rules(value, f"{name}.")
+        elif rule is not None and value is not None:
+            for one in value if isinstance(value, tuple) else (value,):
+                rule.check(name, one)
+
+
+def build(cls: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass of settings from a mapping; `ConfigError` for an unknown name and a value of another type."""
+    hints = typing.get_type_hints(cls)
+    unknown = [name for name in settings if name not in hints]
+    if unknown:
+        raise ConfigError(f"{prefix}{unknown[0]}: no such setting; there are {', '.join(hints)}")
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{name}={value!r}: should be a group of settings")
+            values[name] = build(hints[name], value, f"{prefix}{name}.")
+        else:
+            values[name] = _convert(f"{prefix}{name}", value, hints[name])
+    return cls(**values)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint` asks for, so that lr=1 and lr=1.0 are one run and "ten" is refused."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return tuple(str(item) for item in ([value] if isinstance(value, str) else value))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+        return float(value)
+    if hint is int and number and float(value).is_integer():
+        return int(value)
+    if hint is str and isinstance(value, str):
+        return value
+    kind = {float: "a number", int: "a whole number", str: "a word"}[hint]
+    raise ConfigError(f"{name}={value}: should be {kind}")
