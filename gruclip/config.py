@@ -8,6 +8,7 @@ setting whose value cannot be, in one line.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ NOT_IDENTITY = ("experiment", "device", "output_dir", "dataset.root", "logger", 
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
+_hints = functools.cache(typing.get_type_hints)  # asked for every run that is read
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[
 
 
 def _build(cls: Any, settings: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     unknown = [name for name in settings if name not in hints]
     if unknown:
         raise ConfigError(f"{prefix}{unknown[0]}: no such setting; there are {', '.join(hints)}")
