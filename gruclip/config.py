@@ -145,12 +145,7 @@ class RunConfig:
         self._check_threshold()
         self._check_delta()
         _one_of("schedule.name", schedule.name, SCHEDULES)
-        _require(
-            "schedule.factor",
-            schedule.factor,
-            math.isfinite(schedule.factor) and schedule.factor >= 1,
-            "a number of at least 1",
-        )
+        _require("schedule.factor", schedule.factor, 1 <= schedule.factor < math.inf, "a number of at least 1")
         _at_least("schedule.hold_epochs", schedule.hold_epochs, 0)
         _at_least("schedule.patience", schedule.patience, 1)
         _positive("schedule.min_lr", schedule.min_lr)
@@ -210,7 +205,7 @@ class RunConfig:
 
     def flat(self) -> dict[str, Any]:
         """All settings by their dotted names, e.g. ``{"optimizer.lr": 1.0, ...}``."""
-        return dict(_flatten("", dataclasses.asdict(self)))
+        return dict(_flatten("", vars(self)))
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that can change a number of the run."""
@@ -244,8 +239,8 @@ def _algorithms() -> tuple[str, ...]:
 
 def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(f"{prefix}{name}.", value)
+        if dataclasses.is_dataclass(value):
+            yield from _flatten(f"{prefix}{name}.", vars(value))
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
