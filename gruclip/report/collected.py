@@ -38,8 +38,7 @@ REMEDY = "take the committed file back, or write it anew with: gruclip collect"
 
 def record(run: Row, summary: Mapping[str, Any], timing: Mapping[str, float | None]) -> Record:
     """The line of a run: its `row`, what its summary.json holds beyond it, and its times."""
-    name = Path(run["folder"]).name
-    texts = {"run": name.encode(errors="backslashreplace").decode()}  # a name that is not UTF-8
+    texts = {"run": _text(Path(run["folder"]).name)}
     texts |= {name: _text(run[name]) for name in (*WHO[1:], *SETTINGS, *SUMMARY, *ENVIRONMENT)}
     texts |= {name: _text(summary[name]) for name in ("best_epoch", "first_exploded_step")}
     extra = {name: value for name, value in summary.items() if name not in SUMMARY}
@@ -48,7 +47,9 @@ def record(run: Row, summary: Mapping[str, Any], timing: Mapping[str, float | No
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # file names and arguments need not be UTF-8
+    return "" if value is None else repr(value)
 
 
 def text(records: Iterable[Record]) -> str:
