@@ -11,7 +11,7 @@ from gruclip.report import collected, curves, folders
 from gruclip.report.collected import Record
 from gruclip.report.figures.explosion import representatives
 from gruclip.report.rows import Row, frame, in_file_order, merged
-from gruclip.report.timing import condensed, read_timing
+from gruclip.report.timing import condensed
 from gruclip.runs.records import read_summary
 
 
@@ -128,7 +128,7 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
 def _record(run: Row) -> Record:
     folder = Path(run["folder"])
     path = folder / "timing.csv"
-    return collected.record(run, read_summary(folder), condensed(read_timing(path)) if path.exists() else {})
+    return collected.record(run, read_summary(folder), condensed(path) if path.exists() else {})
 
 
 def _shown(rows: list[Row]) -> list[Row]:
