@@ -237,7 +237,7 @@ class RunConfig:
 
     def flat(self) -> dict[str, Any]:
         """All settings by their dotted names, e.g. ``{"optimizer.lr": 1.0, ...}``."""
-        return dict(_flatten("", dataclasses.asdict(self)))
+        return dict(_flatten("", vars(self)))
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that can change a number of the run."""
@@ -276,7 +276,7 @@ def _algorithms() -> tuple[str, ...]:
 
 def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(f"{prefix}{name}.", value)
+        if dataclasses.is_dataclass(value):
+            yield from _flatten(f"{prefix}{name}.", vars(value))
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -54,9 +55,12 @@ def check_rules(settings: Any, prefix: str = "") -> None:
                 rule.check(name, one)
 
 
+_hints = functools.cache(typing.get_type_hints)  # asked for every run that is read
+
+
 def build(cls: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
     """A dataclass of settings from a mapping; `ConfigError` for an unknown name and a value of another type."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     unknown = [name for name in settings if name not in hints]
     if unknown:
         raise ConfigError(f"{prefix}{unknown[0]}: no such setting; there are {', '.join(hints)}")

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from gruclip.config import RunConfig
-from gruclip.report import collect
+from gruclip.report import rows
 
 DATA_SHA256 = "d" * 64
 
@@ -53,7 +53,7 @@ def config(base: Mapping[str, Any], name: str, parameter: float | None = None, *
 def summary(status: str = "success", valid: float = 4.6, test: float = 4.5, **values: Any) -> dict[str, Any]:
     """summary.json of a run with validation and test loss in nats; diverged and unfinished runs have what they have."""
     return {
-        **collect.SUMMARY,
+        **rows.SUMMARY,
         "status": status,
         "epochs": 5,
         "steps": 100,
@@ -74,11 +74,11 @@ def perplexity(value: float) -> float:
 
 def frame(runs: Iterable[tuple[RunConfig, dict[str, Any]]]) -> pd.DataFrame:
     """What `collect.read_runs` returns for these runs."""
-    rows = [
-        collect.row(run, result, folder=Path(folder_name(run)), identity=run.identity(""), data_sha256=DATA_SHA256)
+    made = [
+        rows.row(run, result, folder=Path(folder_name(run)), identity=run.identity(""), data_sha256=DATA_SHA256)
         for run, result in runs
     ]
-    return collect.frame(rows)
+    return rows.frame(made)
 
 
 def folder_name(run: RunConfig) -> str:

@@ -11,7 +11,9 @@ from gruclip.errors import UserError
 
 #: The paper's experiment for a table or figure.
 EXPERIMENTS = {"2": "nottingham"}
-FIGURE_2_RUNS = Path("outputs/figure2")
+
+#: Where runs are looked for when nothing is said: those trained here, and those collected in the repository.
+OUTPUTS, PAPER = Path("outputs"), Path("outputs/paper")
 
 
 def table(options: Namespace) -> int:
@@ -20,7 +22,7 @@ def table(options: Namespace) -> int:
     from gruclip.report.tables import table as make_table
 
     experiment = options.experiment or EXPERIMENTS.get(options.which, "ptb")
-    runs = read_runs(Path(options.runs or "outputs"), experiment, _remedy("table", options.which, experiment))
+    runs = read_runs(_places(options.runs), experiment, _remedy("table", options.which, experiment))
     text = make_table(options.which, runs, options.format)
     if options.out is None:
         print(text)
@@ -34,14 +36,35 @@ def table(options: Namespace) -> int:
 
 def figure(options: Namespace) -> int:
     """``gruclip figure``"""
-    runs = Path(options.runs) if options.runs else FIGURE_2_RUNS if options.which == "2" else Path("outputs")
+    runs = _places(options.runs, "figure2" if options.which == "2" else "")
     experiment = options.experiment or "ptb"
-    out = Path(options.out) if options.out else runs / experiment
+    out = Path(options.out) if options.out else runs[0] / experiment
     draw(options.which, runs, experiment, out, options.format.split(","))
     return 0
 
 
-def draw(which: str, runs: Path, experiment: str, out: Path, formats: Sequence[str] = ("png", "pdf", "svg")) -> None:
+def collect(options: Namespace) -> int:
+    """``gruclip collect``"""
+    from gruclip.report.paper import collect as collect_runs
+
+    places = [Path(place) for place in options.runs or [OUTPUTS]]
+    for path, count, new in collect_runs(places, options.experiment, Path(options.out), options.curves):
+        print(f"{path}: {count} run{'s' * (count != 1)}, {new} of them new")
+    return 0
+
+
+def _places(runs: str | None, folder: str = "") -> list[Path]:
+    """The place that was named, or else both where runs are; of runs that are kept apart their `folder` in each."""
+    return [Path(runs)] if runs else [OUTPUTS / folder, PAPER / folder]
+
+
+def draw(
+    which: str,
+    runs: Path | Sequence[Path],
+    experiment: str,
+    out: Path,
+    formats: Sequence[str] = ("png", "pdf", "svg"),
+) -> None:
     """Write a figure's files and print their paths."""
     from gruclip.report.collect import read_runs
     from gruclip.report.figures import figure as make_figure

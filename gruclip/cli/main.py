@@ -106,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--format", default="png,pdf,svg", metavar="png,pdf,svg")
     figure.add_argument("--out", metavar="DIR", help="default: the experiment's folder")
 
+    collect = commands.add_parser("collect", help="finished runs into the small files that the repository keeps")
+    collect.add_argument(
+        "--runs", metavar="DIR", nargs="+", help="folders with runs or collected files; default: outputs"
+    )
+    collect.add_argument("--experiment", metavar="NAME", nargs="+", default=[], help="default: all there are")
+    collect.add_argument("--out", metavar="DIR", default="outputs/paper", help="default: outputs/paper")
+    help_curves = "folders of runs whose iterations are kept beside those that figure 1 shows"
+    collect.add_argument("--curves", metavar="NAME", nargs="+", default=[], help=help_curves)
+
     reproduce = commands.add_parser("reproduce", help="train the runs that are missing, then make the table or figure")
     reproduce.add_argument("which", choices=REPRODUCTIONS)
     reproduce.add_argument("overrides", nargs="*", help="as for train, e.g. +experiment=demo trainer.budget=short")
@@ -129,5 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", metavar="DIR", help="the output_dir of the runs; default: outputs")
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        help="their output_dir, or a folder of collected runs; default: outputs and outputs/paper",
+    )
     parser.add_argument("--experiment", metavar="NAME", help="default: the paper's for this table or figure")

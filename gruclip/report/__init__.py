@@ -1,7 +1,9 @@
 """Runs in; tables and figures out. Nothing is trained here, and nothing written into a run's folder.
 
-- `collect`: run folders as one data frame; `sections`: which runs may stand in one table; `statistics`: success, means,
-  bootstrap intervals.
+- `collect`: runs as one data frame, from `folders` (with what `index` has read before) and from `collected` files; a
+  run is a row as `rows` has it, beside it its `timing` and `curves`; `paper`: run folders into collected files.
+- `sections`: which runs may stand in one table; `statistics`: success, means,
+  bootstrap intervals; `origins`: on what revisions, versions and machines they were made.
 - `tables`, and `render` as Markdown, LaTeX or CSV: Tables 1 and 2, of rates, of cells; `figures`: 1, 2, and of rates.
 - `recalled`: the paper's values, from memory; `style`: one look for all figures.
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from gruclip.config import CELLS, WORD_DATASETS
 from gruclip.errors import UserError
-from gruclip.report import render
+from gruclip.report import origins, render
 from gruclip.report.recalled import HEADING, LOSS, VALUES, Recalled, paper_rate
 from gruclip.report.sections import (
     METHOD,
@@ -156,7 +156,7 @@ def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
         values = values.assign(**recalled)
     mean = f"{part.loss_and_unit}: mean ± standard deviation (n - 1) over the successful runs."
     caption = f"{part.caption}. {SUCCESS} {EXPLODED} {mean}"
-    return render.Table(title, caption, pd.DataFrame(cells), values, _unfinished(part))
+    return render.Table(title, caption, pd.DataFrame(cells), values, _notes(part))
 
 
 def _plus_minus(row: Mapping[str, Any], split: str, part: Section) -> str:
@@ -209,7 +209,7 @@ def _rates(part: Section) -> render.Table:
         "rate where all its finished runs do; a range holds every rate tried within it."
     )
     table = pd.DataFrame(lines)
-    return render.Table("Learning rates", caption, table, _values(part, pd.concat(values)), _unfinished(part))
+    return render.Table("Learning rates", caption, table, _values(part, pd.concat(values)), _notes(part))
 
 
 def _success(row: Mapping[str, Any] | None, absent: str) -> str:
@@ -243,7 +243,9 @@ def _values(part: Section, summary: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([fixed, summary.assign(max_grad_norm=norms, test=tests)], axis="columns")
 
 
-def _unfinished(part: Section) -> list[str]:
+def _notes(part: Section) -> list[str]:
+    """What stands below a table: the runs that are in no number of it, and in what else the others differ."""
     folders = part.runs.loc[part.runs["status"] == "unfinished", "folder"]
-    names = ", ".join(f"`{Path(folder).name}`" for folder in folders)
-    return [f"Unfinished, in no number of this table: {names}."] if names else []
+    names = ", ".join(f"`{name}`" for name in sorted(Path(folder).name for folder in folders))
+    unfinished = [f"Unfinished, in no number of this table: {names}."] if names else []
+    return [*unfinished, *origins.notes(part.runs)]

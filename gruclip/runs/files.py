@@ -1,4 +1,4 @@
-"""Files of a run's folder, written whole and durably, or not at all; what the disk refuses is told in one line."""
+"""Files written whole and durably, or not at all; what the disk refuses is told in one line."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ def told_by_name(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
-        raise UserError(
-            f"{path}: cannot be written ({cause}); mend that, and start the same command again to continue from the "
-            "last checkpoint"
-        ) from error
+        raise UserError(f"{path}: cannot be written ({cause}); mend that, and start the same command again") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -37,6 +34,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         try:
             with partial.open("wb") as file:
                 file.write(data)
+                file.flush()
                 sync(file.fileno())
             os.replace(partial, path)
         except OSError:

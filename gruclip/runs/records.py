@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from gruclip.config import RunConfig
-from gruclip.errors import UserError
+from gruclip.errors import ConfigError, UserError
 
 FINISHED = ("success", "failed", "diverged")
 STATUSES = (*FINISHED, "unfinished")
 
-#: Levels of a configuration, with room to spare.
-DEEPEST = 20
+#: Levels that the YAML loader is trusted with; a configuration has two.
+MOST_LEVELS = 2000
 
 #: C's parser, where PyYAML has it, is ten times faster; both build plain data only.
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -33,7 +33,10 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise UserError(f"{folder}: not a run's folder (no config.yaml); give one below outputs/")
     settings = read_yaml(path)
     extra = {name: settings.pop(name, None) for name in ("identity", "data_sha256")}
-    config = RunConfig.from_dict(settings)
+    try:
+        config = RunConfig.from_dict(settings)
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from None
     for name, value in extra.items():
         if not isinstance(value, str):
             raise UserError(f"{path}: not a run's configuration (no {name}); {MOVE_AWAY}")
@@ -53,9 +56,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     content = read_json(path)
     if content.get("status") not in STATUSES:
-        raise UserError(
-            f"{path}: status={content.get('status')}: should be one of {', '.join(STATUSES)}; {MOVE_AWAY}"
-        )
+        raise UserError(f"{path}: status={content.get('status')}: should be one of {', '.join(STATUSES)}; {MOVE_AWAY}")
     return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
 
 
@@ -76,7 +77,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML record of plain data; `UserError` where it cannot be read or is none."""
     text = _text(path)
     try:
-        if _depth(text) > DEEPEST:  # the C loader would end the process
+        # Each level takes one of these characters, and the C loader recurs: too many levels would end the process.
+        if sum(map(text.count, "[{-?:")) > MOST_LEVELS:
             raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}")
         content = yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506 (a safe loader)
     except yaml.YAMLError as error:
@@ -84,18 +86,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: not a run's configuration; {MOVE_AWAY}")
     return content
-
-
-def _depth(text: str) -> int:
-    """How deeply a YAML text is nested, found without recursion."""
-    depth = deepest = 0
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
-            depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
-            deepest = max(deepest, depth)
-            if deepest > DEEPEST:
-                break
-    return deepest
 
 
 def _text(path: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gruclip.cli import main
+from gruclip.config import RunConfig
 
 #: What is typed after ``gruclip``, and what the one line must hold.
 BAD_COMMANDS = [
@@ -18,18 +19,24 @@ BAD_COMMANDS = [
     ("tabel 1", "invalid choice: 'tabel'"),
     ("table", "the following arguments are required: which"),
     ("table 7", "invalid choice: '7'"),
-    ("table 1", "outputs/ptb: no runs there; make them with: gruclip reproduce table1"),
-    ("table 2", "outputs/nottingham: no runs there; make them with: gruclip reproduce table2\n"),
-    ("table cells", "outputs/ptb: no runs there; make them with: gruclip reproduce cells\n"),
+    ("table 1", "outputs/ptb and outputs/paper/ptb: no runs there; make them with: gruclip reproduce table1"),
+    (
+        "table 2",
+        "outputs/nottingham and outputs/paper/nottingham: no runs there; make them with: gruclip reproduce table2\n",
+    ),
+    ("table cells", "outputs/ptb and outputs/paper/ptb: no runs there; make them with: gruclip reproduce cells\n"),
     ("table 1 --runs elsewhere --experiment demo", "elsewhere/demo: no runs there; make them with: gruclip reproduce "),
     ("table 2 --experiment musedata", "make them with: gruclip reproduce table2 +experiment=musedata\n"),
     (
         "table 1 --experiment nope",
-        "outputs/nope: no runs there; there is no such experiment; there are demo, jsb",
+        "outputs/nope and outputs/paper/nope: no runs there; there is no such experiment; there are demo, jsb",
     ),
     ("table 1 --format pdf", "invalid choice: 'pdf'"),
-    ("figure 2", "outputs/figure2/ptb: no runs there; make them with: gruclip reproduce figure2\n"),
-    ("figure lr --experiment demo", "outputs/demo: no runs there"),
+    (
+        "figure 2",
+        "outputs/figure2/ptb and outputs/paper/figure2/ptb: no runs there; make them with: gruclip reproduce figure2\n",
+    ),
+    ("figure lr --experiment demo", "outputs/demo and outputs/paper/demo: no runs there"),
     ("reproduce table3", "invalid choice: 'table3'"),
     ("reproduce quickstart seed=-1", "seed=-1: should be a whole number from 0"),
     ("reproduce quickstart optimizer=sgd", "optimizer=sgd: not in this sweep, which has gradient_clipping, spectral"),
@@ -153,7 +160,8 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2_and_nothing_written(
 def test_a_folder_of_another_configuration_is_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = work / "outputs/demo/spectral_clipping,delta=0.2,lr=1,seed=1/config.yaml"
     config.parent.mkdir(parents=True)
-    config.write_text(yaml.safe_dump({"identity": "another"}))
+    other = RunConfig(seed=7)
+    config.write_text(yaml.safe_dump({**other.to_dict(), "identity": other.identity("sum"), "data_sha256": "sum"}))
     assert main(["train", "-m", "seed=0,1"]) == 2
     assert "seed=1: belongs to another configuration or other data" in capsys.readouterr().err
     assert [path for path in work.rglob("*") if path.is_file()] == [config]

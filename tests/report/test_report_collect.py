@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -49,11 +50,14 @@ def test_an_empty_folder_names_itself_and_what_fills_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("summary.json", '{"status": "succ', "cannot be read"),
-        ("summary.json", '{"status": "success"}', "lacks 'epochs'"),
-        ("summary.json", "[1]", "remove"),
-        ("config.yaml", "seed: [", "cannot be read"),
-        ("config.yaml", "seed: 0\nsped: 1\n", "sped: no such setting"),
+        ("summary.json", '{"status": "succ', "damaged"),
+        ("summary.json", '{"status": "success"}', "lack 'epochs'"),
+        ("summary.json", "[1]", "not a run's record"),
+        ("environment.json", "{}", "lack 'device'"),
+        ("environment.json", "[", "damaged"),
+        ("config.yaml", "seed: [", "damaged"),
+        ("config.yaml", "seed: 0\nsped: 1\nidentity: a\ndata_sha256: b\n", "sped: no such setting"),
+        ("config.yaml", "seed: 0\n", "no identity"),
         ("config.yaml", "- 1\n", "not a run"),
     ],
 )
@@ -68,17 +72,63 @@ def test_a_damaged_folder_is_named_in_one_line(tmp_path: Path, file: str, text: 
 
 def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, config(PTB, "sgd"), summary("victory"))
-    with pytest.raises(UserError, match="status=victory: should be one of success, failed, diverged, unfinished"):
+    with pytest.raises(UserError, match=r"summary\.json: status=victory: should be one of success, failed"):
         collect.read_runs(tmp_path, "ptb")
 
 
-def test_the_same_run_in_two_folders_is_not_counted_twice(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, config(PTB, "sgd"), summary())
-    shutil.copytree(folder, tmp_path / "ptb" / "copy")
-    with pytest.raises(UserError, match="hold the same run") as refused:
+def test_the_same_run_in_two_folders_is_one_row_where_its_results_agree(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, config(PTB, "sgd"), summary(max_grad_norm="nan"))
+    copy = tmp_path / "ptb" / "copy"
+    shutil.copytree(folder, copy)
+    assert len(collect.read_runs(tmp_path, "ptb")) == 1
+    (copy / "summary.json").write_text(json.dumps(summary(max_grad_norm="nan", steps=99)))
+    with pytest.raises(UserError, match=r"the same run .* with other results .steps 99 and 100") as refused:
         collect.read_runs(tmp_path, "ptb")
     assert str(folder) in str(refused.value)
-    assert str(tmp_path / "ptb" / "copy") in str(refused.value)
+    assert str(copy) in str(refused.value)
+
+
+def test_of_a_run_that_is_trained_once_more_the_finished_one_is_taken(tmp_path: Path) -> None:
+    write_run(tmp_path / "ptb" / "a", config(PTB, "sgd"), summary("unfinished"))
+    write_run(tmp_path / "ptb" / "b", config(PTB, "sgd"), summary())
+    write_run(tmp_path / "ptb" / "c", config(PTB, "sgd"), None)
+    assert collect.read_runs(tmp_path, "ptb")["status"].tolist() == ["success"]
+
+
+def test_a_setting_edited_after_the_run_is_noticed(tmp_path: Path) -> None:
+    path = write_run(tmp_path, config(PTB, "spectral_clipping", 0.2), summary()) / "config.yaml"
+    path.write_text(path.read_text().replace("delta: 0.2", "delta: 0.8"))
+    with pytest.raises(UserError, match=r"config\.yaml: altered after the run was begun .* put back what was there"):
+        collect.read_runs(tmp_path, "ptb")
+
+
+def test_a_success_without_its_losses_is_refused(tmp_path: Path) -> None:
+    for name in ("valid_loss", "test_loss"):
+        folder = write_run(tmp_path / name, config(PTB, "sgd"), summary(**{name: None}))
+        with pytest.raises(UserError, match=f"{folder}: a success without {name}"):
+            collect.read_runs(tmp_path / name, "ptb")
+
+
+def test_no_folder_of_a_run_is_passed_over(tmp_path: Path) -> None:
+    first = write_run(tmp_path, config(PTB, "sgd"), summary())
+    away = write_run(tmp_path / "away", config(PTB, "sgd", seed=1), summary())
+    (tmp_path / "ptb" / "link").symlink_to(away)
+    (tmp_path / "ptb" / "circle").symlink_to(tmp_path / "ptb")
+    (tmp_path / "ptb" / "begun").mkdir()
+    (tmp_path / "ptb" / "begun" / ".lock").touch()
+    assert collect.read_runs(tmp_path, "ptb")["seed"].tolist() == [0, 1]
+    (first / "config.yaml").unlink()
+    with pytest.raises(UserError, match=f"{first}: a run's folder without its config.yaml"):
+        collect.read_runs(tmp_path, "ptb")
+
+
+def test_a_page_can_show_the_other_runs_and_name_what_cannot_be_read(tmp_path: Path) -> None:
+    write_run(tmp_path, config(PTB, "sgd"), summary())
+    damaged = write_run(tmp_path, config(PTB, "sgd", seed=1), summary())
+    (damaged / "summary.json").write_text("{")
+    unreadable: list[str] = []
+    assert len(collect.read_runs(tmp_path, "ptb", unreadable=unreadable)) == 1
+    assert [message.startswith(f"{damaged}/summary.json: damaged") for message in unreadable] == [True]
 
 
 def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path) -> None:
@@ -96,11 +146,8 @@ def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path
 
 def test_files_that_lack_their_columns_are_named(tmp_path: Path) -> None:
     steps(5).drop(columns="grad_norm").to_csv(tmp_path / "steps.csv", index=False)
-    (tmp_path / "environment.json").write_text("{}")
     with pytest.raises(UserError, match=r"steps\.csv: cannot be read"):
         collect.read_steps(tmp_path)
-    with pytest.raises(UserError, match=r"environment\.json: cannot be read"):
-        collect.read_machine(tmp_path)
     with pytest.raises(UserError, match=r"timing\.csv: cannot be read"):
         collect.read_timing(tmp_path)
 

@@ -148,7 +148,10 @@ def test_figure_2_refuses_times_that_do_not_compare(tmp_path: Path) -> None:
         figure("2", runs.assign(precision=["fp32", "fp32", "bf16"]), tmp_path / "out")
     (Path(runs["folder"][0]) / "environment.json").write_text('{"processor": "x", "device": "H200", "threads": 2}')
     with pytest.raises(UserError, match="timed on different machines"):
-        figure("2", runs, tmp_path / "out")
+        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
+    (Path(runs["folder"][0]) / "environment.json").unlink()
+    with pytest.raises(UserError, match=r"has no environment\.json, so nothing says on what it was timed"):
+        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
 
 
 def learning_rate_runs(seeds: int, **settings: Any) -> pd.DataFrame:

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch
 
 from gruclip.errors import UserError
 from gruclip.report import style
-from gruclip.report.collect import read_machine, read_timing
+from gruclip.report.collect import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, in_order, sections, setting
 from gruclip.report.statistics import finished
+from gruclip.report.timing import PHASES
 
-PHASES = ("forward", "backward", "update", "clipping")
 GREYS = {"forward": "#E3E3E3", "backward": "#BDBDBD", "update": "#8A8A8A"}
 
 #: Settings that change no time of an iteration.
@@ -49,7 +49,7 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
     parts = sections(runs, _TIMELESS)
     if len(parts) > 1:
         raise UserError(f"figure 2: the runs differ in {', '.join(parts[0].differing)}, so their times do not compare")
-    machines = sorted({read_machine(folder) for folder in runs["folder"]})
+    machines = _machines(runs)
     if len(machines) > 1:
         raise UserError(f"figure 2: the runs were timed on different machines ({'; '.join(machines)})")
     timings = [read_timing(folder) for folder in runs["folder"]]
@@ -91,6 +91,16 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
 
     height = 0.9 + 0.32 * len(seconds)
     return style.save(draw, f"{parts[0].model}\n{machines[0]}", height, out / "figure_2", formats)
+
+
+def _machines(runs: pd.DataFrame) -> list[str]:
+    unknown = runs.loc[runs["machine"].isna(), "folder"]
+    if len(unknown):
+        raise UserError(
+            f"figure 2: {unknown.iloc[0]}: has no environment.json, so nothing says on what it was timed; "
+            "make its own runs with: gruclip reproduce figure2"
+        )
+    return sorted(runs["machine"].unique())
 
 
 def seconds_by_method(runs: pd.DataFrame, timings: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,0 +1,200 @@
+"""Finished runs in one CSV file an experiment, a line a run: written from run folders, read back to the same rows.
+
+A field is text as `repr` gives a number, so that nothing is lost; one that is empty has no value. The columns are
+``run`` (the folder's name), ``identity``, ``data_sha256``, the settings by their dotted names, what summary.json
+holds (beyond `rows.SUMMARY` as JSON under ``summary.NAME``), `rows.ENVIRONMENT`, and the `TIMING`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import typing
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gruclip.config import RunConfig
+from gruclip.errors import UserError
+from gruclip.report.rows import ENVIRONMENT, SUMMARY, Row, row
+from gruclip.report.timing import TIMING
+from gruclip.runs.records import strict
+
+Record = dict[str, str]
+
+WHO = ("run", "identity", "data_sha256")
+SETTINGS = (*RunConfig().identity_settings(), "experiment")
+COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *TIMING)
+EXTRA = "summary."
+
+REMEDY = "take the committed file back, or write it anew with: gruclip collect"
+
+
+def record(run: Row, summary: Mapping[str, Any], timing: Mapping[str, float | None]) -> Record:
+    """The line of a run: its `row`, what its summary.json holds beyond it, and its times."""
+    texts = {"run": _text(Path(run["folder"]).name)}
+    texts |= {name: _text(run[name]) for name in (*WHO[1:], *SETTINGS, *SUMMARY, *ENVIRONMENT)}
+    texts |= {name: _text(summary[name]) for name in ("best_epoch", "first_exploded_step")}
+    extra = {name: value for name, value in summary.items() if name not in SUMMARY}
+    texts |= {f"{EXTRA}{name}": json.dumps(strict(value), sort_keys=True) for name, value in extra.items()}
+    return {**texts, **{name: _text(timing.get(name)) for name in TIMING}}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # file names and arguments need not be UTF-8
+    return "" if value is None else repr(value)
+
+
+def text(records: Iterable[Record]) -> str:
+    """The CSV file of these lines; of runs that share a name each gets the start of its identity behind it."""
+    lines = list(records)
+    counts = Counter(line["run"] for line in lines)
+    lines = [{**line, "run": f"{line['run']}-{line['identity'][:8]}"} if counts[line["run"]] > 1 else line
+             for line in lines]  # fmt: skip
+    extra = sorted({name for line in lines for name in line if name.startswith(EXTRA)})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*COLUMNS, *extra], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def read(path: Path) -> list[tuple[Row, Record]]:
+    """Each line as the row that its folder gave, and as it stands; the row's folder is ``FILE.csv/NAME``.
+
+    Raises `UserError` for a file that is damaged, cut short or of other columns, for a run that stands in it twice,
+    and for one whose settings are not those of its identity.
+    """
+    pairs: list[tuple[Row, Record]] = []
+    seen: dict[str, int] = {}
+    for number, line in _lines(path):
+        try:
+            run = _row(path, line)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: line {number}: {error}; {REMEDY}") from error
+        for key in (run["identity"], line["run"]):
+            if key in seen:
+                raise UserError(f"{path}: line {number}: the run of line {seen[key]} once more; {REMEDY}")
+            seen[key] = number
+        pairs.append((run, line))
+    return pairs
+
+
+def looks_collected(path: Path) -> bool:
+    """Whether a file begins as collected files do."""
+    with path.open("rb") as file:
+        return file.readline(64).startswith(",".join(WHO).encode())
+
+
+def is_collected(folder: str | Path) -> bool:
+    """Whether a row's folder is a line of a collected file."""
+    return Path(folder).parent.suffix == ".csv"
+
+
+def line_of(folder: str | Path) -> Record:
+    """The line that a collected row was made of."""
+    path = Path(folder).parent
+    status = path.stat()
+    return _by_name(path, status.st_mtime_ns, status.st_size)[Path(folder).name]
+
+
+@functools.lru_cache(maxsize=8)
+def _by_name(path: Path, written: int, size: int) -> dict[str, Record]:
+    return {line["run"]: line for _, line in _lines(path)}
+
+
+def _lines(path: Path) -> list[tuple[int, Record]]:
+    content = decoded(path)
+    if content and not content.endswith("\n"):
+        raise UserError(f"{path}: cut short in its last line; {REMEDY}")
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        _check_columns(path, header)
+        lines = []
+        for fields in reader:
+            if len(fields) != len(header):
+                raise UserError(f"{path}: line {reader.line_num}: {len(fields)} fields of {len(header)}; {REMEDY}")
+            lines.append((reader.line_num, dict(zip(header, fields, strict=True))))
+        return lines
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: damaged ({error}); {REMEDY}") from None
+
+
+def decoded(path: Path) -> str:
+    """The text of a collected file; `UserError` where it cannot be read or is none."""
+    try:
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise UserError(f"{path}: damaged (byte {content.index(0)} is NUL); {REMEDY}")
+        return content.decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that or {REMEDY}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged (byte {error.start} is not UTF-8); {REMEDY}") from None
+
+
+def _check_columns(path: Path, header: list[str]) -> None:
+    foreign = [name for name in header if name not in COLUMNS and not name.startswith(EXTRA)]
+    missing = [name for name in COLUMNS if name not in header]
+    twice = [name for name in header if header.count(name) > 1]
+    for names, what in ((foreign, "no column of collected runs"), (missing, "lacks the column"), (twice, "twice")):
+        if names:
+            message = f"{what} {names[0]!r}" if names is missing else f"column {names[0]!r}: {what}"
+            raise UserError(f"{path}: {message}; {REMEDY}")
+
+
+def _row(path: Path, line: Record) -> Row:
+    settings: dict[str, Any] = {}
+    for name in SETTINGS:
+        *group, last = name.split(".")
+        (settings.setdefault(group[0], {}) if group else settings)[last] = _value(line[name], _kinds()[name], name)
+    config = RunConfig.from_dict(settings)
+    if config.identity(line["data_sha256"]) != line["identity"]:
+        raise ValueError(f"altered: its settings are not those of its identity {line['identity'][:12]}")
+    summary = {name: _value(line[name], _SUMMARY_KINDS[name], name) for name in SUMMARY}
+    if summary["status"] == "unfinished":
+        raise ValueError("status=unfinished: only finished runs are collected")
+    for name in TIMING:
+        _value(line[name], float, name)
+    environment = {name: line[name] or None for name in ENVIRONMENT}
+    where = {"identity": line["identity"], "data_sha256": line["data_sha256"]}
+    return row(config, summary, folder=path / line["run"], environment=environment, **where)
+
+
+_SUMMARY_KINDS: dict[str, type] = {
+    **dict.fromkeys(SUMMARY, float),
+    **dict.fromkeys(("epochs", "steps", "best_epoch", "first_exploded_step"), int),
+    **dict.fromkeys(("status", "unit"), str),
+    "exploded": bool,
+}
+
+
+def _value(text: str, kind: type, name: str) -> Any:
+    if text == "":
+        return None
+    if kind is bool:
+        return {"True": True, "False": False}.get(text, text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name}={text}: should be a {'whole ' * (kind is int)}number") from None
+
+
+@functools.cache
+def _kinds() -> dict[str, type]:
+    """The type of each setting by its dotted name."""
+    return dict(_kinds_of("", RunConfig))
+
+
+def _kinds_of(prefix: str, cls: Any) -> typing.Iterator[tuple[str, type]]:
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _kinds_of(f"{prefix}{name}.", hint)
+        else:
+            yield f"{prefix}{name}", next((part for part in typing.get_args(hint) if part is not type(None)), hint)

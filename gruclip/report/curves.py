@@ -1,0 +1,158 @@
+"""Curves of runs: their steps.csv and epochs.csv, and what of these is kept beside collected runs, thinned and gzipped.
+
+``curves/EXPERIMENT.epochs.csv.gz`` holds the epochs of all runs, ``curves/EXPERIMENT.steps.csv.gz`` the iterations of
+the few runs that Figure 1 shows. Numbers have six significant digits. Of a run's iterations about `BINS` bins of equal
+length are made and of each is kept: the one with the largest gradient norm and the one with the largest radius, what
+is not finite counting as larger than all; and the first and the last iteration of the run. So every explosion is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gruclip.errors import UserError
+
+BINS = 1000
+
+#: Bytes of all curves together, and of one file unpacked: what is larger was not written here.
+MOST_BYTES = 1_000_000
+_MOST_UNPACKED = 50_000_000
+
+STEPS = ("step", "grad_norm", "radius")
+EPOCHS = ("epoch", "lr", "train_loss", "valid_loss", "grad_norm_mean", "grad_norm_max", "values_clipped")
+KINDS = {"steps": STEPS, "epochs": EPOCHS}
+
+Curves = dict[str, str]  #: CSV lines, without a heading, by the runs' identities
+
+
+def read_steps(path: Path) -> pd.DataFrame:
+    """The frame of `collect.read_steps`."""
+    try:
+        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+        radii = text[[name for name in text if name.startswith("spectral_radius_l")]]
+        measured = (radii != "").all(axis="columns")
+        radius = radii.where(measured, "nan").astype(float).max(axis="columns", skipna=False)
+        return _steps(text, radius, measured)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
+
+
+def _steps(text: pd.DataFrame, radius: pd.Series, measured: pd.Series) -> pd.DataFrame:
+    step, norm = text["step"].astype(int), text["grad_norm"].astype(float)
+    return pd.DataFrame({"step": step, "grad_norm": norm, "radius": radius, "measured": measured})
+
+
+def read_epochs(path: Path) -> pd.DataFrame:
+    """The columns `EPOCHS` of epochs.csv as numbers; what does not exist in epoch 0 is NaN."""
+    try:
+        return pd.read_csv(path)[list(EPOCHS)].astype(float).astype({"epoch": int})
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
+
+
+def thinned(steps: pd.DataFrame) -> pd.DataFrame:
+    """The iterations that are kept: the rule at the head of this file."""
+    if steps.empty:
+        return steps
+    width = -(-len(steps) // BINS)
+    bins = np.arange(len(steps)) // width
+    kept = {0, len(steps) - 1}
+    for values in (steps["grad_norm"], steps["radius"].where(steps["measured"], -np.inf)):
+        rank = pd.Series(values.to_numpy(float)).fillna(np.inf)
+        kept |= set(rank.groupby(bins).idxmax())
+    return steps.iloc[sorted(kept)]
+
+
+def step_lines(steps: pd.DataFrame) -> str:
+    """The CSV lines of a run's thinned iterations; a radius that was not computed is empty."""
+    few = thinned(steps)
+    radius = few["radius"].map(_number).where(few["measured"], "")
+    return _joined([few["step"].map(str), few["grad_norm"].map(_number), radius])
+
+
+def epoch_lines(epochs: pd.DataFrame) -> str:
+    """The CSV lines of a run's epochs."""
+    return _joined([epochs["epoch"].map(str), *(epochs[name].map(_number) for name in EPOCHS[1:])])
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _joined(columns: list[pd.Series]) -> str:
+    return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
+
+
+def path_of(csv: Path, kind: str) -> Path:
+    """Where the "steps" or "epochs" of the runs in the collected file `csv` are."""
+    return csv.parent / "curves" / f"{csv.stem}.{kind}.csv.gz"
+
+
+def packed(kind: str, curves: Mapping[str, str]) -> bytes:
+    """The gzipped file of these curves, ordered by identity: the same curves give the same bytes."""
+    lines = [f"identity,{','.join(KINDS[kind])}\n"]
+    for identity in sorted(curves):
+        lines += [f"{identity[:16]},{line}\n" for line in curves[identity].splitlines()]
+    return gzip.compress("".join(lines).encode(), 9, mtime=0)
+
+
+def read_curves(csv: Path, kind: str) -> Curves:
+    """The lines kept of each run, by the first 16 digits of its identity; none where there is no file."""
+    path = path_of(csv, kind)
+    if not path.exists():
+        return {}
+    return dict(_read_curves(path, kind, path.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_curves(path: Path, kind: str, written: int) -> Curves:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(_MOST_UNPACKED + 1)
+        head, *lines = content.decode().splitlines()
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from None
+    heading = f"identity,{','.join(KINDS[kind])}"
+    if len(content) > _MOST_UNPACKED or head != heading:
+        raise UserError(f"{path}: not a file of collected {kind} (it should begin with {heading}); {_REMEDY}")
+    curves: dict[str, list[str]] = {}
+    for line in lines:
+        identity, comma, rest = line.partition(",")
+        if not comma or rest.count(",") != len(KINDS[kind]) - 1:
+            raise UserError(f"{path}: damaged (a line of other than {len(KINDS[kind]) + 1} fields); {_REMEDY}")
+        curves.setdefault(identity, []).append(f"{rest}\n")
+    return {identity: "".join(rest) for identity, rest in curves.items()}
+
+
+_REMEDY = "take the committed file back, or remove it and write it anew with: gruclip collect"
+
+
+def collected_steps(folder: str | Path) -> pd.DataFrame:
+    """The thinned iterations of a collected run, as `read_steps` gives all of them."""
+    text = _collected(folder, "steps", "collect it anew from its run folder with: gruclip collect --curves NAME")
+    measured = text["radius"] != ""
+    return _steps(text, text["radius"].where(measured, "nan").astype(float), measured)
+
+
+def collected_epochs(folder: str | Path) -> pd.DataFrame:
+    """The epochs of a collected run, as `read_epochs` gives them."""
+    text = _collected(folder, "epochs", "collect it anew from its run folder with: gruclip collect")
+    return text.replace("", "nan").astype(float).astype({"epoch": int})
+
+
+def _collected(folder: str | Path, kind: str, remedy: str) -> pd.DataFrame:
+    from gruclip.report.collected import line_of
+
+    csv = Path(folder).parent
+    lines = read_curves(csv, kind).get(line_of(folder)["identity"][:16])
+    if lines is None:
+        raise UserError(f"{path_of(csv, kind)}: holds no {kind} of {Path(folder).name}; {remedy}")
+    return pd.read_csv(io.StringIO(lines), names=list(KINDS[kind]), dtype=str, keep_default_na=False)

@@ -1,0 +1,171 @@
+"""``gruclip collect``: finished run folders into the small files that are kept in the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gruclip.errors import UserError
+from gruclip.report import collected, curves, folders
+from gruclip.report.collected import Record
+from gruclip.report.figures.explosion import representatives
+from gruclip.report.rows import Row, frame, in_file_order, merged
+from gruclip.report.timing import condensed
+from gruclip.runs.files import write_whole
+from gruclip.runs.records import read_summary
+
+
+@dataclass
+class _File:
+    """One collected file in the making: the runs that go into it, those already there first."""
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)  #: of collected rows, by their folders
+    sources: list[Path] = field(default_factory=list)  #: the collected files that rows came from
+    unfinished: int = 0
+
+
+def collect(
+    places: Sequence[Path], experiments: Sequence[str], out: Path, step_names: Sequence[str]
+) -> Iterator[tuple[Path, int, int]]:
+    """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
+
+    A run folder ``PLACE/SUB/EXPERIMENT/...`` goes into ``out/SUB/EXPERIMENT.csv``; a place may also hold collected
+    files. No `experiments` are all of them. The iterations are kept of the runs that Figure 1 would show and of those
+    named in `step_names`. Everything is read and checked before the first file is written; each is written whole or
+    not at all. Yields each CSV file, its number of runs and how many of them are new.
+
+    Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two places with other
+    results, and where the curves would grow beyond `curves.MOST_BYTES`.
+    """
+    files: dict[Path, _File] = {}
+    for place in places:
+        for relative, rows, source in _sources(place, out):
+            if experiments and relative.stem not in experiments:
+                continue
+            file = files.setdefault(relative, _File(out / relative))
+            pairs = collected.read(source) if source else [(run, None) for run in rows]
+            _add(file, pairs, source)
+    made = [_made(file, step_names) for file in files.values()]
+    if not any(file.rows for file in files.values()):
+        where = ", ".join(map(str, places))
+        raise UserError(f"{where}: no finished runs there{_of(experiments)}; train some, or name another with --runs")
+    _check_names(step_names, made)
+    _check_size(out, {path: data for one in made for path, data in one.contents.items()})
+    for one in made:
+        for path, data in one.contents.items():
+            if not path.exists() or path.read_bytes() != data:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, data)
+        yield one.path, one.count, one.new
+
+
+def _of(experiments: Sequence[str]) -> str:
+    return f" of {', '.join(experiments)}" if experiments else ""
+
+
+def _sources(place: Path, out: Path) -> Iterator[tuple[Path, list[Row], Path | None]]:
+    """Where it goes below `out`, and the rows of run folders or the collected file itself."""
+    if not place.is_dir():
+        raise UserError(f"--runs {place}: there is no such folder")
+    by_file: dict[Path, list[Row]] = {}
+    for run in folders.read(place):
+        by_file.setdefault(_relative(Path(run["folder"]).relative_to(place).parts, run["experiment"]), []).append(run)
+    for relative, rows in by_file.items():
+        yield relative, rows, None
+    for path in sorted([*place.glob("*.csv"), *place.glob("*/*.csv")]):
+        if out.resolve() not in path.resolve().parents and collected.looks_collected(path):
+            yield path.relative_to(place), [], path
+
+
+def _relative(parts: tuple[str, ...], experiment: str) -> Path:
+    """The file of a run folder with these `parts` below its place: that of the folder named as its experiment."""
+    depth = parts.index(experiment) if experiment in parts[:-1] else 0
+    return Path(*parts[:depth], f"{parts[depth] if len(parts) > 1 else experiment}.csv")
+
+
+def _add(file: _File, pairs: Iterable[tuple[Row, Record | None]], source: Path | None) -> None:
+    for run, record in pairs:
+        if run["status"] == "unfinished":
+            file.unfinished += 1
+            continue
+        file.rows.append(run)
+        if record is not None:
+            file.records[run["folder"]] = record
+    if source:
+        file.sources.append(source)
+
+
+@dataclass(frozen=True)
+class _Made:
+    path: Path
+    count: int
+    new: int
+    contents: dict[Path, bytes]
+    names: set[str]
+
+
+def _made(file: _File, step_names: Sequence[str]) -> _Made:
+    """The bytes of a collected file and of its curves, merged with what is there."""
+    before = collected.read(file.path) if file.path.exists() else []
+    records = {run["folder"]: record for run, record in before} | file.records
+    rows = in_file_order(merged([*(run for run, _ in before), *file.rows]))
+    lines = [records.get(run["folder"]) or _record(run) for run in rows]
+    contents = {file.path: collected.text(lines).encode()} if rows else {}
+    named = [run for run, line in zip(rows, lines, strict=True) if line["run"] in step_names]
+    for kind, wanted in (("epochs", rows), ("steps", [*_shown(rows), *named])):
+        kept: curves.Curves = {}
+        for source in (*file.sources, file.path):
+            kept |= curves.read_curves(source, kind)
+        for run in wanted:
+            if run["identity"][:16] not in kept and (curve := _curve(kind, run)):
+                kept[run["identity"][:16]] = curve
+        if kept:
+            contents[curves.path_of(file.path, kind)] = curves.packed(kind, kept)
+    return _Made(file.path, len(rows), len(rows) - len(before), contents, {line["run"] for line in lines})
+
+
+def _record(run: Row) -> Record:
+    folder = Path(run["folder"])
+    path = folder / "timing.csv"
+    return collected.record(run, read_summary(folder), condensed(path) if path.exists() else {})
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """The runs whose iterations Figure 1 shows; none where it cannot be drawn of these runs."""
+    if not rows:
+        return []
+    try:
+        identities = {run["identity"] for run in representatives(frame(rows))[1]}
+    except UserError:
+        return []
+    return [run for run in rows if run["identity"] in identities]
+
+
+def _curve(kind: str, run: Row) -> str | None:
+    """The lines of a run folder's curve; None where it has none, or was collected from elsewhere."""
+    path = Path(run["folder"]) / f"{kind}.csv"
+    if not path.exists():
+        return None
+    if kind == "steps":
+        return curves.step_lines(curves.read_steps(path))
+    return curves.epoch_lines(curves.read_epochs(path))
+
+
+def _check_names(step_names: Sequence[str], made: Sequence[_Made]) -> None:
+    unknown = [name for name in step_names if not any(name in one.names for one in made)]
+    if unknown:
+        raise UserError(f"--curves {unknown[0]}: no finished run has this name; give the name of a run's folder")
+
+
+def _check_size(out: Path, contents: dict[Path, bytes]) -> None:
+    sizes = {path: path.stat().st_size for path in out.rglob("curves/*.gz")}
+    sizes |= {path: len(data) for path, data in contents.items() if path.suffix == ".gz"}
+    if (total := sum(sizes.values())) > curves.MOST_BYTES:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise UserError(
+            f"{out}/curves: would be {total} bytes, at most {curves.MOST_BYTES} are kept in the repository; "
+            f"name fewer runs with --curves, or remove the largest, {largest} ({sizes[largest]} bytes)"
+        )

@@ -1,0 +1,43 @@
+"""The tables kept in the repository are those that its collected runs give, byte for byte."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gruclip.cli import main
+from gruclip.report import collected, curves
+
+PAPER = Path(__file__).parents[2] / "outputs" / "paper"
+
+#: File and command of each table, a line of the table in the README: | `table_2.md` | `gruclip table 2` |
+KEPT = re.findall(r"^\| `(\S+)` +\| `gruclip (.+?)` +\|$", (PAPER / "README.md").read_text(), re.MULTILINE)
+
+
+def test_every_table_that_is_kept_has_its_command_and_every_command_its_table() -> None:
+    tables = {str(path.relative_to(PAPER)) for path in PAPER.rglob("table_*.*")}
+    assert tables == {file for file, _ in KEPT}
+
+
+def test_where_runs_are_kept_tables_are_kept() -> None:
+    assert bool(KEPT) == any(PAPER.glob("*.csv"))
+
+
+@pytest.mark.parametrize(("file", "command"), KEPT)
+def test_a_kept_table_is_made_again_to_the_byte(
+    file: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")  # as in a fresh clone: no runs beside them
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out == (PAPER / file).read_text()
+
+
+def test_every_kept_file_is_one_that_collect_writes() -> None:
+    for path in (*PAPER.glob("*.csv"), *PAPER.glob("*/*.csv")):
+        assert collected.text(line for _, line in collected.read(path)) == path.read_text(), path
+    assert sum(path.stat().st_size for path in PAPER.rglob("curves/*")) <= curves.MOST_BYTES
