@@ -1,6 +1,6 @@
 """Compiled kernels for the CPU: optional, compiled once for this processor by the C++ compiler that is there.
 
-What they compute is in the `SOURCES`; the modules that call them where they can compute the same with torch's own
+What they compute is in the `build.SOURCES`; the modules that call them where they can compute the same with torch's own
 operations elsewhere. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
 compiling takes seconds and not forty, and needs neither ninja nor setuptools.
 
@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import re
 import shlex
 import subprocess
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -26,10 +22,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
-
-SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
-HEADERS = ("band.h", "pairs.h", "panels.h", "thin.h", "vectors.h")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+from gruclip.kernels import build
 
 TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[type]] = {
@@ -95,8 +88,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if wanted == "0":
         return None, "off: GRUCLIP_NATIVE=0"
     try:
-        path = _compiled(shlex.split(os.environ.get("CXX") or "c++"))
-        kernels = ctypes.CDLL(str(path))
+        library, path, note = _found(shlex.split(os.environ.get("CXX") or "c++"))
     except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
         reason = f"not compiled: {detail}"
@@ -107,62 +99,27 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             stacklevel=2,
         )
         return None, reason
-    for name, arguments in SIGNATURES.items():
-        function = getattr(kernels, name)
-        function.argtypes, function.restype = arguments, None
-    return kernels, path.stem
+    if note is not None:
+        warnings.warn(f"{note}; they are compiled anew by each process until then", NativeWarning, stacklevel=2)
+    return library, path.stem
 
 
-def _compiled(compiler: list[str]) -> Path:
-    """The shared library for these sources, this processor, this compiler and torch's OpenMP runtime.
+def _found(compiler: list[str]) -> tuple[ctypes.CDLL, Path, str | None]:
+    """The library with all its functions declared. One that lacks some is compiled anew.
 
-    Raises OSError or `subprocess.SubprocessError` where it cannot be compiled.
+    Raises OSError or `subprocess.SubprocessError` where it cannot be compiled or loaded.
     """
-    here = Path(__file__).parent
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256()
-    parts = [*compiler, *FLAGS, version, _processor(), str(_openmp_runtime()), *map(_read, (*SOURCES, *HEADERS))]
-    for part in parts:
-        key.update(part.encode() + b"\0")
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gruclip" / "native"
-    path = folder / f"{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / path.name
-            sources = [str(here / name) for name in SOURCES]
-            command = [*compiler, *FLAGS, *sources, *_openmp_flags(), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            # Whole or not at all, whoever else compiles it at the same time.
-            made.replace(path)
-    return path
+    found = build.built(compiler)
+    try:
+        return _declared(found.path), found.path, found.note
+    except AttributeError:
+        found = build.built(compiler, anew=True)
+        return _declared(found.path), found.path, found.note
 
 
-def _read(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()
-
-
-def _openmp_flags() -> list[str]:
-    """With torch's own OpenMP runtime: two of them, with a pool of threads each, would fight for the cores."""
-    if platform.system() == "Darwin":
-        return []  # Apple's compiler has no OpenMP: one thread
-    runtime = _openmp_runtime()
-    return ["-fopenmp"] if runtime is None else ["-fopenmp", str(runtime), f"-Wl,-rpath,{runtime.parent}"]
-
-
-@functools.cache
-def _openmp_runtime() -> Path | None:
-    """The file of the OpenMP runtime that this process has loaded with torch."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    found = re.search(r"\S*/lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*$", maps.read_text(), re.MULTILINE)
-    return None if found is None else Path(found.group())
-
-
-def _processor() -> str:
-    """What ``-march=native`` depends on: a home folder may be shared by machines of several kinds."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()
-    lines = re.findall(r"^(?:model name|cpu family|model|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE)
-    return platform.machine() + "\n" + "\n".join(sorted(set(lines)))
+def _declared(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
