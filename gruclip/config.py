@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from gruclip.errors import ConfigError
 from gruclip.rules import (
     NOT_BELOW_ONE,
+    PATH,
+    PLAIN_NAME,
     POSITIVE,
     SEED,
     SHARE,
@@ -80,7 +82,9 @@ class DatasetConfig:
     """The corpus, and where its files lie."""
 
     name: str = setting("pydoc", "the corpus", one_of(DATASETS))
-    root: str | None = setting(None, "folder with the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network")
+    root: str | None = setting(
+        None, "folder of the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network", PATH
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class ModelConfig:
     """The recurrent model: `gruclip.model` has its equations."""
 
     cell: str = setting("gru", "the recurrent cell; `gru` is the paper's, `gru_reset_after` torch's", one_of(CELLS))
-    hidden_size: int = setting(200, "units of each recurrent layer, n", at_least(1))
-    num_layers: int = setting(1, "recurrent layers", at_least(1))
+    hidden_size: int = setting(200, "units of each recurrent layer, n", at_least(1, 100_000))
+    num_layers: int = setting(1, "recurrent layers", at_least(1, 1000))
     dropout: float = setting(0.5, "share of units set to zero, on each layer's input and before the output", SHARE)
     input_scale: float = setting(0.01, "factor on what the input layer hands to the recurrent one", POSITIVE)
 
@@ -132,8 +136,8 @@ class TrainerConfig:
     max_epochs: int | None = setting(5, "epochs; null: until the `plateau` schedule stops", at_least(1))
     short_epochs: int = setting(10, "takes the place of `max_epochs` under `trainer.budget=short`", at_least(1))
     max_steps: int | None = setting(None, "iterations; the run then ends with a validation", at_least(1))
-    bptt: int = setting(35, "time steps of a window, T", at_least(1))
-    batch_size: int = setting(20, "lanes, B", at_least(1))
+    bptt: int = setting(35, "time steps of a window, T", at_least(1, 10**6))
+    batch_size: int = setting(20, "lanes, B", at_least(1, 10**6))
     radius_every: int = setting(50, "iterations between two spectral radii of each layer's Jacobian", at_least(1))
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints, beside each epoch's end", POSITIVE)
 
@@ -161,8 +165,8 @@ class RunConfig:
     seed: int = setting(0, "of the initial weights, the dropout masks and the order of tunes", SEED)
     device: str = setting("auto", "where the run is trained; `auto`: on a GPU where there is one", one_of(DEVICES))
     precision: str = setting("fp32", "numbers of the products; `tf32` on CUDA alone", one_of(PRECISIONS))
-    experiment: str = setting("demo", "name of the experiment, a folder in `output_dir`")
-    output_dir: str = setting("outputs", "folder of all results")
+    experiment: str = setting("demo", "name of the experiment, a folder in `output_dir`", PLAIN_NAME)
+    output_dir: str = setting("outputs", "folder of all results", PATH)
     resume: str = setting(
         "strict",
         "whether a run begun with other versions of torch and the like is refused or continued",
@@ -208,8 +212,6 @@ class RunConfig:
             raise ConfigError(
                 f"trainer.max_epochs=null: the {self.schedule.name} schedule never stops; give a number of epochs"
             )
-        if not self.output_dir:
-            raise ConfigError("output_dir='': give a folder")
         return self
 
     def _check_threshold(self) -> None:
@@ -227,8 +229,9 @@ class RunConfig:
         if METHODS[name].delta:
             if delta is None:
                 raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
-            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}"
-            Rule(right, lambda value: 0 < value < limit).check("optimizer.delta", delta)
+            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}, by a millionth of it"
+            # In float32, too, the limit less delta is below the limit, and above zero.
+            Rule(right, lambda value: 1e-6 * limit <= value <= (1 - 1e-6) * limit).check("optimizer.delta", delta)
         elif delta is not None:
             others = " or ".join(other for other, method in METHODS.items() if method.delta)
             raise ConfigError(f"optimizer.delta={delta:g}: {name} has no delta; drop it, or take optimizer={others}")

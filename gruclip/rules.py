@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -29,12 +29,22 @@ def one_of(names: tuple[str, ...]) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def at_least(least: int) -> Rule:
-    return Rule(f"a whole number of at least {least}", lambda value: value >= least)
+def at_least(least: int, most: int = 10**9) -> Rule:
+    return Rule(f"a whole number of at least {least}, at most {most:,}", lambda value: least <= value <= most)
 
 
-POSITIVE = Rule("a positive, finite number", lambda value: math.isfinite(value) and value > 0)
-NOT_BELOW_ONE = Rule("a number of at least 1", lambda value: math.isfinite(value) and value >= 1)
+#: Up to what float32 can hold, and its reciprocal.
+POSITIVE = Rule("a positive number from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30)
+NOT_BELOW_ONE = Rule("a number of at least 1, at most 1e30", lambda value: 1 <= value <= 1e30)
+#: A folder's name below another one: no separator, nothing hidden, nothing that a terminal acts upon.
+PLAIN_NAME = Rule(
+    "a plain name of at most 100 letters, digits, and . _ + - within",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", value, re.ASCII) is not None,
+)
+PATH = Rule(
+    "a folder's path of at most 1,000 printable characters",
+    lambda value: 0 < len(value) <= 1000 and value.isprintable(),
+)
 SHARE = Rule("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 SEED = Rule("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
 

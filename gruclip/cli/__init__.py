@@ -1,7 +1,8 @@
 """The command ``gruclip``: ``gruclip train`` takes Hydra's overrides, everything else plain arguments.
 
 - `main`: commands, exit codes, errors in one line; start here.
-- `training`: ``train``, through Hydra; `explain`: Hydra's errors in one line; `reproduce`: a sweep and its tables.
+- `training`: ``train``, through Hydra; `allowed`: what of Hydra's is taken; `explain`: Hydra's errors in one line.
+- `reproduce`: a sweep and its tables.
 - `commands`: ``table``, ``figure``, ``collect``, ``eval``, ``data``.
 
 The top of the house: may import everything. Together with `hydra_plugin` the only room that knows Hydra and OmegaConf.

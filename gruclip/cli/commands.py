@@ -29,8 +29,8 @@ def table(options: Namespace) -> int:
         return 0
     try:
         Path(options.out).write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {options.out}: cannot be written ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"--out {options.out}: cannot be written ({error})") from error
     return 0
 
 

@@ -46,8 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, UserError) else _explain(error)
         if message is None:
             raise
-        print(f"gruclip: {' '.join(message.split())}", file=sys.stderr)
+        print(f"gruclip: {_on_one_line(message)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _on_one_line(message: str) -> str:
+    """Without line breaks, and without characters that would steer a terminal."""
+    shown = " ".join(message.split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)
 
 
 def _explain(error: Exception) -> str | None:

@@ -8,24 +8,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from gruclip.cli.allowed import check_command_line, check_overrides
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, train_one
-
-SWEEPER = "hydra/sweeper=grids"
 
 
 def train(argv: Sequence[str]) -> int:
     """Train what the overrides in `argv` describe: one run, or with ``--multirun`` a sweep."""
     argv = _with_plus(argv)
-    _refuse_what_hydra_would_take(argv)
+    check_command_line(argv)
 
     # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
     # The runs of a sweep are trained by `settings.run_job`, which the sweeper puts in this one's place.
@@ -46,6 +44,7 @@ def train(argv: Sequence[str]) -> int:
 
 def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
     """The runs that a sweep would train."""
+    check_overrides(overrides)
     register_plugins()
     from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 
@@ -69,15 +68,6 @@ def register_plugins() -> None:
 def _with_plus(argv: Sequence[str]) -> list[str]:
     """``experiment=ptb`` as ``+experiment=ptb``: no experiment or sweep is chosen by default, so Hydra wants a plus."""
     return [f"+{argument}" if argument.startswith(("experiment=", "sweep=")) else argument for argument in argv]
-
-
-def _refuse_what_hydra_would_take(argv: Sequence[str]) -> None:
-    options, unknown = get_args_parser().parse_known_args(argv)
-    if unknown:
-        raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
-    for override in options.overrides:
-        if override.startswith("hydra/sweeper=") and override != SWEEPER:
-            raise UserError(f"{override}: gruclip's runs are launched by {SWEEPER} alone")
 
 
 @contextmanager

@@ -24,6 +24,8 @@ def parse(overrides: Sequence[str], parser: OverridesParser) -> Grid:
             grid[override.key_or_group] = [key if override.is_delete() else f"{key}={value}"]
         elif override.is_discrete_sweep():
             grid[override.key_or_group] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if not grid[override.key_or_group]:
+                raise UserError(f"{override.input_line}: no values; give some, e.g. {key}=1,2,3")
         else:
             raise UserError(f"{override.input_line}: an interval is no grid; give the values, e.g. {key}=1,2,3")
     return grid

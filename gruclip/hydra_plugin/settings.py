@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gruclip.config import RunConfig
+from gruclip.errors import ConfigError
 
 CONFIG_MODULE = "gruclip.conf"
 CONFIG_NAME = "config"
@@ -41,6 +42,8 @@ def to_run(settings: DictConfig) -> RunConfig:
         if name not in NOT_SETTINGS
     }
     logger = values.get("logger")
+    if isinstance(logger, dict) and not logger.get("csv", True):
+        raise ConfigError("logger.csv=false: metrics are always written as CSV; leave it out")
     if isinstance(logger, dict):  # the files of the group say ``csv: true``, so that several can be chosen
         values["logger"] = tuple(name for name, chosen in logger.items() if chosen)
     return RunConfig.from_dict(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -10,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from gruclip.runs.files import told_by_name
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run
 
@@ -31,6 +33,9 @@ class GridSweeper(Sweeper):
         jobs = planned_jobs(loader, self.composed)
         runs = [to_run(settings) for settings in settings_of(jobs, loader, self.composed)]
         check_runs(runs, defaults_of(runs, loader))
+        for folder in dict.fromkeys(run.output_dir for run in runs):
+            with told_by_name(Path(folder)):  # Hydra's launchers make it too, without a word for what forbids it
+                Path(folder).mkdir(parents=True, exist_ok=True)
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed

@@ -53,6 +53,9 @@ def write_checkpoint(
                 second.unlink()
             os.link(path, second)
             os.replace(second, before(path))
+            # Of two names for one file, as a kill between these lines can leave them, a rename removes neither.
+            with suppress(FileNotFoundError):
+                second.unlink()
             sync_folder(path.parent)
     write_whole(path, content)
 

@@ -20,7 +20,10 @@ class Schedule:
         """Set the rate for the next epoch."""
         schedule = config.schedule
         if schedule.name == "exponential":
-            self.lr = config.optimizer.lr / schedule.factor ** max(0, epoch + 1 - schedule.hold_epochs)
+            try:
+                self.lr = config.optimizer.lr / schedule.factor ** max(0, epoch + 1 - schedule.hold_epochs)
+            except OverflowError:  # the quotient is below every number there is
+                self.lr = 0.0
         elif schedule.name == "plateau":
             if valid_loss < self.best:
                 self.best, self.waited = valid_loss, 0

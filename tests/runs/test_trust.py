@@ -152,6 +152,17 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(where: float, bit: int, h
     assert all(bool((found.tensors[name] == tensor).all()) for name, tensor in intact.tensors.items())
 
 
+def test_a_kill_while_the_checkpoint_before_is_named_leaves_nothing_behind(
+    broken: Path, tmp_path: Path, whole: RunResult
+) -> None:
+    """The last checkpoint has two names then, and the next rename would do nothing."""
+    before(last(broken)).unlink()
+    os.link(last(broken), before(last(broken)))
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert same_as(result.folder, whole)
+    assert not list(result.folder.rglob("*.partial"))
+
+
 def test_two_damaged_checkpoints_are_refused_and_nothing_is_changed(broken: Path, tmp_path: Path) -> None:
     for path in (last(broken), before(last(broken))):
         cut(path, 0.5)

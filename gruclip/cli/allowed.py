@@ -1,0 +1,87 @@
+"""What of Hydra's command line is gruclip's: settings and choices, and nothing that runs code or names other files.
+
+Hydra takes much more: it unpickles jobs, instantiates classes by dotted paths, reads configurations from any folder,
+and makes folders of its own. All of that is refused before Hydra sees it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from gruclip.errors import UserError
+
+#: Options of Hydra's that read or run something else than gruclip's configuration.
+REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
+
+LAUNCHERS = ("basic", "stacked", "joblib", "submitit_local", "submitit_slurm")
+CHOICES = {"hydra/launcher": LAUNCHERS, "hydra/sweeper": ("grids",)}
+
+#: A setting of a launcher, which takes plain values.
+LAUNCHER_SETTING = re.compile(r"hydra\.launcher\.[a-z]\w*(\.\w+)*")
+#: Beside the choices and the launcher's settings.
+OTHERS = ("hydra.sweeper.grids",)
+
+#: ``${oc.env:HOME}`` and its like, which call a function; and keys that name a class.
+RESOLVER, INSTRUCTION = re.compile(r"\$\{[^}]*:"), re.compile(r"\b_(target|partial|recursive|convert|args)_\b")
+
+#: An option of a group, which is a file's name.
+OPTION = re.compile(r"[\w-]+")
+
+
+def check_command_line(argv: Sequence[str]) -> None:
+    """Raise `UserError` for the first argument of ``gruclip train`` that is not gruclip's to take."""
+    options, unknown = get_args_parser().parse_known_args(list(argv))
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
+    for name in REFUSED_OPTIONS:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: not an option of gruclip's; see gruclip train --help")
+    check_overrides(options.overrides)
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise `UserError` for the first override that is not of gruclip's settings and groups."""
+    parser = OverridesParser.create()
+    for text in overrides:
+        if RESOLVER.search(text):
+            raise UserError(f"{text}: values are written out; a function such as ${{oc.env:HOME}} is not called")
+        if INSTRUCTION.search(text):
+            raise UserError(f"{text}: no setting names a class or a function")
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            continue  # Hydra's own words for it are in `explain`
+        _check(text, override)
+
+
+def _check(text: str, override: Override) -> None:
+    key = override.key_or_group
+    if override.is_delete():
+        raise UserError(f"{text}: a setting cannot be removed; write {key}=VALUE, or null where it may be")
+    if override.package is not None:
+        raise UserError(f"{text}: groups have their places; write {key}=OPTION")
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        _check_hydra(text, key)
+    elif key in ("experiment", "sweep", "dataset", "model", "optimizer", "schedule", "logger"):
+        for option in text.partition("=")[2].strip("[]").split(","):
+            if not OPTION.fullmatch(option.strip()):
+                raise UserError(
+                    f"{text}: {option or 'nothing'} is no option of the group {key}; see gruclip train --help"
+                )
+
+
+def _check_hydra(text: str, key: str) -> None:
+    if key in CHOICES:
+        for value in text.partition("=")[2].split(","):
+            if value not in CHOICES[key]:
+                raise UserError(f"{key}={value}: should be one of {', '.join(CHOICES[key])}")
+    elif not LAUNCHER_SETTING.fullmatch(key) and key not in OTHERS:
+        raise UserError(
+            f"{text}: not a setting of gruclip's; of Hydra's there are {', '.join(CHOICES)} and hydra.launcher.SETTING"
+        )
