@@ -23,31 +23,7 @@ from torch import Tensor
 
 from gruclip.errors import UserError
 from gruclip.kernels import build
-
-TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-SIGNATURES: dict[str, list[type]] = {
-    "gruclip_band": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
-    "gruclip_chebyshev": [TENSOR] * 7 + [COUNT] * 3,
-    "gruclip_column_squares": [TENSOR] * 2 + [COUNT] * 3 + [FLAG],
-    "gruclip_count_above": [TENSOR] * 3 + [COUNT],
-    "gruclip_eigenpairs": [TENSOR] * 5 + [COUNT] * 3 + [FLAG],
-    "gruclip_expand": [TENSOR] * 8 + [COUNT] * 6 + [FLAG],
-    "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
-    "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
-    "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
-    "gruclip_mask": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
-    "gruclip_orthonormalise": [TENSOR] * 2 + [COUNT] * 3,
-    "gruclip_product": [TENSOR] * 3 + [COUNT] * 8 + [FLAG] * 2,
-    "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
-    "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
-    "gruclip_random_bits": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
-    "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6 + [FLAG],
-    "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG] * 2,
-    "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 4 + [FLAG],
-    "gruclip_there_and_back_one": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
-    "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
-    "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
-}
+from gruclip.kernels.arguments import KERNELS, check
 
 
 class NativeWarning(RuntimeWarning):
@@ -63,9 +39,14 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
-    """Call a kernel on tensors laid out as it expects; None is a null pointer."""
+    """Call a kernel on tensors laid out as `KERNELS` says; None is a null pointer.
+
+    Raises ValueError, naming kernel and argument, where one is of another type, shape or layout: a kernel gets bare
+    addresses, and would read and write beyond it.
+    """
     kernels = library()
     assert kernels is not None
+    check(name, tensors, counts, flags)
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     getattr(kernels, name)(*addresses, *counts, *flags)
 
@@ -119,7 +100,7 @@ def _found(compiler: list[str]) -> tuple[ctypes.CDLL, Path, str | None]:
 
 def _declared(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    for name, arguments in SIGNATURES.items():
+    for name, kernel in KERNELS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = kernel.signature, None
     return library
