@@ -31,6 +31,7 @@ class BuildWithKernels(build_py):
             # By its path: the package needs torch, which need not be there.
             runpy.run_path(str(Path(__file__).parent / KERNELS / "build.py"))["prebuild"](folder)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
+            shutil.rmtree(folder, ignore_errors=True)  # some of them are not what the wheel's tag says
             written = getattr(error, "stderr", None) or error
             print(f"gruclip: this wheel holds no prebuilt kernels: {written}", file=sys.stderr)
 
