@@ -6,9 +6,7 @@ import os
 import pwd
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,15 +21,6 @@ FOREIGN = """
 #include <stdio.h>
 __attribute__((constructor)) static void began(void) { fclose(fopen("MARK", "w")); }
 """
-#: A compiler that takes a second and gives what has been compiled before.
-COMPILER = """#!/bin/sh
-[ "$1" = --version ] && echo one && exit
-while [ "$1" != -o ]; do shift; done
-echo x >>COUNT
-sleep SECONDS
-cp LIBRARY "$2"
-"""
-LOAD = "from gruclip.kernels import compiled; assert compiled.library() is not None; print(compiled.loaded().file)"
 
 
 @pytest.fixture(scope="module")
@@ -259,46 +248,6 @@ def test_what_a_killed_compilation_left_is_removed_after_an_hour(times: list[Pat
         "mine",
     ]
     assert (folder / "mine/made.so").exists()
-
-
-def processes(tmp_path: Path, whole: bytes, seconds: float, count: int) -> list[subprocess.Popen[str]]:
-    """So many that load the kernels at once, with a compiler that takes so long."""
-    (tmp_path / "whole.so").write_bytes(whole)
-    compiler = tmp_path / "compiler"
-    text = COMPILER.replace("LIBRARY", str(tmp_path / "whole.so")).replace("SECONDS", str(seconds))
-    compiler.write_text(text.replace("COUNT", str(tmp_path / "count")))
-    compiler.chmod(0o755)
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": str(compiler)}
-    command = [sys.executable, "-W", "error", "-c", LOAD]
-    return [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        for _ in range(count)
-    ]
-
-
-def test_two_processes_that_compile_at_once_both_end_with_the_kernels(tmp_path: Path, whole: bytes) -> None:
-    both = processes(tmp_path, whole, 4, 2)
-    paths = {one.communicate()[0].strip() for one in both}
-    assert [one.returncode for one in both] == [0, 0]
-    assert (tmp_path / "count").read_text() == "x\nx\n"  # or they did not meet
-    (path,) = paths
-    assert list((tmp_path / "cache/gruclip/native").iterdir()) == [Path(path)]
-
-
-def test_a_process_killed_while_it_compiles_leaves_nothing_that_is_loaded(tmp_path: Path, whole: bytes) -> None:
-    (one,) = processes(tmp_path, whole, 60, 1)
-    folder = tmp_path / "cache/gruclip/native"
-    end = time.monotonic() + 60
-    while not (tmp_path / "count").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    os.killpg(one.pid, signal.SIGKILL)
-    one.communicate()
-    (left,) = folder.iterdir()
-    assert left.name.startswith("building-")
-    (following,) = processes(tmp_path, whole, 0, 1)
-    path = Path(following.communicate()[0].strip())
-    assert following.returncode == 0
-    assert sorted(folder.iterdir()) == sorted((left, path))
 
 
 def test_a_damaged_library_of_a_wheel_is_told_and_not_loaded(
