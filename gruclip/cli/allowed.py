@@ -30,6 +30,8 @@ OTHERS = ("hydra.sweeper.grids",)
 #: ``${oc.env:HOME}`` and its like, which call a function; and keys that name a class.
 RESOLVER, INSTRUCTION = re.compile(r"\$\{[^}]*:"), re.compile(r"\b_(target|partial|recursive|convert|args)_\b")
 
+GROUPS = ("experiment", "sweep", "dataset", "model", "optimizer", "schedule", "logger")
+
 #: An option of a group, which is a file's name.
 OPTION = re.compile(r"[\w-]+")
 
@@ -68,12 +70,13 @@ def _check(text: str, override: Override) -> None:
         raise UserError(f"{text}: groups have their places; write {key}=OPTION")
     if key.partition(".")[0].partition("/")[0] == "hydra":
         _check_hydra(text, key)
-    elif key in ("experiment", "sweep", "dataset", "model", "optimizer", "schedule", "logger"):
-        for option in text.partition("=")[2].strip("[]").split(","):
+    elif key in GROUPS:
+        value = text.partition("=")[2]
+        if value.startswith("[") and key != "logger":
+            raise UserError(f"{text}: one option of the group {key} at a time; with -m, {key}=A,B tries several")
+        for option in [] if value.startswith("{") else value.strip("[]").split(","):
             if not OPTION.fullmatch(option.strip()):
-                raise UserError(
-                    f"{text}: {option or 'nothing'} is no option of the group {key}; see gruclip train --help"
-                )
+                raise UserError(f"{text}: not an option of the group {key}; gruclip train --help lists them")
 
 
 def _check_hydra(text: str, key: str) -> None:

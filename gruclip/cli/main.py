@@ -75,6 +75,11 @@ def _run(arguments: list[str]) -> int:
         from importlib import import_module
 
         return int(import_module(f"gruclip.bench.{arguments[1]}").main(arguments[2:]))
+    if "--version" in arguments and set(arguments) & {"-v", "--verbose"} and len(arguments) == 2:
+        from gruclip.cli.version import describe
+
+        print(describe())
+        return 0
     options = _parser().parse_args(arguments)
     if options.command == "reproduce":
         from gruclip.cli.reproduce import reproduce
@@ -95,6 +100,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gruclip", description="Spectral clipping for recurrent networks, and its experiments.")
     parser.add_argument("--version", action="version", version=f"gruclip {gruclip.__version__}")
+    more = "with --version: also the revision, Python, torch, threads, and the compiled kernels in use"
+    parser.add_argument("-v", "--verbose", action="store_true", help=more)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     train = "train a run, or with -m a sweep: gruclip train [-m] [+experiment=NAME] [+sweep=NAME] [SETTING=VALUE ...]"

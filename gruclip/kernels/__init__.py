@@ -1,6 +1,7 @@
 """Everything that is only there for speed: without this room gruclip would compute the same, slower.
 
-- `build`: the C++ beside it (``*.cpp``), compiled and kept; `compiled`: loads it, and makes the calls.
+- `compiled`: loads the C++ beside it (``*.cpp``), and makes the calls; `arguments`: what each takes, checked.
+- `build`: compiles it, on first use or for a wheel; `cache`: where that is kept, and whether to trust it.
 - `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
 - `gru_layer`: the paper's GRU with derivatives of its own; `derivatives`: what such autograd functions share.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.

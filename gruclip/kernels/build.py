@@ -1,25 +1,20 @@
-"""The C++ beside this file compiled for this processor, and kept where nobody else can have put it.
+"""How a compiler makes a library of the C++ beside this file: for this processor, and for a wheel.
 
-A library is loaded into the process and runs as its user, so it is taken only from a folder that belongs to this user
-and is writable by nobody else, as a plain file of this user's whose SHA-256 is the one written beside it when it was
-compiled. Where there is no such folder, it is compiled into one that ends with the process.
+Imports the standard library alone, since setup.py runs it where neither gruclip nor torch is installed.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import os
 import platform
 import re
-import shutil
-import stat
+import shlex
 import subprocess
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,149 +23,106 @@ SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz
 HEADERS = ("band.h", "pairs.h", "panels.h", "thin.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
-#: Age in seconds from which what a compilation left behind is that of a process that was killed.
-LEFTOVER_SECONDS = 3600
+
+class Level(NamedTuple):
+    """Instructions that a prebuilt library uses: the compiler's options, and the processor's flags for them."""
+
+    options: tuple[str, ...]
+    processor: frozenset[str]
 
 
-class Built(NamedTuple):
-    """A library that may be loaded."""
-
-    path: Path
-    sha256: str
-    note: str | None  #: what was wrong with the place where it is usually kept
-
-
-class UntrustedFolder(Exception):
-    """Somebody else could have put a library there."""
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+#: Of a wheel for x86-64 Linux, the best first; the flags as /proc/cpuinfo names them.
+LEVELS = {
+    "x86-64-v4-bf16": Level(("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+    "x86-64-v4": Level(("-march=x86-64-v4",), _V4),
+    "x86-64-v3": Level(("-march=x86-64-v3",), _V3),
+}
 
 
-def built(compiler: Sequence[str], anew: bool = False) -> Built:
-    """The library for these sources, this processor, this compiler and torch's OpenMP runtime, compiled if need be.
+def compiler() -> list[str]:
+    """$CXX, or c++. Raises ValueError for a quotation without end."""
+    return shlex.split(os.environ.get("CXX") or "c++")
 
-    `anew`: what is kept is not taken. Raises OSError or `subprocess.SubprocessError` where it cannot be compiled.
+
+def key(command: list[str]) -> str:
+    """What the library for this processor depends on: sources, processor, compiler, flags, OpenMP runtime."""
+    made = hashlib.sha256()
+    texts = [(HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
+    for part in (*command, *FLAGS, _run([*command, "--version"]), _processor(), str(openmp_runtime()), *texts):
+        made.update(part.encode() + b"\0")
+    return made.hexdigest()[:16]
+
+
+def compile_for_this_processor(made: Path, command: list[str]) -> None:
+    """Raises OSError or `subprocess.SubprocessError` where it cannot be compiled."""
+    _run([*command, *FLAGS, *_paths(), *_openmp_flags(), "-o", str(made)])
+
+
+def compile_for_level(made: Path, command: list[str], level: Level) -> None:
+    """A library that names no OpenMP runtime: its calls are bound, when it is loaded, to the one that torch brought.
+
+    Raises OSError or `subprocess.SubprocessError` where it cannot be compiled.
     """
-    name, note = f"{_key(compiler)}.so", None
-    folder = cache_folder()
-    if folder is None:
-        folder, note = _folder_of_process(), "there is no home folder to keep the compiled kernels in"
-    else:
-        try:
-            _make_private(folder)
-        except (OSError, UntrustedFolder) as error:
-            note = f"{error}; the compiled kernels are not kept there"
-            folder = _folder_of_process()
-    path = folder / name
-    if anew or (digest := kept(path)) is None:
-        digest = _compile(compiler, path)
-    return Built(path, digest, note)
+    flags = [flag for flag in FLAGS if flag not in ("-march=native", "-shared")]
+    with tempfile.TemporaryDirectory() as scratch:
+        _run([*command, *flags, *level.options, "-fopenmp", "-c", *_paths()], scratch)
+        # Without -fopenmp, which would link the compiler's own runtime.
+        objects = [f"{Path(name).stem}.o" for name in SOURCES]
+        _run([*command, "-shared", *objects, "-o", str(made.absolute())], scratch)
 
 
-def cache_folder() -> Path | None:
-    """Where libraries are kept for the user; None for one without a home. A relative name in XDG_CACHE_HOME counts for
-    nothing, as the XDG specification has it: it would name a folder of whoever owns the current one."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    if not Path(named).is_absolute():
-        try:
-            home = Path.home()
-        except RuntimeError:
-            return None
-        if not home.is_absolute():
-            return None
-        named = str(home / ".cache")
-    return Path(named) / "gruclip" / "native"
+def prebuild(folder: Path) -> None:
+    """Compile for every level into `folder`, which is made; all of them or an exception.
+
+    Raises OSError, ValueError or `subprocess.SubprocessError`.
+    """
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise OSError(f"prebuilt for x86-64 Linux alone, and this is {platform.system()} on {platform.machine()}")
+    command = compiler()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor() as pool:
+        made = {name: Path(scratch) / f"{name}.so" for name in LEVELS}
+        list(pool.map(lambda name: compile_for_level(made[name], command, LEVELS[name]), LEVELS))
+        folder.mkdir(parents=True)
+        for name, path in made.items():
+            content = path.read_bytes()
+            (folder / file_name(name, content)).write_bytes(content)
 
 
-def kept(path: Path) -> str | None:
-    """The SHA-256 of the library at `path`, if it is whole and this user's; None: it has to be compiled."""
-    try:
-        expected = _sum_file(path).read_text().strip()
-        for file in (path, _sum_file(path)):
-            status = file.lstat()
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                return None
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return found if found == expected else None
+def file_name(stem: str, content: bytes) -> str:
+    """A library's, which says what its content should be."""
+    return f"{stem}-{hashlib.sha256(content).hexdigest()}.so"
 
 
-def _sum_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
+def levels_of(flags: Iterable[str]) -> list[str]:
+    """The levels that a processor with these flags can run, the best first."""
+    return [name for name, level in LEVELS.items() if level.processor <= set(flags)]
 
 
-def _make_private(folder: Path) -> None:
-    """Make the folder, or see that it is this user's and that nobody else can write to it or to the one above."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for place in (folder, folder.parent):
-        status = place.stat()
-        if status.st_uid != os.geteuid():
-            raise UntrustedFolder(
-                f"{place} belongs to another user; remove it, or name a folder of yours in XDG_CACHE_HOME"
-            )
-        if status.st_mode & 0o022:
-            raise UntrustedFolder(f"{place} can be written to by others; take that away with chmod go-w")
-    for leftover in folder.iterdir():
-        with suppress(OSError):
-            if leftover.is_dir() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(leftover)
+def processor_flags() -> list[str]:
+    """What this processor and its operating system can do, by Linux's names; none elsewhere."""
+    found = re.search(r"^flags\s*:(.*)$", _processor(), re.MULTILINE)
+    return found.group(1).split() if found else []
 
 
 @functools.cache
-def _folder_of_process() -> Path:
-    """A folder of this process alone, removed at its end."""
-    folder = tempfile.mkdtemp(prefix="gruclip-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _compile(compiler: Sequence[str], path: Path) -> str:
-    """Compile to `path`, whole or not at all, whoever else does at the same time; the library's SHA-256."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        sources = [str(HERE / name) for name in SOURCES]
-        command = [*compiler, *FLAGS, *sources, *_openmp_flags(), "-o", str(made)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
-        made.chmod(0o600)
-        digest = hashlib.sha256(made.read_bytes()).hexdigest()
-        summed = _sum_file(made)
-        summed.write_text(f"{digest}\n")
-        summed.chmod(0o600)
-        for file in (made, summed):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        # Two compilations of the same sources may differ in a byte: between these two lines the pair may not match, and
-        # whoever looks then compiles once more.
-        made.replace(path)
-        summed.replace(_sum_file(path))
-    return digest
-
-
-def _key(compiler: Sequence[str]) -> str:
-    """What a library depends on: sources, processor, compiler, flags, OpenMP runtime."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256()
-    texts = [(HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
-    for part in (*compiler, *FLAGS, version, _processor(), str(_openmp_runtime()), *texts):
-        key.update(part.encode() + b"\0")
-    return key.hexdigest()[:16]
+def openmp_runtime() -> Path | None:
+    """The file of the OpenMP runtime that this process has loaded with torch."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    # From the first slash on: a folder's name may have spaces.
+    found = re.search(r"/.*/lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*$", maps.read_text(), re.MULTILINE)
+    return None if found is None else Path(found.group())
 
 
 def _openmp_flags() -> list[str]:
     """With torch's own OpenMP runtime: two of them, with a pool of threads each, would fight for the cores."""
     if platform.system() == "Darwin":
         return []  # Apple's compiler has no OpenMP: one thread
-    runtime = _openmp_runtime()
+    runtime = openmp_runtime()
     return ["-fopenmp"] if runtime is None else ["-fopenmp", str(runtime), f"-Wl,-rpath,{runtime.parent}"]
-
-
-@functools.cache
-def _openmp_runtime() -> Path | None:
-    """The file of the OpenMP runtime that this process has loaded with torch."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    found = re.search(r"\S*/lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*$", maps.read_text(), re.MULTILINE)
-    return None if found is None else Path(found.group())
 
 
 def _processor() -> str:
@@ -179,3 +131,12 @@ def _processor() -> str:
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()
     lines = re.findall(r"^(?:model name|cpu family|model|flags|Features|CPU part)\s*:.*$", text, re.MULTILINE)
     return platform.machine() + "\n" + "\n".join(sorted(set(lines)))
+
+
+def _paths() -> list[str]:
+    return [str(HERE / name) for name in SOURCES]
+
+
+def _run(command: list[str], folder: str | None = None) -> str:
+    """What it wrote."""
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout

@@ -1,11 +1,13 @@
-"""Compiled kernels for the CPU: optional, compiled once for this processor by the C++ compiler that is there.
+"""Compiled kernels for the CPU: optional, loaded once, called by one function that checks what they are given.
 
 What they compute is in the `build.SOURCES`; the modules that call them where they can compute the same with torch's own
 operations elsewhere. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
 compiling takes seconds and not forty, and needs neither ninja nor setuptools.
 
-``GRUCLIP_NATIVE=0`` in the environment turns them off (1, or nothing: on). Without a compiler there is one warning, and
-`description` says what is in use: the runner stores it with each run.
+The first of these that there is, is taken: a wheel's library for the best level of instructions that this processor
+has; one that the C++ compiler that is there made for this very processor, kept in the user's cache; none. There is one
+warning where there is none. ``GRUCLIP_NATIVE=0`` in the environment turns them off (1, or nothing: on). `description`
+says what is in use: the runner stores it with each run, since a number's last bits may depend on it.
 """
 
 from __future__ import annotations
@@ -13,45 +15,40 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import shlex
 import subprocess
+import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
-from gruclip.kernels import build
+from gruclip.kernels import build, cache
+from gruclip.kernels.arguments import KERNELS, check
 
-TENSOR, COUNT, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-SIGNATURES: dict[str, list[type]] = {
-    "gruclip_band": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
-    "gruclip_chebyshev": [TENSOR] * 7 + [COUNT] * 3,
-    "gruclip_column_squares": [TENSOR] * 2 + [COUNT] * 3 + [FLAG],
-    "gruclip_count_above": [TENSOR] * 3 + [COUNT],
-    "gruclip_eigenpairs": [TENSOR] * 5 + [COUNT] * 3 + [FLAG],
-    "gruclip_expand": [TENSOR] * 8 + [COUNT] * 6 + [FLAG],
-    "gruclip_gram": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
-    "gruclip_gru_forward": [TENSOR] * 4 + [COUNT] * 3 + [FLAG] * 2,
-    "gruclip_gru_backward": [TENSOR] * 9 + [COUNT] * 3 + [FLAG] * 2,
-    "gruclip_mask": [TENSOR] * 3 + [COUNT] * 2 + [FLAG],
-    "gruclip_orthonormalise": [TENSOR] * 2 + [COUNT] * 3,
-    "gruclip_product": [TENSOR] * 3 + [COUNT] * 8 + [FLAG] * 2,
-    "gruclip_product_of_kept": [TENSOR] * 3 + [COUNT] * 9 + [FLAG],
-    "gruclip_product_where_kept": [TENSOR] * 4 + [COUNT] * 5 + [FLAG],
-    "gruclip_random_bits": [TENSOR] * 2 + [COUNT] * 2 + [FLAG],
-    "gruclip_ritz_triplets": [TENSOR] * 9 + [COUNT] * 6 + [FLAG],
-    "gruclip_softmax_nll": [TENSOR] * 5 + [COUNT] * 2 + [FLAG] * 2,
-    "gruclip_there_and_back": [TENSOR] * 4 + [COUNT] * 4 + [FLAG],
-    "gruclip_there_and_back_one": [TENSOR] * 4 + [COUNT] * 3 + [FLAG],
-    "gruclip_thin_product": [TENSOR] * 3 + [COUNT] * 5 + [FLAG],
-    "gruclip_squared_distance": [TENSOR] * 3 + [COUNT] * 4 + [FLAG],
-}
+#: Of a wheel: LEVEL-SHA256.so.
+PREBUILT = Path(__file__).parent / "prebuilt"
 
 
 class NativeWarning(RuntimeWarning):
-    """The kernels could not be compiled; everything works without them, slower."""
+    """The kernels could not be had, or not be kept; everything works all the same, slower."""
+
+
+class Loaded(NamedTuple):
+    """What is in use."""
+
+    library: ctypes.CDLL | None
+    description: str  #: for a run's record
+    origin: str  #: in words
+    file: Path | None = None
+    refused: tuple[str, ...] = ()  #: why what comes before it was not taken
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the library, in hexadecimal; empty where there is none."""
+        return "" if self.file is None else self.file.stem.rpartition("-")[2]
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -63,63 +60,118 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
-    """Call a kernel on tensors laid out as it expects; None is a null pointer."""
+    """Call a kernel on tensors laid out as `KERNELS` says; None is a null pointer.
+
+    Raises ValueError, naming kernel and argument, where one is of another type, shape or layout: a kernel gets bare
+    addresses, and would read and write beyond it.
+    """
     kernels = library()
     assert kernels is not None
+    check(name, tensors, counts, flags)
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     getattr(kernels, name)(*addresses, *counts, *flags)
 
 
 def description() -> str:
-    """What is in use, for a run's record: the compiled file's key, or why there is none."""
-    return _load()[1]
+    """What is in use, for a run's record: the level and checksum of a prebuilt library, the key of a compiled one, or
+    why there is none."""
+    return loaded().description
 
 
 def library() -> ctypes.CDLL | None:
     """The kernels, compiled if need be; None where they are turned off or cannot be had."""
-    return _load()[0]
+    return loaded().library
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def loaded() -> Loaded:
+    """The kernels, found or made by the first call, which warns where they cannot be had.
+
+    Raises `UserError` for a GRUCLIP_NATIVE that is neither 0 nor 1.
+    """
     wanted = os.environ.get("GRUCLIP_NATIVE", "1")
     if wanted not in ("0", "1"):
         raise UserError(f"GRUCLIP_NATIVE={wanted}: should be 0 or 1")
     if wanted == "0":
-        return None, "off: GRUCLIP_NATIVE=0"
-    try:
-        library, path, note = _found(shlex.split(os.environ.get("CXX") or "c++"))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
-        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
-        reason = f"not compiled: {detail}"
-        warnings.warn(
-            f"gruclip's kernels for the CPU are {reason}; install a C++ compiler, or set GRUCLIP_NATIVE=0 to do "
-            "without them and without this warning",
-            NativeWarning,
-            stacklevel=2,
-        )
-        return None, reason
-    if note is not None:
-        warnings.warn(f"{note}; they are compiled anew by each process until then", NativeWarning, stacklevel=2)
-    return library, path.stem
+        return Loaded(None, "off: GRUCLIP_NATIVE=0", "off: GRUCLIP_NATIVE=0")
+    refused: list[str] = []
+    for name, candidate in (("prebuilt", _prebuilt), ("compiled", _compiled)):
+        try:
+            return candidate()._replace(refused=tuple(refused))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
+            written = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+            refused.append(f"not {name}: {(written or str(error)).strip()}")
+    _warn(
+        f"gruclip's kernels for the CPU are {refused[-1]}; install a C++ compiler, or set GRUCLIP_NATIVE=0 to do "
+        "without them and without this warning"
+    )
+    return Loaded(None, refused[-1], "none: torch's operations in their place", refused=tuple(refused))
 
 
-def _found(compiler: list[str]) -> tuple[ctypes.CDLL, Path, str | None]:
-    """The library with all its functions declared. One that lacks some is compiled anew.
+def _prebuilt() -> Loaded:
+    """The wheel's library for the best level that this processor has. Raises OSError where there is none."""
+    if not PREBUILT.is_dir():
+        raise FileNotFoundError("this installation holds none")
+    for level in build.levels_of(build.processor_flags()):
+        for path in PREBUILT.glob(f"{level}-{'[0-9a-f]' * 64}.so"):
+            wrong = cache.damage(path.name, path.read_bytes())
+            if wrong:
+                _warn(f"{path} {wrong}; install gruclip again")
+                raise OSError(f"{path} {wrong}")
+            runtime = build.openmp_runtime()
+            if runtime is None:
+                raise OSError("torch has loaded no OpenMP runtime")
+            # It is there already; from now on its functions are found by a library that does not name it.
+            ctypes.CDLL(str(runtime), mode=os.RTLD_GLOBAL | os.RTLD_NOLOAD)
+            short = path.stem[: len(level) + 17]
+            return Loaded(_opened(path), f"prebuilt {short}", f"prebuilt for {level}", path)
+    raise FileNotFoundError(f"none of {', '.join(build.LEVELS)} is for this processor")
 
-    Raises OSError or `subprocess.SubprocessError` where it cannot be compiled or loaded.
+
+def _compiled() -> Loaded:
+    """A library for this processor, by this compiler, with torch's OpenMP runtime: from the cache, or compiled now.
+
+    Raises OSError, ValueError or `subprocess.SubprocessError` where it cannot be had.
     """
-    found = build.built(compiler)
+    compiler = build.compiler()
+    key, compile_to = build.key(compiler), functools.partial(build.compile_for_this_processor, command=compiler)
+    origin = "compiled for this processor"
     try:
-        return _declared(found.path), found.path, found.note
-    except AttributeError:
-        found = build.built(compiler, anew=True)
-        return _declared(found.path), found.path, found.note
+        where = cache.folder()
+        cache.remove_leftovers(where)
+        refused = []
+        for path in sorted(where.glob(f"{key}-*.so")):
+            wrong = cache.fault(path)
+            try:
+                if wrong is None:
+                    return Loaded(_opened(path), key, origin, path)
+            except OSError as error:
+                wrong = str(error)
+            _warn(f"{path} {wrong}; the kernels are compiled again")
+            refused.append(path)
+        path = cache.store(where, key, compile_to)
+        for other in refused:
+            if other != path:
+                other.unlink(missing_ok=True)
+        return Loaded(_opened(path), key, origin, path)
+    except OSError as error:
+        _warn(f"gruclip's kernels for the CPU are compiled for this process alone, and not kept: {error}")
+    # A library stays when its file goes.
+    with tempfile.TemporaryDirectory(prefix="gruclip-native-") as scratch:
+        path = cache.store(Path(scratch), key, compile_to)
+        return Loaded(_opened(path), key, f"{origin} and this process alone", path)
 
 
-def _declared(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    for name, arguments in SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    return library
+def _opened(path: Path) -> ctypes.CDLL:
+    """The library with its functions declared. Raises OSError where it is none, or lacks one of them."""
+    kernels = ctypes.CDLL(str(path))
+    for name, kernel in KERNELS.items():
+        function = getattr(kernels, name, None)
+        if function is None:
+            raise OSError(f"has no function {name}")
+        function.argtypes, function.restype = kernel.signature, None
+    return kernels
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, NativeWarning, stacklevel=2)

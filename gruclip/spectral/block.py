@@ -1,40 +1,11 @@
 """Clipping by a tracked subspace, certified: a few thin products a step instead of a decomposition.
 
-Notation, for one matrix W (m, n): Q an orthonormal basis of the tracked subspace (n, q), P its projector;
-W Q = U Theta Y^T, V = Q Y the Ritz vectors, so W V = U Theta exactly; E = (W^T U - V Theta) their residuals,
-which are orthogonal to V. In the bases [U, .] and [V, .] the matrix reads
+The Ritz values and vectors of equations (3) to (5) of README.md give the result (6), with the error (7). It is
+certified by (8), a q x q matrix, with the bound beta of what the subspace leaves out from a reference, (9) and (10),
+which is taken anew when beta comes near the limit or the certificate fails for another reason.
 
-    W = [[Theta, E^T], [0, M]],        ||M||_2 <= ||W (I - P)||_2 <= beta.
-
-*The result.* Let C be the Ritz values above the limit L. W - U_C (Theta_C - L) V_C^T differs from the exact
-projection by at most 2 ||E_C||_F, because the projection onto a convex set is nonexpansive: without E_C the
-two are equal as soon as the rest is inside.
-
-*The rest is inside.* With Theta' = min(Theta, L), kappa = L^2 / (L^2 - beta^2) and beta < L, the Schur complement of
-L^2 I - W' W'^T shows that sigma_1(W') <= L if and, for worst M, only if
-
-    L^2 I - Theta'^2 - kappa E^T E >= 0,
-
-a q x q matrix. So a residual e costs the norm kappa e^2 / 2L only.
-
-*The bulk.* beta comes from a reference: a matrix W_0 and a subspace, with the orthonormal basis F, for which random
-vectors have shown that ||W_0 (I - F F^T)||_2 <= mu (see `gruclip.spectral.bound`: wrong with a probability of at most
-1e-13), or a full decomposition has. For a unit vector x orthogonal to V, ||F^T x|| <= s = ||F - V V^T F||_F, so
-
-    ||W x|| <= mu + ||W_0 F||_2 s + ||(W - W_0)(I - V V^T)||_F = beta.
-
-The reference is taken anew, with the leading Ritz vectors of the day for F, when beta comes near L or the certificate
-fails for another reason.
-
-*Without the rest of the basis.* Columns that found nothing have large residuals, which spoil the certificate. All of
-this holds for the leading Ritz vectors alone, too; as many of them as F has are tried first.
-
-*The update.* The basis starts from the last step's leading vectors. Where W is far from W_0, F joins and the leading
-right singular vectors of W - W_0, found from random vectors: an update by a gradient has a few large singular values
-and a long tail of small ones. That finds what the update has pushed out, and keeps beta low.
-
-Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; some 10 m n b for
-a reference, with b = 16; a full decomposition takes some 10 n^3 at a lower speed.
+Cost in multiply-adds: 3 m n q for a step and m n (q + 2 c) for every c residuals that join the basis; some 10 m n b
+for a reference, with b = 16; a full decomposition takes some 10 n^3 at a lower speed.
 """
 
 from __future__ import annotations

@@ -1,23 +1,7 @@
 """An upper bound of ||W (I - P)||_2 from random vectors, wrong with a probability of at most `MISS`.
 
-Let A = (I - P) W^T W (I - P), g_1 ... g_b standard Gaussian vectors in the range of I - P, and p a polynomial that
-grows beyond some a. If A has an eigenvalue x >= mu^2 >= a, with eigenvector v, then
-
-    ||p(A) g_i|| >= p(x) |v^T g_i| >= p(mu^2) |v^T g_i|,
-
-and each v^T g_i is a standard normal number, which is below alpha in absolute value with a probability of at most
-sqrt(2 / pi) alpha, independently of the others. So when every ||p(A) g_i|| is below alpha p(mu^2), then
-||W (I - P)||_2 <= mu, but for a probability of (sqrt(2 / pi) alpha)^b; whatever p is, and however often another one
-was tried on the same vectors. With p = T_k, Chebyshev's polynomial for the interval [0, a], mu is the least that
-
-    cosh(k arccosh(2 mu^2 / a - 1)) = max_i ||T_k(2 A / a - I) g_i|| / alpha
-
-allows. The norms stay near those of the g_i where a is at least ||A||; where it is not, they grow and so does mu.
-
-This kind of estimate is Dixon's ("Estimating extremal eigenvalues and condition numbers of matrices", 1983), with the
-polynomial of Kuczynski and Wozniakowski ("Estimating the largest eigenvalue by the power and Lanczos algorithms with a
-random start", 1992). It takes 2 k products of m n b; a proof by a Cholesky factorisation of mu^2 I - A takes
-n^2 m + n^3 / 6, five times as long at n = 650.
+Equation (11) of README.md for Chebyshev's polynomial, whose least bound solves (12). It takes 2 k products of m n b
+for a polynomial of degree k and b vectors.
 """
 
 from __future__ import annotations

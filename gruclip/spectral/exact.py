@@ -1,4 +1,6 @@
-"""Clipping by a full decomposition: the singular value decomposition, and the Gram matrix's eigenvectors."""
+"""Clipping by a full decomposition, equation (1) of README.md: of the matrix, and of its Gram matrix with the error
+(15).
+"""
 
 from __future__ import annotations
 

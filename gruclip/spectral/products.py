@@ -1,21 +1,9 @@
 """Clipping by matrix products alone, for whole batches, with nothing that the host has to wait for.
 
-With X = W^T W / L^2 - I and S = sign(X), the positive part of X is A = (X + X S) / 2, and
-
-    W (I + A)^(-1/2)
-
-is the projection: a value sigma > L is divided by sigma / L, any other is left. S comes from odd polynomials of degree
-5, each the best one for what the last has left of the interval ("The Polar Express", Amsel et al., 2025); the inverse
-root from its Chebyshev series on [0, FARTHEST^2 - 1]. Everything is computed in float64: products in it are as fast as
-float32's on the accelerators that this is for, and no rounding counts.
-
-The number of operations does not depend on the matrices, so it can be captured in a CUDA graph. Instead of
-raising, it says per matrix whether it was finite and whether the result is certified:
-
-    ||X (I - S^2)||_F bounds twice the error of A, since x (1 - |s|) <= x (1 - s^2) for its eigenvalues,
-
-and sigma_1 is known to be in the range of the series. A matrix that is not finite or not certified is left as it was,
-which also happens where this cannot tell whether sigma_1 is inside the tolerance.
+The projection as equation (16) of README.md has it, certified by (17). Everything is computed in float64: products in
+it are as fast as float32's on the accelerators that this is for, and no rounding counts. The number of operations
+does not depend on the matrices, so it can be captured in a CUDA graph; instead of raising, it says per matrix whether
+it was finite and whether the result is certified. One that is not is left as it was.
 
 Cost: some 68 n^3 multiply-adds in float32, 80 in float64, several times as many as a decomposition, at the speed of
 products.

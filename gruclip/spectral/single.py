@@ -1,14 +1,9 @@
 """Clipping in single precision where the spectral norm is near the limit, however many values are above it.
 
-X = W^T W / L^2 - I is small where the values lie near the limit L, and a small matrix has small rounding errors in its
-eigenvectors and values x = sigma^2 / L^2 - 1: at n = 650 they, and those of X itself, move sigma by less than 2e-7 L.
-What is above L is then taken off as a difference, which is as exact: W - W V_C (I - L Sigma_C^-1) V_C^T. Only the
-eigenvectors V_C are computed, where they are few: it then takes a quarter of the time of all of them in float64. No
-tracked subspace can help here: from an orthogonal start the whole spectrum lies within a percent of the limit, as far
-as a step moves it.
-
-Where this precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the
-answer is None.
+The eigenvectors of X, equation (13) of README.md, that belong to positive eigenvalues, and the difference (14). Only
+they are computed, where they are few: it then takes a quarter of the time of all of them in float64. Where this
+precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the answer is
+None.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The paper's algorithm: Weyl bounds say how many values can be above the limit, and only those are computed."""
+"""The paper's algorithm: Weyl bounds, equation (2) of README.md, say how many values can be above the limit, and
+only those are computed.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,9 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import gruclip
 from gruclip.cli import main
 from gruclip.config import RunConfig
+from gruclip.kernels import compiled
 from gruclip.training.runner import RunResult
 
 TINY = ("model.hidden_size=4", "trainer.max_steps=1", "trainer.batch_size=2", "trainer.bptt=3")
@@ -203,6 +209,28 @@ assert not {"torch", "pandas", "matplotlib", "hydra", "numpy"} & set(sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("gruclip 0.")
+
+
+@pytest.mark.parametrize("flags", [["--version", "-v"], ["-v", "--version"], ["--verbose", "--version"]])
+def test_the_long_version_says_what_would_compute(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
+    found = compiled.loaded()
+    assert lines["gruclip"] == gruclip.__version__
+    assert lines["python"] == platform.python_version()
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert (lines["kernels"], lines["file"]) == ("compiled for this processor", str(found.file))
+    assert lines["sha256"] == hashlib.sha256(Path(lines["file"]).read_bytes()).hexdigest()[:16]
+    assert lines["record"] == compiled.description()
+
+
+def test_the_long_version_says_why_there_are_no_kernels() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "gruclip", "--version", "-v"]
+    environment = os.environ | {"CXX": "no-such-compiler"}
+    lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "kernels    none: torch's operations in their place" in lines
+    assert "not compiled: [Errno 2] No such file or directory: 'no-such-compiler'" in lines[-1]
 
 
 def test_a_reader_that_leaves_early_is_no_error_of_ours() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -10,36 +11,128 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from gruclip.kernels import build, cache
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_wheel_is_complete_and_works_outside_the_checkout(tmp_path: Path) -> None:
-    source, built, unpacked = tmp_path / "source", tmp_path / "built", tmp_path / "unpacked"
+#: What a wheel's kernels compute, for each level that this processor has; without a compiler, so that only they can.
+COMPUTE = """
+import re, sys, torch
+from pathlib import Path
+from gruclip.gru import gru_layer
+from gruclip.kernels import build, compiled
+from gruclip.model.losses import softmax_nll
+torch.set_num_threads(2)
+made = {}
+flags = build.processor_flags()
+for level in build.levels_of(flags):
+    build.processor_flags = lambda: build.LEVELS[level].processor
+    compiled.loaded.cache_clear()
+    torch.manual_seed(0)
+    x, h, a, b, c = (torch.randn(s) / 8 for s in ((1, 7, 20, 50), (1, 20, 70), (1, 210, 50), (1, 210, 70), (1, 210)))
+    states = gru_layer(x, h, a, b.requires_grad_(), c)
+    weight, targets = torch.randn(1, 70, 99), torch.randint(99, (1, 140))
+    loss = softmax_nll(states.flatten(1, 2), weight, torch.randn(1, 99), targets)
+    made[compiled.loaded().origin] = [states.detach(), loss.detach(), *torch.autograd.grad(loss.sum(), b)]
+torch.save(made, sys.argv[1])
+maps = Path("/proc/self/maps").read_text()
+print(len(set(re.findall(r"/.*/lib(?:gomp|iomp5|omp)[-.\\w]*$", maps, re.MULTILINE))))
+"""
+
+
+#: The compiled ones in their place.
+COMPILED = """
+from gruclip.kernels import build
+build.levels_of = lambda flags: ["x86-64-v3"]
+"""
+
+
+def built(folder: Path, **variables: str) -> tuple[Path, Path]:
+    """The wheel of a copy of the sources, and a folder with what is in it."""
+    source, unpacked = folder / "source", folder / "unpacked"
     caches = shutil.ignore_patterns("__pycache__")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        source.mkdir(exist_ok=True)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        source.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, source)
     for name in ("gruclip", "conf"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=caches)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--wheel-dir", built, source], check=True)
-    (wheel,) = built.glob("gruclip-*-py3-none-any.whl")
-
+    command = [*pip, "--wheel-dir", folder / "built", source]
+    subprocess.run(command, env=os.environ | variables, check=True)
+    (wheel,) = (folder / "built").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    return wheel, unpacked
+
+
+def names_in(unpacked: Path) -> set[str]:
+    """The files of a wheel, without those that describe it."""
+    files = (path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file())
+    return {name for name in files if ".dist-info/" not in name}
+
+
+def names_of_the_checkout() -> set[str]:
+    """What a wheel has of it, prebuilt kernels apart."""
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip").rglob("*.py")}
     plugins = {name for name in modules if name.startswith("gruclip/hydra_plugin/")}
     conf = {path.relative_to(REPOSITORY / "conf").as_posix() for path in (REPOSITORY / "conf").rglob("*.yaml")}
     kernels = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip/kernels").glob("*.[ch]*")}
-    assert names == (
+    return (
         (modules - plugins)
         | kernels
         | {name.replace("gruclip/hydra_plugin/", "hydra_plugins/gruclip/") for name in plugins}
         | {f"gruclip/conf/{name}" for name in conf | {"__init__.py"}}
     )
 
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return built(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="wheels are prebuilt for another")
+def test_the_wheel_holds_the_sources_and_the_kernels_for_every_level(wheel: tuple[Path, Path]) -> None:
+    path, unpacked = wheel
+    assert path.name.endswith("-py3-none-linux_x86_64.whl")
+    names = names_in(unpacked)
+    prebuilt = {name for name in names if name.startswith("gruclip/kernels/prebuilt/")}
+    assert names - prebuilt == names_of_the_checkout()
+    contents = {Path(name).name: (unpacked / name).read_bytes() for name in prebuilt}
+    assert {name.rpartition("-")[0] for name in contents} == set(build.LEVELS)
+    assert all(cache.damage(name, content) is None for name, content in contents.items())
+    assert len(set(contents.values())) == len(build.LEVELS)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="wheels are prebuilt for another")
+def test_prebuilt_kernels_need_no_compiler_and_share_torchs_threads_and_compute_the_same(
+    wheel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(wheel[1]), "CXX": "no-such-compiler"}
+    command = [sys.executable, "-W", "error", "-c", COMPUTE, tmp_path / "made.pt"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    made = torch.load(tmp_path / "made.pt", weights_only=True)
+    levels = build.levels_of(build.processor_flags())
+    assert list(made) == [f"prebuilt for {level}" for level in levels]
+    # Here the same sources, compiled for this processor; another level adds in another order.
+    subprocess.run([sys.executable, "-c", COMPILED + COMPUTE, tmp_path / "here.pt"], cwd=tmp_path, check=True)
+    (here,) = torch.load(tmp_path / "here.pt", weights_only=True).values()
+    for level in levels:
+        for one, other in zip(made[f"prebuilt for {level}"], here, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_wheel_made_without_a_compiler_is_of_every_platform_and_holds_sources(tmp_path: Path) -> None:
+    path, unpacked = built(tmp_path, CXX="no-such-compiler")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert names_in(unpacked) == names_of_the_checkout()
+
+
+def test_the_wheel_works_outside_the_checkout(wheel: tuple[Path, Path], tmp_path: Path) -> None:
+    unpacked = wheel[1]
     command = [sys.executable, "-m", "gruclip", "train", "-m", "seed=0,1", "model.hidden_size=2", "trainer.max_steps=1"]
     environment = os.environ | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)

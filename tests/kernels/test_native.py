@@ -251,7 +251,7 @@ def test_the_softmax_of_a_row_that_is_not_finite_is_not_finite() -> None:
 
 def test_without_a_compiler_there_is_one_warning_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    compiled._load.cache_clear()
+    compiled.loaded.cache_clear()
     try:
         with pytest.warns(
             compiled.NativeWarning, match="no-such-compiler.*install a C\\+\\+ compiler, or set GRUCLIP_NATIVE=0"
@@ -262,41 +262,41 @@ def test_without_a_compiler_there_is_one_warning_that_says_what_to_do(monkeypatc
         assert gru_layer(*arguments, keep).shape == (1, 2, 3, 5)
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        compiled.loaded.cache_clear()
     assert compiled.library() is not None
 
 
 @pytest.mark.parametrize("compiler", ['"c++', "false"])
 def test_a_compiler_that_is_none_is_a_warning(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler)
-    compiled._load.cache_clear()
+    compiled.loaded.cache_clear()
     try:
         with pytest.warns(compiled.NativeWarning, match="are not compiled: "):
             assert compiled.library() is None
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        compiled.loaded.cache_clear()
 
 
 def test_an_empty_name_of_a_compiler_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "")
-    compiled._load.cache_clear()
+    compiled.loaded.cache_clear()
     try:
         assert compiled.library() is not None
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        compiled.loaded.cache_clear()
 
 
 def test_a_switch_that_is_neither_0_nor_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRUCLIP_NATIVE", "off")
-    compiled._load.cache_clear()
+    compiled.loaded.cache_clear()
     try:
         with pytest.raises(UserError, match="GRUCLIP_NATIVE=off: should be 0 or 1"):
             compiled.library()
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        compiled.loaded.cache_clear()
 
 
 def test_the_kernels_can_be_turned_off_and_the_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,13 +304,13 @@ def test_the_kernels_can_be_turned_off_and_the_numbers_stay(monkeypatch: pytest.
     h, weight, bias, targets = torch.randn(1, 6, 5), torch.randn(1, 5, 99), torch.randn(1, 99), torch.arange(6)[None]
     on = [*passed(gru_layer, arguments, keep), softmax_nll(h, weight, bias, targets)]
     monkeypatch.setenv("GRUCLIP_NATIVE", "0")
-    compiled._load.cache_clear()
+    compiled.loaded.cache_clear()
     try:
         assert compiled.description() == "off: GRUCLIP_NATIVE=0"
         off = [*passed(gru_layer, arguments, keep), softmax_nll(h, weight, bias, targets)]
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        compiled.loaded.cache_clear()
     assert losses.compiled.library() is not None
     for one, other in zip(on, off, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
