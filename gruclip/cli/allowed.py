@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,13 +39,19 @@ OPTION = re.compile(r"[\w-]+")
 
 def check_command_line(argv: Sequence[str]) -> None:
     """Raise `UserError` for the first argument of ``gruclip train`` that is not gruclip's to take."""
-    options, unknown = get_args_parser().parse_known_args(list(argv))
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # its own prints a page
+    options, unknown = parser.parse_known_args(list(argv))
     if unknown:
         raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
     for name in REFUSED_OPTIONS:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not an option of gruclip's; see gruclip train --help")
     check_overrides(options.overrides)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; see gruclip train --help")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -44,13 +44,17 @@ class WordCorpus:
 def read_words(name: str, checksum: str, texts: Mapping[str, bytes]) -> WordCorpus:
     """The corpus of UTF-8 texts, one for each split, their words parted by white space.
 
-    Raises `DataError` for a text that is empty or not UTF-8, and for words that the training split does
-    not have where it has no ``<unk>`` either.
+    A byte order mark is no part of the first word. Raises `DataError` for a text that has no words or is not UTF-8, or
+    holds a NUL, and for words that the training split does not have where it has no ``<unk>`` either.
     """
     words = {}
     for split, text in texts.items():
+        if b"\0" in text:
+            raise DataError(f"{name}: the {split} split holds a NUL byte; give a text file in UTF-8")
+        if not text.strip():
+            raise DataError(f"{name}: the {split} split is empty, it has no words; give it at least one line of them")
         try:
-            lines = text.decode("utf-8").splitlines()
+            lines = text.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
         words[split] = [word for line in lines for word in (*line.split(), EOS)]

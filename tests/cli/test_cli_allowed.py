@@ -10,6 +10,7 @@ from gruclip.cli.main import main
 
 REFUSED = [
     ("--experimental-rerun", "job.pickle"),
+    ("--experimental-rerun",),
     ("--config-dir", "/etc"),
     ("--config-path", "/etc"),
     ("--config-name", "other"),

@@ -167,3 +167,20 @@ def test_a_file_that_is_no_piano_roll_is_refused(changes: dict[str, np.ndarray |
 def test_a_file_that_matlab_did_not_write_is_refused(content: bytes) -> None:
     with pytest.raises(DataError, match=r"^made: not a MATLAB file that can be read"):
         read_music("made", "", content)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"MATLAB", b"MATLAB 5.0 MAT-file" + b"\0" * 120])
+def test_a_few_bytes_are_no_piano_rolls(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"not a MATLAB file|no cell array"):
+        read_music("short", "sum", content)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word() -> None:
+    corpus = read_words("marked", "sum", dict.fromkeys(("train", "valid", "test"), "\ufeffone two\r\n".encode()))
+    assert corpus.vocabulary == ("<eos>", "one", "two")
+
+
+@pytest.mark.parametrize(("text", "named"), [(b"a\0b\n", "NUL byte"), (b"\n" * 1000, "no words"), (b"\xff\n", "UTF-8")])
+def test_what_is_no_text_is_refused(text: bytes, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        read_words("odd", "sum", {"train": b"a\n", "valid": text, "test": b"a\n"})
