@@ -86,8 +86,8 @@ def readers(kind: str, source: bytes) -> Callable[[Attack, random.Random], None]
         content = mutated(source, chance)
         try:
             if kind == "mat":
-                # As `gruclip.data.load` does: scipy's reader, which some damaged files end with a segmentation fault, gets
-                # to see only what has the registered checksum.
+                # As `gruclip.data.load` does: scipy's reader, which some damaged files end with a segmentation
+                # fault, gets to see only what has the registered checksum.
                 Path("fuzzed.mat").write_bytes(content)
                 read_music("fuzzed", "sum", read_checked(FILES["jsb_chorales"][0], Path("fuzzed.mat")))
             else:
