@@ -15,7 +15,7 @@ from gruclip.runs.sums import SUMMED, SUMS, sha256_of
 
 def run_folders(folder: Path) -> list[Path]:
     """`folder` itself if it is a run's, or those below it, in order; `UserError` where there is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         raise UserError(f"{folder}: no such folder; give a run's, or one that holds runs")
     found = [Path(place) for place, _, names in os.walk(folder) if {"config.yaml", "summary.json"} & {*names}]
     if not found:
@@ -43,10 +43,10 @@ def _faults(folder: Path) -> Iterator[str]:
         yield from _faults_of_checkpoint(folder, "last", identity)
         return
     yield from _faults_of_sums(folder)
-    for which in ("last", "best") if summary["best_epoch"] is not None else ("last",):
+    for which in ("last", "best") if summary.get("best_epoch") is not None else ("last",):
         yield from _faults_of_checkpoint(folder, which, identity)
-    for name, steps in (("steps.csv", summary["steps"]), ("epochs.csv", None)):
-        yield from _faults_of_rows(folder / name, steps)
+    for name, steps in (("steps.csv", summary.get("steps")), ("epochs.csv", None)):
+        yield from _faults_of_rows(folder / name, steps if isinstance(steps, int) else None)
 
 
 def _faults_of_sums(folder: Path) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _faults_of_checkpoint(folder: Path, which: str, identity: str) -> Iterator[s
 
 def _faults_of_rows(path: Path, last: int | None) -> Iterator[str]:
     """Rows counted from one, or in the case of epochs from zero, without a gap or a repetition."""
-    first = 0 if last is None else 1
+    first = 1 if path.name == "steps.csv" else 0
     try:
         with path.open(newline="") as file:
             numbers = [int(row[0]) for row in list(csv.reader(file))[1:]]
