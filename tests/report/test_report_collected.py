@@ -353,3 +353,18 @@ def test_a_conflict_ends_the_command_with_2_and_one_line(
     assert not Path("paper").exists()
     assert main(["collect", "--runs", "nowhere"]) == 2
     assert "--runs nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_long_run_is_thinned_as_it_is_read_and_keeps_every_explosion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "CHUNK", 5000)
+    path, count = tmp_path / "steps.csv", 12_345
+    norms = [1e9 if step in (4999, 5001, 12_000) else 3.0 for step in range(1, count + 1)]
+    rows = [f"{step},4.5,{norm},1.8,,0" for step, norm in enumerate(norms, start=1)]
+    path.write_text("\n".join(["step,loss,grad_norm,spectral_norm_l0,spectral_radius_l0,values_clipped", *rows]) + "\n")
+    read = curves.read_steps(path)
+    assert list(read["step"][read["grad_norm"] > 1e6]) == [4999, 5001, 12_000]
+    assert (read["step"].iloc[0], read["step"].iloc[-1]) == (1, count)
+    assert read["step"].is_monotonic_increasing
+    assert len(read) < count
