@@ -229,7 +229,7 @@ class RunConfig:
         if METHODS[name].delta:
             if delta is None:
                 raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
-            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}, by a millionth of it"
+            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}"
             # In float32, too, the limit less delta is below the limit, and above zero.
             Rule(right, lambda value: 1e-6 * limit <= value <= (1 - 1e-6) * limit).check("optimizer.delta", delta)
         elif delta is not None:

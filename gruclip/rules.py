@@ -33,8 +33,8 @@ def at_least(least: int, most: int = 10**9) -> Rule:
     return Rule(f"a whole number of at least {least}, at most {most:,}", lambda value: least <= value <= most)
 
 
-#: Up to what float32 can hold, and its reciprocal.
-POSITIVE = Rule("a positive number from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30)
+#: Room for a product with whatever stands beside it in float64.
+POSITIVE = Rule("a positive number from 1e-300 to 1e300", lambda value: 1e-300 <= value <= 1e300)
 NOT_BELOW_ONE = Rule("a number of at least 1, at most 1e30", lambda value: 1 <= value <= 1e30)
 #: A folder's name below another one: no separator, nothing hidden, nothing that a terminal acts upon.
 PLAIN_NAME = Rule(

@@ -26,7 +26,8 @@ class Kernel:
     """One kernel's arguments.
 
     tensors: a name that ends in "?" may be None. layouts: the tensors', from the counts, which are its arguments.
-    allows: of counts and flags, what the layouts do not say.
+    allows: of counts and flags, what the layouts do not say. values: how many of the last counts are none, but numbers
+    of any sign.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class Kernel:
         layouts: Callable[..., tuple[Layout, ...]],
         flags: tuple[str, ...] = ("threads",),
         allows: Callable[..., bool] = lambda *_: True,
+        values: int = 0,
     ) -> None:
         self.tensors, self.layouts, self.flags, self.allows = tensors, layouts, flags, allows
         self.counts = layouts.__code__.co_varnames[: layouts.__code__.co_argcount]
         self.dtypes = tuple(tensors.values())
+        self.sizes = len(self.counts) - values
         self.optional = tuple(name.endswith("?") for name in tensors)
         self.threads = flags.index("threads") if "threads" in flags else None
         self.signature: list[type] = [ctypes.c_void_p] * len(tensors)
@@ -50,7 +53,7 @@ def check(name: str, tensors: Sequence[Tensor | None], counts: Sequence[int], fl
     kernel = KERNELS[name]
     if len(tensors) != len(kernel.dtypes) or len(counts) != len(kernel.counts) or len(flags) != len(kernel.flags):
         raise ValueError(f"{name} takes {', '.join((*kernel.tensors, *kernel.counts, *kernel.flags))}")
-    if min(counts) < 0 or not kernel.allows(*counts, *flags):
+    if min(counts[: kernel.sizes]) < 0 or not kernel.allows(*counts, *flags):
         _refuse_numbers(name, kernel, counts, flags)
     if kernel.threads is not None and flags[kernel.threads] < 1:
         _refuse_numbers(name, kernel, counts, flags)
@@ -155,7 +158,10 @@ KERNELS: dict[str, Kernel] = {
         flags=("threads", "in_bf16"),
         allows=lambda steps, batch, n, threads, in_bf16: batch > 0,
     ),
-    "gruclip_mask": Kernel({"mask": F32, "bits": I16, "factor": F32}, lambda count, threshold: (count, count, 1)),
+    # The threshold is below zero where more than half is dropped: random bits are int16.
+    "gruclip_mask": Kernel(
+        {"mask": F32, "bits": I16, "factor": F32}, lambda count, threshold: (count, count, 1), values=1
+    ),
     "gruclip_orthonormalise": Kernel(
         _single("columns against"),
         lambda n, count, others: (n * count, n * others),
