@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -26,11 +26,12 @@ from unittest import mock
 from kills import sweep
 
 from gruclip.cli.main import main as gruclip
+from gruclip.config import RunConfig
 from gruclip.data.files import FILES, read_checked
 from gruclip.data.music import read_music
 from gruclip.data.words import read_words
 from gruclip.errors import DataError, UserError
-from gruclip.training.runner import train
+from gruclip.training.runner import RunResult, train
 
 # fmt: off
 WORDS = [
@@ -123,19 +124,23 @@ def typed(arguments: list[str], into: Attack) -> None:
         into.lost.append(f"{arguments}: left {set(Path.cwd().rglob('*')) - set(before)}")
 
 
+def as_if_trained(runs: Sequence[RunConfig], **_: object) -> list[RunResult]:
+    """In the place of training: every run a success that left nothing."""
+    return [RunResult(Path("nowhere"), "success", False, {}) for _ in runs]
+
+
 def command_lines(into: Attack, chance: random.Random) -> None:
     arguments = [chance.choice(("train", "train", "table", "figure", "eval", "verify", "data", "reproduce"))]
     for _ in range(chance.randrange(5)):
         word = chance.choice(WORDS)
         arguments.append(word + chance.choice(VALUES) if word.endswith("=") or chance.random() < 0.1 else word)
-    with mock.patch("gruclip.training.runner.train", return_value=[]), contextlib.suppress(FileNotFoundError):
+    with mock.patch("gruclip.training.runner.train", as_if_trained), contextlib.suppress(FileNotFoundError):
         # Without training a result is missing; what counts is what comes before.
         try:
             typed(arguments, into)
         finally:
             for made in Path.cwd().iterdir():
                 shutil.rmtree(made) if made.is_dir() else made.unlink()
-    into.lost[:] = [fault for fault in into.lost if "not enough values to unpack" not in fault]
 
 
 def run_folders(source: Path) -> Callable[[Attack, random.Random], None]:
@@ -201,8 +206,11 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--examples", type=int, default=10_000)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--data", type=Path, default=os.environ.get("GRUCLIP_DATA"), help="default: $GRUCLIP_DATA")
     chosen, begun = options.parse_args(), time.monotonic()
-    done = fuzz(chosen.examples, chosen.seed, Path(os.environ["GRUCLIP_DATA"]).resolve())
+    if chosen.data is None:
+        options.error("--data: the folder with the corpora, or GRUCLIP_DATA in the environment")
+    done = fuzz(chosen.examples, chosen.seed, Path(chosen.data).resolve())
     print("| attack | how often | refused in one line | lost |\n|---|---|---|---|")
     for attack in done:
         print(f"| {attack.name} | {attack.tried:,} | {attack.refused:,} | {len(attack.lost) or 'nothing'} |")
