@@ -105,9 +105,13 @@ def readers(kind: str, source: bytes) -> Callable[[Attack, random.Random], None]
     return attack
 
 
+def files_here() -> set[Path]:
+    return {path for path in Path.cwd().rglob("*") if path.is_file()}
+
+
 def typed(arguments: list[str], into: Attack) -> None:
     """The command line in this process; what it leaves in the working folder or prints beyond a line is a loss."""
-    before, err = sorted(Path.cwd().rglob("*")), io.StringIO()
+    before, err = files_here(), io.StringIO()
     try:
         with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
             code = gruclip(arguments)
@@ -120,8 +124,8 @@ def typed(arguments: list[str], into: Attack) -> None:
     lines = err.getvalue().count("\n")
     if code not in (0, 2) or (code == 2 and lines != 1) or "Traceback" in err.getvalue():
         into.lost.append(f"{arguments}: exit code {code}, {lines} lines: {err.getvalue()[:300]}")
-    if code == 2 and sorted(Path.cwd().rglob("*")) != before:
-        into.lost.append(f"{arguments}: left {set(Path.cwd().rglob('*')) - set(before)}")
+    if code == 2 and files_here() != before:
+        into.lost.append(f"{arguments}: left {files_here() - before}")
 
 
 def as_if_trained(runs: Sequence[RunConfig], **_: object) -> list[RunResult]:

@@ -257,14 +257,15 @@ def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback() -> None:
 
 
 def signal_a_worker(tmp_path: Path, number: int, all_of_them: bool = False) -> threading.Thread:
-    """Send a signal to a worker of the stack that is trained in `tmp_path`, as soon as its runs have begun."""
+    """Send a signal to the worker of the stack that has begun the first run in `tmp_path`, or to all workers."""
 
     def kill() -> None:
-        while not list(tmp_path.glob("*/*/environment.json")):
+        while not (begun := list(tmp_path.glob("*/*/environment.json"))):
             time.sleep(0.02)
-        for worker in multiprocessing.active_children()[: None if all_of_them else 1]:
-            assert worker.pid is not None
-            os.kill(worker.pid, number)
+        trains = json.loads((begun[0].parent / ".lock").read_text())["pid"]
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None and (all_of_them or worker.pid == trains):
+                os.kill(worker.pid, number)
 
     killer = threading.Thread(target=kill)
     killer.start()
