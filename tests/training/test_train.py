@@ -202,9 +202,9 @@ def test_five_runs_in_a_stack_leave_the_bits_that_each_leaves_alone(tmp_path: Pa
         assert content(result.folder) == content(alone.folder)
 
 
-def long_run(path: Path, seed: int) -> RunConfig:
+def long_run(path: Path, seed: int, steps: int = 100) -> RunConfig:
     """Long enough to be interrupted."""
-    return config(path, seed=seed, trainer=TrainerConfig(max_epochs=None, max_steps=100, bptt=10))
+    return config(path, seed=seed, trainer=TrainerConfig(max_epochs=None, max_steps=steps, bptt=10))
 
 
 def test_an_interrupted_stack_continues_to_the_same_bits(tmp_path: Path) -> None:
@@ -277,17 +277,17 @@ def test_the_run_of_a_worker_that_is_ended_from_outside_is_continued_by_another(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killer = signal_a_worker(tmp_path / "broken", number)
-    results = train([long_run(tmp_path / "broken", seed) for seed in (0, 1)], stack=True, stack_size=2)
+    results = train([long_run(tmp_path / "broken", seed, 600) for seed in (0, 1)], stack=True, stack_size=2)
     killer.join()
     assert "a process of the stack was ended from outside" in capsys.readouterr().err
-    whole = train([long_run(tmp_path / "whole", seed) for seed in (0, 1)], quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed, 600) for seed in (0, 1)], quiet=True)
     assert [content(run.folder) for run in results] == [content(run.folder) for run in whole]
 
 
 def test_where_no_worker_is_left_that_is_said(tmp_path: Path) -> None:
     killer = signal_a_worker(tmp_path, signal.SIGKILL, all_of_them=True)
     with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
-        train([long_run(tmp_path, seed) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
+        train([long_run(tmp_path, seed, 600) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
     killer.join()
 
 
