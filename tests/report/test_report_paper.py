@@ -14,8 +14,8 @@ from gruclip.report import collected, curves
 
 PAPER = Path(__file__).parents[2] / "outputs" / "paper"
 
-#: File and command of each table, a line of the table in the README: | `table_2.md` | `gruclip table 2` |
-KEPT = re.findall(r"^\| `(\S+)` +\| `gruclip (.+?)` +\|$", (PAPER / "README.md").read_text(), re.MULTILINE)
+#: File and command of each table, a line of the README: | [table_2.md](table_2.md) | `gruclip table 2` |
+KEPT = re.findall(r"^\| \[\S+\]\((\S+)\) +\| `gruclip (.+?)` +\|$", (PAPER / "README.md").read_text(), re.MULTILINE)
 
 
 def test_every_table_that_is_kept_has_its_command_and_every_command_its_table() -> None:
