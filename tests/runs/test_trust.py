@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import torch
 import yaml
 
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import Interrupted, UserError
+from gruclip.report.collect import read_runs
 from gruclip.runs import files
 from gruclip.runs.checkpoints import before, read_checkpoint
 from gruclip.runs.records import read_config, read_json, read_summary, read_yaml
@@ -411,3 +414,37 @@ def test_a_run_begun_with_another_torch_is_continued_only_when_asked(
 def test_the_configuration_written_is_the_configuration_read(whole: RunResult) -> None:
     settings = yaml.safe_load((whole.folder / "config.yaml").read_text())
     assert read_config(whole.folder)[0].identity(settings["data_sha256"]) == settings["identity"]
+
+
+def test_the_same_command_twice_leaves_identical_files(whole: RunResult, tmp_path: Path) -> None:
+    """All files but those that hold times; checkpoint/last has the seconds so far, its weights are the same."""
+    (again,) = train([config(tmp_path)], quiet=True)
+    differing = {
+        path.name for path in again.folder.rglob("*")
+        if path.is_file() and path.read_bytes() != (whole.folder / path.relative_to(again.folder)).read_bytes()
+    }  # fmt: skip
+    settings = read_yaml(again.folder / "config.yaml"), read_yaml(whole.folder / "config.yaml")
+    assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {"output_dir"}
+    assert differing <= {"config.yaml", "environment.json", "timing.csv", SUMS, "last.safetensors"}
+    identity = settings[0]["identity"]
+    last = [read_checkpoint(folder / "checkpoint/last.safetensors", identity).tensors
+            for folder in (again.folder, whole.folder)]  # fmt: skip
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(tensor, last[1][name]) for name, tensor in last[0].items())
+
+
+@pytest.mark.parametrize("jump", [-(10**9), 10**9], ids=["backwards", "forwards"])
+def test_a_clock_that_jumps_by_thirty_years_changes_nothing(
+    jump: int, whole: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints go by the monotonic clock; what has been read of folders is kept for files that are surely old."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 10**9)
+    (run,) = train([config(tmp_path)], quiet=True)
+    assert same_as(run.folder, whole)
+    assert list(read_runs(tmp_path, "demo")["valid_loss"]) == [run.summary["valid_loss"]]
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (run.folder / "summary.json").write_text(json.dumps(summary | {"valid_loss": 1.0}))
+    assert list(read_runs(tmp_path, "demo")["valid_loss"]) == [1.0]
