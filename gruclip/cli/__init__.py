@@ -1,6 +1,6 @@
 """The command ``gruclip``: ``gruclip train`` takes Hydra's overrides, everything else plain arguments.
 
-- `main`: commands, exit codes, errors in one line; start here.
+- `main`: from a command line to an exit code, errors in one line; start here. `arguments`: what may be typed.
 - `training`: ``train``, through Hydra; `allowed`: what of Hydra's is taken; `explain`: Hydra's errors in one line.
 - `reproduce`: a sweep and its tables.
 - `commands`: ``table``, ``figure``, ``collect``, ``eval``, ``verify``, ``data``; `version`: what is in use.

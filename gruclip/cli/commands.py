@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from gruclip.cli.arguments import REPRODUCTIONS
 from gruclip.errors import UserError
 
 #: The paper's experiment for a table or figure.
@@ -84,6 +85,8 @@ def _remedy(kind: str, which: str, experiment: str) -> str:
     if experiment not in known:
         return f"there is no such experiment; there are {', '.join(known)}"
     name = f"{kind}{which}" if which.isdecimal() else which
+    if name not in REPRODUCTIONS:
+        return f"train them: gruclip train -m +experiment={experiment} ..."
     usual = EXPERIMENTS.get(which, "ptb") if kind == "table" else "ptb"
     return f"make them with: gruclip reproduce {name}{'' if experiment == usual else f' +experiment={experiment}'}"
 

@@ -5,21 +5,13 @@ What is slow to import (torch, pandas, Hydra) is imported by the commands that n
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-import gruclip
-from gruclip.config import DATASETS
+from gruclip.cli.arguments import BENCHMARKS, parser
 from gruclip.errors import Interrupted, UserError
-
-TABLES = ("1", "2", "lr", "cells")
-FIGURES = ("1", "2", "lr")
-REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
-BENCHMARKS = ("projection", "gru", "step", "stack", "sweep")
 
 #: Exit codes. 0: done, every run recorded, failed and diverged ones too. 1: a bug of ours, with its traceback.
 USER_ERROR, BROKEN_PIPE = 2, 141
@@ -80,7 +72,7 @@ def _run(arguments: list[str]) -> int:
 
         print(describe())
         return 0
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.command == "reproduce":
         from gruclip.cli.reproduce import reproduce
 
@@ -88,72 +80,3 @@ def _run(arguments: list[str]) -> int:
     from gruclip.cli import commands
 
     return int(getattr(commands, options.command)(options))
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors as `UserError`, one line without the page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gruclip", description="Spectral clipping for recurrent networks, and its experiments.")
-    parser.add_argument("--version", action="version", version=f"gruclip {gruclip.__version__}")
-    more = "with --version: also the revision, Python, torch, threads, and the compiled kernels in use"
-    parser.add_argument("-v", "--verbose", action="store_true", help=more)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-
-    train = "train a run, or with -m a sweep: gruclip train [-m] [+experiment=NAME] [+sweep=NAME] [SETTING=VALUE ...]"
-    commands.add_parser("train", help=train, add_help=False)
-
-    table = commands.add_parser("table", help="a table of the runs there are")
-    table.add_argument("which", choices=TABLES)
-    _add_source(table)
-    table.add_argument("--format", default="md", choices=("md", "tex", "csv"))
-    table.add_argument("--out", metavar="FILE", help="write it there and not to the terminal")
-
-    figure = commands.add_parser("figure", help="a figure of the runs there are")
-    figure.add_argument("which", choices=FIGURES)
-    _add_source(figure)
-    figure.add_argument("--format", default="png,pdf,svg", metavar="png,pdf,svg")
-    figure.add_argument("--out", metavar="DIR", help="default: the experiment's folder")
-
-    collect = commands.add_parser("collect", help="finished runs into the small files that the repository keeps")
-    collect.add_argument(
-        "--runs", metavar="DIR", nargs="+", help="folders with runs or collected files; default: outputs"
-    )
-    collect.add_argument("--experiment", metavar="NAME", nargs="+", default=[], help="default: all there are")
-    collect.add_argument("--out", metavar="DIR", default="outputs/paper", help="default: outputs/paper")
-    help_curves = "folders of runs whose iterations are kept beside those that figure 1 shows"
-    collect.add_argument("--curves", metavar="NAME", nargs="+", default=[], help=help_curves)
-
-    reproduce = commands.add_parser("reproduce", help="train the runs that are missing, then make the table or figure")
-    reproduce.add_argument("which", choices=REPRODUCTIONS)
-    reproduce.add_argument("overrides", nargs="*", help="as for train, e.g. +experiment=demo trainer.budget=short")
-
-    evaluate = commands.add_parser("eval", help="the loss of a run's best epoch on a split")
-    evaluate.add_argument("run", help="the run's folder")
-    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-
-    verify = commands.add_parser("verify", help="whether runs are what was written: checksums, records, rows")
-    verify.add_argument("runs", nargs="+", metavar="DIR", help="a run's folder, or one that holds runs")
-
-    data = commands.add_parser("data", help="the corpora: which there are, download them, check them")
-    data.add_argument("action", choices=("list", "fetch", "verify"))
-    data.add_argument("names", nargs="*", metavar="DATASET", help=f"of {', '.join(DATASETS)}; default: all")
-    data.add_argument("--root", metavar="DIR", help="a folder with the corpora, looked into first")
-
-    bench = commands.add_parser("bench", help="measure against the alternatives, side by side")
-    bench.add_argument("which", choices=BENCHMARKS)
-    return parser
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs",
-        metavar="DIR",
-        help="their output_dir, or a folder of collected runs; default: outputs and outputs/paper",
-    )
-    parser.add_argument("--experiment", metavar="NAME", help="default: the paper's for this table or figure")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from made_runs import DEMO, NOTTINGHAM, PTB, config, frame, perplexity, summary, write_run
 
+from gruclip.cli import arguments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.report import collect, tables
@@ -220,7 +221,7 @@ def test_csv_holds_values_and_the_settings_that_part_the_tables() -> None:
 @pytest.mark.parametrize(
     ("which", "format", "message"),
     [
-        ("3", "md", "table 3: no such table; there are 1, 2, lr, cells"),
+        ("3", "md", f"table 3: no such table; there are {', '.join(arguments.TABLES)}"),
         ("1", "html", "format html: no such format of a table; there are md, tex, csv"),
         ("2", "md", "table 2: is of music, these runs are of ptb; take gruclip table 1"),
     ],
@@ -229,6 +230,10 @@ def test_a_table_that_cannot_be_made_is_refused(which: str, format: str, message
     with pytest.raises(UserError) as refused:
         tables.table(which, frame([(config(PTB, "sgd"), summary())]), format)
     assert str(refused.value) == message
+
+
+def test_the_command_line_knows_every_table() -> None:
+    assert set(arguments.TABLES) == set(tables.TABLES)
 
 
 def _table(runs: list[tuple[RunConfig, dict[str, Any]]]) -> str:
