@@ -13,8 +13,21 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from gruclip.choices import (
+    BUDGETS,
+    CELLS,
+    DATASETS,
+    DEVICES,
+    LOGGERS,
+    METHODS,
+    OPTIMIZERS,
+    OWN_DATASETS,
+    PRECISIONS,
+    RESUMES,
+    SCHEDULES,
+)
 from gruclip.errors import ConfigError
 from gruclip.rules import (
     NOT_BELOW_ONE,
@@ -30,42 +43,6 @@ from gruclip.rules import (
     one_of,
     setting,
 )
-
-#: Each corpus with its name in captions.
-DATASET_NAMES = {
-    "pydoc": "Python's pydoc topics",
-    "ptb": "Penn Treebank",
-    "nottingham": "Nottingham",
-    "jsb_chorales": "JSB Chorales",
-    "musedata": "MuseData",
-    "piano_midi": "Piano-midi.de",
-}
-DATASETS = tuple(DATASET_NAMES)
-WORD_DATASETS = ("pydoc", "ptb")
-CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
-
-
-class Method(NamedTuple):
-    """An optimizer as tables name it, and which of the two parameters it takes."""
-
-    name: str
-    threshold: bool = False
-    delta: bool = False
-
-
-METHODS = {
-    "gradient_clipping": Method("gradient clipping", threshold=True),
-    "spectral_clipping": Method("spectral clipping", delta=True),
-    "combined_clipping": Method("combined clipping", threshold=True, delta=True),
-    "sgd": Method("SGD"),
-}
-OPTIMIZERS = tuple(METHODS)
-SCHEDULES = ("exponential", "plateau", "constant")
-BUDGETS = ("full", "short", "smoke")
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
-RESUMES = ("strict", "anyway")
-LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 
 #: Settings that cannot change a number of a run, and so are no part of its identity.
 NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", "logger", "trainer.checkpoint_minutes")
@@ -83,8 +60,14 @@ class DatasetConfig:
 
     name: str = setting("pydoc", "the corpus", one_of(DATASETS))
     root: str | None = setting(
-        None, "folder of the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network", PATH
+        None,
+        "folder of the corpora; null: `$GRUCLIP_DATA`, the user's cache, the network; of `text` and `piano_roll` "
+        "the corpus itself",
+        PATH,
     )
+    vocabulary: int = setting(10_000, "most different words of `text`, `<unk>` among them", at_least(3, 10**6))
+    unit: str = setting("word", "what `text` is a sequence of", one_of(("word", "character")))
+    steps_per_beat: int = setting(2, "time steps of a quarter note in the MIDI files of `piano_roll`", at_least(1, 96))
 
 
 @dataclass(frozen=True)
@@ -206,6 +189,7 @@ class RunConfig:
         """Return self, or raise `ConfigError` for the first setting that cannot be."""
         check_rules(self)
         one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
+        self._check_dataset()
         self._check_threshold()
         self._check_delta()
         if self.schedule.name != "plateau" and self.max_steps is None and self.max_epochs is None:
@@ -213,6 +197,15 @@ class RunConfig:
                 f"trainer.max_epochs=null: the {self.schedule.name} schedule never stops; give a number of epochs"
             )
         return self
+
+    def _check_dataset(self) -> None:
+        name, settings, usual = self.dataset.name, self.flat(), dict(_flatten("dataset.", vars(DatasetConfig())))
+        if name in OWN_DATASETS and self.dataset.root is None:
+            raise ConfigError(f"dataset.root=null: dataset={name} is a corpus of your own; say where it lies")
+        for owner, names in OWN_DATASETS.items():
+            for one in names:
+                if owner != name and settings[one] != usual[one]:
+                    raise ConfigError(f"{one}={settings[one]}: is for dataset={owner}, this is {name}; leave it out")
 
     def _check_threshold(self) -> None:
         name, threshold = self.optimizer.name, self.optimizer.threshold
@@ -244,7 +237,8 @@ class RunConfig:
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that can change a number of the run."""
-        return {name: value for name, value in self.flat().items() if name not in NOT_IDENTITY}
+        foreign = {name for owner, names in OWN_DATASETS.items() if owner != self.dataset.name for name in names}
+        return {name: value for name, value in self.flat().items() if name not in foreign.union(NOT_IDENTITY)}
 
     def identity(self, data_checksum: str) -> str:
         """Hash (hex, 64 digits) of everything that can change a number of the run, its data included."""
@@ -283,3 +277,7 @@ def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[
             yield from _flatten(f"{prefix}{name}.", vars(value))
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+#: All settings that can be part of an identity, by their dotted names.
+IDENTITY_SETTINGS = tuple(name for name in RunConfig().flat() if name not in NOT_IDENTITY)

@@ -9,7 +9,7 @@ import conf_page
 import pytest
 import yaml
 
-from gruclip import config
+from gruclip import choices, config
 from gruclip.config import RunConfig
 
 PAGE = conf_page.PAGE.read_text()
@@ -38,10 +38,10 @@ def test_every_value_of_the_protocol_has_a_meaning() -> None:
 @pytest.mark.parametrize(
     ("group", "names"),
     [
-        ("dataset", config.DATASETS),
-        ("optimizer", config.OPTIMIZERS),
+        ("dataset", choices.DATASETS),
+        ("optimizer", choices.OPTIMIZERS),
         ("schedule", config.SCHEDULES),
-        ("logger", config.LOGGERS),
+        ("logger", choices.LOGGERS),
     ],
 )
 def test_every_name_that_may_be_chosen_has_a_file(group: str, names: tuple[str, ...]) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from gruclip.bench.options import number_above_0, positive, prepare
-from gruclip.config import PRECISIONS, DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
+from gruclip.choices import PRECISIONS
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import load
 from gruclip.training.engine import Engine
 

@@ -13,7 +13,8 @@ from gruclip.bench.output import number, write
 from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_config
 from gruclip.bench.timing import Contestant, interleave
-from gruclip.config import PRECISIONS, ModelConfig
+from gruclip.choices import PRECISIONS
+from gruclip.config import ModelConfig
 from gruclip.model.device import COMPUTE_DTYPES, choose_device
 from gruclip.report.render import Table
 from gruclip.training.engine import WARM_UP, Engine

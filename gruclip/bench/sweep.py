@@ -15,7 +15,7 @@ from pathlib import Path
 from gruclip.bench import options as command
 from gruclip.bench.output import timing_table, write
 from gruclip.bench.timing import interleave
-from gruclip.config import DATASETS
+from gruclip.data import FILES
 from gruclip.errors import UserError
 
 BASE = "basic"
@@ -61,7 +61,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--runs", type=command.positive, default=12, help="default: 12")
     parser.add_argument("--steps", type=command.positive, default=100, help="iterations of each run; default: 100")
     parser.add_argument(
-        "--experiment", choices=("demo", *DATASETS[1:]), default="nottingham", help="default: nottingham"
+        "--experiment",
+        choices=("demo", *(name for name in FILES if FILES[name])),
+        default="nottingham",
+        help="default: nottingham",
     )
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=LAUNCHERS, help="default: all")
     arguments = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import argparse
 from typing import NoReturn
 
 import gruclip
-from gruclip.config import DATASETS
+from gruclip.choices import DATASETS, OWN_DATASETS
 from gruclip.errors import UserError
 
 TABLES = ("1", "2", "lr", "cells")
@@ -62,12 +62,23 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
     evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
+    sample = commands.add_parser("sample", help="text or a tune (MIDI, and its picture) drawn from a run's best epoch")
+    sample.add_argument("run", help="the run's folder")
+    sample.add_argument("--length", type=int, default=200, metavar="N", help="tokens or time steps; default: 200")
+    sample.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    sample.add_argument("--prompt", metavar="TEXT", help="a text, or TUNE:STEPS, the start of a tune of the test split")
+    sample.add_argument("--out", metavar="FILE", help="a .txt, or a .mid; default: the terminal, or sample.mid")
+
     verify = commands.add_parser("verify", help="whether runs are what was written: checksums, records, rows")
     verify.add_argument("runs", nargs="+", metavar="DIR", help="a run's folder, or one that holds runs")
 
     data = commands.add_parser("data", help="the corpora: which there are, download them, check them")
-    data.add_argument("action", choices=("list", "fetch", "verify"))
-    data.add_argument("names", nargs="*", metavar="DATASET", help=f"of {', '.join(DATASETS)}; default: all")
+    data.add_argument("action", choices=("list", "fetch", "verify", "convert"))
+    names = ", ".join(name for name in DATASETS if name not in OWN_DATASETS)
+    data.add_argument(
+        "names", nargs="*", metavar="DATASET", help=f"of {names}; default: all. convert: a .pickle, a .mat"
+    )
     data.add_argument("--root", metavar="DIR", help="a folder with the corpora, looked into first")
 
     bench = commands.add_parser("bench", help="measure against the alternatives, side by side")

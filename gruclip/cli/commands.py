@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,11 +29,20 @@ def table(options: Namespace) -> int:
     if options.out is None:
         print(text)
         return 0
-    try:
+    with writable(options.out):
         Path(options.out).write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"--out {options.out}: cannot be written ({error})") from error
     return 0
+
+
+@contextmanager
+def writable(out: str | Path) -> Iterator[None]:
+    """What the system says of a file that cannot be written, as the user's error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"--out {out}: cannot be written ({error})") from error
 
 
 def figure(options: Namespace) -> int:
@@ -101,6 +111,34 @@ def eval(options: Namespace) -> int:
     return 0
 
 
+def sample(options: Namespace) -> int:
+    """``gruclip sample``"""
+    from gruclip.runs.sample import sample as draw_sample
+
+    folder = Path(options.run)
+    drawn = draw_sample(folder, options.length, options.temperature, options.seed, options.prompt)
+    if drawn.text is not None:
+        print(drawn.text)
+    out = Path(options.out) if options.out else None if drawn.roll is None else Path("sample.mid")
+    if out is None:
+        return 0
+    suffix = ".txt" if drawn.roll is None else ".mid"
+    if out.suffix != suffix:
+        raise UserError(f"--out {out}: this run's samples go into a {suffix} file")
+    with writable(options.out or out):
+        if drawn.roll is None:
+            out.write_text(f"{drawn.text}\n", encoding="utf-8")
+            return 0
+        from gruclip.data.midi import write_midi
+        from gruclip.report.figures.piano_roll import piano_roll
+
+        write_midi(out, drawn.roll, drawn.steps_per_beat)
+        title = f"Sample, temperature {options.temperature:g}, seed {options.seed}"
+        for path in (out, *piano_roll(drawn.roll, drawn.prompt_steps, title, out.with_suffix(""))):
+            print(path)
+    return 0
+
+
 def verify(options: Namespace) -> int:
     """``gruclip verify``"""
     from gruclip.runs.verify import faults, run_folders
@@ -116,7 +154,15 @@ def verify(options: Namespace) -> int:
 
 
 def data(options: Namespace) -> int:
-    """``gruclip data list | fetch | verify``"""
+    """``gruclip data list | fetch | verify | convert``"""
+    if options.action == "convert":
+        from gruclip.data.convert import convert
+
+        if len(options.names) != 2:
+            raise UserError("data convert: give two files: gruclip data convert CORPUS.pickle CORPUS.mat")
+        convert(Path(options.names[0]), Path(options.names[1]))
+        print(options.names[1])
+        return 0
     from gruclip.data import FILES, fetch, status
 
     names = options.names or list(FILES)

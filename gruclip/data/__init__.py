@@ -2,6 +2,8 @@
 
 - `files`: each file's address and SHA-256, where it lies, its download; `loading`: a corpus by its name; start here.
 - `words` and `music`: text and piano rolls as tensors; `lanes`: windows of a batch, for training and evaluation.
+- `own`: corpora of the user's own; `midi`: MIDI files as piano rolls and back; `isolated`: a reader that may crash;
+  `convert`: pickled corpora, never by the runner.
 
 Imports torch, numpy, scipy and pooch, and of gruclip `errors` alone. CONTRIBUTING.md says how to add a dataset.
 """

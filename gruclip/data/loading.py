@@ -6,22 +6,34 @@ import functools
 import hashlib
 from pathlib import Path
 
+from gruclip.data import own
 from gruclip.data.files import DataFile, download, files_of, locate, read_checked, remedy
 from gruclip.data.music import MusicCorpus, read_music
 from gruclip.data.words import WordCorpus, pydoc, read_words
 from gruclip.errors import DataError
 
-SPLITS = ("train", "valid", "test")
 
-
-def load(name: str, root: str | Path | None = None, *, download: bool = True) -> WordCorpus | MusicCorpus:
+def load(
+    name: str,
+    root: str | Path | None = None,
+    vocabulary: int = 10_000,
+    unit: str = "word",
+    steps_per_beat: int = 2,
+    *,
+    download: bool = True,
+) -> WordCorpus | MusicCorpus:
     """The corpus `name`, from `root`, ``$GRUCLIP_DATA``, the user's cache, or, if `download`, the network.
 
-    `root` is a folder laid out as the paths in `FILES`; what it lacks is looked for in the other places. Raises
-    `DataError` for an unknown name, a file that is nowhere to be had, that is not the one registered (by
-    SHA-256), or that is not of the form it should have. Loaded corpora are kept and shared: do not write to
-    their tensors.
+    "text" and "piano_roll" are the user's own, in `root`: see `gruclip.data.own`, which takes the other arguments, all
+    of them settings of ``dataset``. Of the others, `root` is a folder laid out as the paths in `FILES`; what it lacks
+    is looked for in the other places. Raises `DataError` for an unknown name, a file that is nowhere to be had, that is
+    not the one registered (by SHA-256), or that is not of the form it should have. Loaded corpora are kept and shared:
+    do not write to their tensors.
     """
+    if name == "text":
+        return own.text(root, vocabulary, unit)
+    if name == "piano_roll":
+        return own.piano_roll(root, steps_per_beat)
     files = files_of(name)
     found = [(file, _provide(file, root, download)) for file in files]
     return _read(name, tuple((file, place, place.stat().st_mtime_ns) for file, place in found))
@@ -45,4 +57,4 @@ def _read(name: str, files: tuple[tuple[DataFile, Path, int], ...]) -> WordCorpu
     checksum = hashlib.sha256("".join(file.sha256 for file, _, _ in files).encode()).hexdigest()
     if len(contents) == 1:
         return read_music(name, checksum, contents[0])
-    return read_words(name, checksum, dict(zip(SPLITS, contents, strict=True)))
+    return read_words(name, checksum, dict(zip(own.SPLITS, contents, strict=True)))

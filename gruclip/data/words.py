@@ -1,4 +1,4 @@
-"""Text as numbered words: Penn Treebank's three files, and the text of CPython's own help pages."""
+"""Text as numbered words: Penn Treebank's three files, any others, and the text of CPython's own help pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNK = "<unk>"
 TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 PYDOC_VOCABULARY = 10_000
 PYDOC_CHUNK = 500  #: tokens
-PYDOC_LEAST_COUNT = 2  #: a word met once in the training text is <unk>, so that <unk> is learned
+LEAST_COUNT = 2  #: a word met once in the training text is <unk>, so that <unk> is learned
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,48 @@ def read_words(name: str, checksum: str, texts: Mapping[str, bytes]) -> WordCorp
     A byte order mark is no part of the first word. Raises `DataError` for a text that has no words or is not UTF-8, or
     holds a NUL, and for words that the training split does not have where it has no ``<unk>`` either.
     """
-    words = {}
-    for split, text in texts.items():
-        if b"\0" in text:
-            raise DataError(f"{name}: the {split} split holds a NUL byte; give a text file in UTF-8")
-        if not text.strip():
-            raise DataError(f"{name}: the {split} split is empty, it has no words; give it at least one line of them")
-        try:
-            lines = text.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
-        words[split] = [word for line in lines for word in (*line.split(), EOS)]
-    return _encode(name, checksum, words)
+    return _encode(name, checksum, {split: _words(_lines(name, split, text)) for split, text in texts.items()})
+
+
+def read_text(name: str, checksum: str, texts: Mapping[str, bytes], vocabulary: int, unit: str) -> WordCorpus:
+    """The corpus of any UTF-8 texts, its tokens the words of each line, or (`unit` "character") its characters.
+
+    The `vocabulary` holds at most so many of the training text's tokens, the most frequent ones; ``<unk>`` stands for
+    those left out, for those met once there, so that it is learned, and for what the other splits have besides.
+    Raises `DataError` as `read_words` does, and for a text in which nothing is met twice.
+    """
+    lines = {split: _lines(name, split, text) for split, text in texts.items()}
+    tokens = {split: _words(text) if unit == "word" else _characters(text) for split, text in lines.items()}
+    tokens["train"] = _without_rare(tokens["train"], vocabulary)
+    if not set(tokens["train"]) - {EOS, UNK}:
+        raise DataError(f"{name}: no {unit} is met twice in the training text; give more of it")
+    return _encode(name, checksum, tokens, unknown=True)
+
+
+def _lines(name: str, split: str, text: bytes) -> list[str]:
+    if b"\0" in text:
+        raise DataError(f"{name}: the {split} split holds a NUL byte; give a text file in UTF-8")
+    if not text.strip():
+        raise DataError(f"{name}: the {split} split is empty, it has no words; give it at least one line of them")
+    try:
+        return text.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
+
+
+def _words(lines: Iterable[str]) -> list[str]:
+    return [word for line in lines for word in (*line.split(), EOS)]
+
+
+def _characters(lines: Iterable[str]) -> list[str]:
+    return [character for line in lines for character in (*line, EOS)]
+
+
+def _without_rare(tokens: list[str], vocabulary: int) -> list[str]:
+    """``<unk>`` for what is met once or is not frequent enough for a `vocabulary` that holds it and ``<eos>``."""
+    frequent = Counter(token for token in tokens if token != EOS).most_common(vocabulary - 2)
+    known = {EOS, *(token for token, count in frequent if count >= LEAST_COUNT)}
+    return [token if token in known else UNK for token in tokens]
 
 
 def pydoc() -> WordCorpus:
@@ -74,9 +104,7 @@ def pydoc() -> WordCorpus:
     for index, start in enumerate(range(0, len(tokens), PYDOC_CHUNK)):
         split = {4: "valid", 9: "test"}.get(index % 10, "train")
         words[split] += tokens[start : start + PYDOC_CHUNK]
-    frequent = Counter(words["train"]).most_common(PYDOC_VOCABULARY - 1)
-    known = {word for word, count in frequent if count >= PYDOC_LEAST_COUNT}
-    words["train"] = [word if word in known else UNK for word in words["train"]]
+    words["train"] = _without_rare(words["train"], PYDOC_VOCABULARY)
     return _encode("pydoc", hashlib.sha256(text.encode()).hexdigest(), words)
 
 
@@ -84,12 +112,14 @@ def _tokens(line: str) -> Iterable[str]:
     return (match[0] for match in TOKEN.finditer(line))
 
 
-def _encode(name: str, checksum: str, words: Mapping[str, list[str]]) -> WordCorpus:
-    """Number the words of every split by the training split's vocabulary."""
+def _encode(name: str, checksum: str, words: Mapping[str, list[str]], unknown: bool = False) -> WordCorpus:
+    """Number the words of every split by the training split's vocabulary, to which `unknown` adds ``<unk>``."""
     for split, text in words.items():
         if not text:
             raise DataError(f"{name}: the {split} split is empty; give it at least one line")
     counts = Counter(words["train"])
+    if unknown:
+        counts.setdefault(UNK, 0)
     vocabulary = tuple(sorted(counts, key=lambda word: (-counts[word], word)))
     number = {word: index for index, word in enumerate(vocabulary)}
     splits = {}

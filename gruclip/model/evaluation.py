@@ -43,10 +43,16 @@ def evaluate_weights(
     tensors: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str, device: torch.device
 ) -> float:
     """`evaluate` for the weights of one run, without the leading axis, as checkpoints hold them."""
-    parameters = {name: tensor.to(device).unsqueeze(0) for name, tensor in tensors.items()}
+    parameters = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return evaluate(stacked_parameters(parameters, corpus), config, corpus, split)[0]
+
+
+def stacked_parameters(tensors: Parameters, corpus: WordCorpus | MusicCorpus) -> dict[str, Tensor]:
+    """The weights of one run, without the leading axis, as those of a stack of one."""
+    parameters = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     if isinstance(corpus, WordCorpus):
         parameters["input"] = parameters["input"][0]
-    return evaluate(parameters, config, corpus, split)[0]
+    return parameters
 
 
 def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:

@@ -85,15 +85,7 @@ def nll(
     `zero_states`; masks: dropout factors (R, T, B, n) for each layer's input and for the output layer's,
     None without dropout; sparse: as in `embed`.
     """
-    runs = parameters["output"].shape[0]
-    x = config.input_scale * embed(parameters["input"], window.inputs, runs, sparse)
-    keep = None if window.keep is None else window.keep.to(x.dtype)
-    after = []
-    for layer, state in enumerate(states):
-        mask = None if masks is None else masks[layer]
-        matrices = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
-        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute, mask=mask)
-        after.append(state.detach())
+    x, after = recurrent_outputs(parameters, config, window, states, masks, compute, sparse)
     h, mask = x.flatten(1, 2), None if masks is None else masks[-1].flatten(1, 2)
     output = parameters["output"], parameters["output_bias"]
     targets = window.targets.flatten(1, 2)
@@ -101,6 +93,27 @@ def nll(
     if targets.dim() == 2:
         return softmax_nll(h, *output, targets, weights, compute, mask), after
     return logistic_nll(h if mask is None else h * mask, *output, targets.to(x.dtype), weights), after
+
+
+def recurrent_outputs(
+    parameters: Parameters,
+    config: ModelConfig,
+    window: Lanes,
+    states: list[Tensor],
+    masks: list[Tensor] | None = None,
+    compute: torch.dtype | None = None,
+    sparse: bool = True,
+) -> tuple[Tensor, list[Tensor]]:
+    """What the last recurrent layer puts out over a window, (R, T, B, n), and all states after it; as in `nll`."""
+    x = config.input_scale * embed(parameters["input"], window.inputs, parameters["output"].shape[0], sparse)
+    keep = None if window.keep is None else window.keep.to(x.dtype)
+    after = []
+    for layer, state in enumerate(states):
+        mask = None if masks is None else masks[layer]
+        matrices = parameters[f"weight_ih_l{layer}"], parameters[f"weight_hh_l{layer}"]
+        x, state = recurrent_layer(config.cell, x, state, *matrices, keep=keep, compute=compute, mask=mask)
+        after.append(state.detach())
+    return x, after
 
 
 def embed(weight: Tensor, inputs: Tensor, runs: int, sparse: bool = True) -> Tensor:

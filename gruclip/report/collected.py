@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gruclip.config import RunConfig
+from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
 from gruclip.report.rows import ENVIRONMENT, SUMMARY, Row, row
 from gruclip.report.timing import TIMING
@@ -27,7 +27,7 @@ from gruclip.runs.records import strict
 Record = dict[str, str]
 
 WHO = ("run", "identity", "data_sha256")
-SETTINGS = (*RunConfig().identity_settings(), "experiment")
+SETTINGS = (*IDENTITY_SETTINGS, "experiment")
 COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *TIMING)
 EXTRA = "summary."
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gruclip.config import WORD_DATASETS
+from gruclip.choices import WORD_DATASETS
 
 HEADING = "paper (recalled, unchecked)"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.config import OPTIMIZERS, WORD_DATASETS, RunConfig
+from gruclip.choices import OPTIMIZERS, WORD_DATASETS
+from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
 
 STATUSES = ("success", "failed", "diverged", "unfinished")
@@ -110,7 +111,7 @@ def _stage(environment: Mapping[str, Any]) -> dict[str, str | None]:
 def in_file_order(rows: Iterable[Row]) -> list[Row]:
     """The rows by method, threshold, delta, rate, cell, every other setting, and last the seed."""
     leading = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "model.cell", "dataset.name")
-    others = [name for name in RunConfig().identity_settings() if name not in (*leading, "optimizer.name", "seed")]
+    others = [name for name in IDENTITY_SETTINGS if name not in (*leading, "optimizer.name", "seed")]
 
     def key(run: Row) -> tuple[Any, ...]:
         values = [(run[name] is not None, run[name]) for name in (*leading, *others)]

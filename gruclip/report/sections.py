@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.config import DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS, RunConfig
+from gruclip.choices import DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
+from gruclip.config import IDENTITY_SETTINGS
 from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.report import recalled
 
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
-IDENTITY = (*RunConfig().identity_settings(), "data_sha256")
+IDENTITY = (*IDENTITY_SETTINGS, "data_sha256")
 
 METHOD_NAMES = {name: method.name for name, method in METHODS.items()}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gruclip.config import CELLS, WORD_DATASETS
+from gruclip.choices import CELLS, WORD_DATASETS
 from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.recalled import HEADING, LOSS, VALUES, Recalled, paper_rate

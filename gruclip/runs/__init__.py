@@ -5,7 +5,7 @@
 - `checkpoints`: tensors and progress in one file; `records`: configuration and summary; `files`: how all are written.
 - `sums` and `verify`: whether a run is still what was written.
 - `environment`: machine, versions, revision, kernels; `loggers`: TensorBoard, MLflow, Weights and Biases.
-- `trained`: a finished run's model, loaded or evaluated.
+- `trained`: a finished run's model, loaded or evaluated; `sample`: text and tunes drawn from it.
 
 May import `model`, `data`, `config` and the library's floor; knows nothing of how a run is trained.
 """

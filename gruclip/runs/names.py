@@ -15,7 +15,7 @@ LEADING_SETTINGS = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "s
 def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
     """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed,
     then every identity setting that differs from `default`, the experiment file's."""
-    settings, usual = config.identity_settings(), default.identity_settings()
+    settings, usual = config.identity_settings(), default.flat()
     parts = [config.optimizer.name]
     parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
     named = (*LEADING_SETTINGS, "optimizer.name")

@@ -10,13 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gruclip.config import WORD_DATASETS, ModelConfig, RunConfig
+from gruclip.choices import WORD_DATASETS
+from gruclip.config import ModelConfig, RunConfig
+from gruclip.data import MusicCorpus, WordCorpus
 from gruclip.data import load as load_corpus
 from gruclip.errors import ConfigError, UserError
 from gruclip.gru import GRU
 from gruclip.model.device import choose_device
-from gruclip.model.evaluation import evaluate_weights
-from gruclip.model.stacked import parameter_shapes
+from gruclip.model.evaluation import evaluate_weights, stacked_parameters
+from gruclip.model.stacked import Parameters, parameter_shapes
 from gruclip.runs.checkpoints import DamagedCheckpoint, read_checkpoint
 from gruclip.runs.records import MOVE_AWAY, read_config
 
@@ -80,15 +82,30 @@ def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[s
         raise ConfigError(f"--split {split}: should be one of train, valid, test")
     config = dataclasses.replace(config, device=device)
     target = choose_device(config.check())
-    corpus = load_corpus(config.dataset.name, config.dataset.root)
+    corpus = _corpus(folder, config, checksum)
+    loss = evaluate_weights(tensors, config, corpus, split, target)
+    result = {"split": split, "loss": loss, "unit": corpus.unit}
+    return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})
+
+
+def read_trained(folder: str | Path) -> tuple[RunConfig, WordCorpus | MusicCorpus, Parameters]:
+    """Configuration and corpus of a run, and its best epoch's parameters as `gruclip.model.stacked` has them, R = 1.
+
+    Raises `UserError` and `DataError` as `evaluate_run`.
+    """
+    config, checksum, tensors = _read(folder)
+    corpus = _corpus(folder, config, checksum)
+    return config, corpus, stacked_parameters(tensors, corpus)
+
+
+def _corpus(folder: str | Path, config: RunConfig, checksum: str) -> WordCorpus | MusicCorpus:
+    corpus = load_corpus(**vars(config.dataset))
     if corpus.checksum != checksum:
         raise UserError(
             f"{folder}: was trained on other data ({config.dataset.name} {checksum[:12]}, "
             f"here {corpus.checksum[:12]}); point dataset.root or $GRUCLIP_DATA to the same files"
         )
-    loss = evaluate_weights(tensors, config, corpus, split, target)
-    result = {"split": split, "loss": loss, "unit": corpus.unit}
-    return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})
+    return corpus
 
 
 def _read(folder: str | Path) -> tuple[RunConfig, str, dict[str, Tensor]]:

@@ -25,7 +25,7 @@ class Job:
         self.device = choose_device(config)
         self.threads = choose_threads(config, self.device)
         check_loggers(config.logger)
-        self.corpus = load(config.dataset.name, config.dataset.root)
+        self.corpus = load(**vars(config.dataset))
         check_window(self.corpus, config.trainer.batch_size, config.trainer.bptt)
         self.folder = RunFolder(config, default, self.corpus.checksum)
         self.folder.check()

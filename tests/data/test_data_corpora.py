@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 import torch
 
-from gruclip.config import DATASETS, WORD_DATASETS
+from gruclip.choices import DATASETS, OWN_DATASETS, WORD_DATASETS
 from gruclip.data import FILES, MusicCorpus, WordCorpus, eval_lanes, load, train_lanes
 from gruclip.data.music import read_music
 from gruclip.data.words import read_words
@@ -28,7 +28,7 @@ TIME_STEPS = {
 
 
 def test_every_dataset_of_the_configuration_is_registered() -> None:
-    assert tuple(FILES) == DATASETS
+    assert (*FILES, *OWN_DATASETS) == DATASETS
 
 
 def test_penn_treebank_has_its_published_sizes(data_root: Path) -> None:
@@ -83,7 +83,7 @@ def test_pydoc_needs_no_file_and_its_splits_resemble_each_other(monkeypatch: pyt
 
 
 def test_word_datasets_are_word_corpora(data_root: Path) -> None:
-    assert {name for name in DATASETS if isinstance(load(name, data_root), WordCorpus)} == set(WORD_DATASETS)
+    assert {*(name for name in FILES if isinstance(load(name, data_root), WordCorpus)), "text"} == set(WORD_DATASETS)
 
 
 # -- words --------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gruclip.config import CELLS, DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
+from gruclip.choices import CELLS
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import Lanes, load
 from gruclip.gru import plain_gru
 from gruclip.layers import GATES, clipped_block

@@ -220,7 +220,9 @@ def test_curves_that_grow_too_large_are_refused(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "paper").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"a,b\n", mtime=0), gzip.compress(b"\xff", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"a,b\n", mtime=0), gzip.compress(b"\xff", mtime=0)]
+)
 def test_curves_that_are_damaged_are_named(tmp_path: Path, content: bytes) -> None:
     write_runs(tmp_path / "o", range(1))
     gather(tmp_path / "o", tmp_path / "paper")
@@ -254,7 +256,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "column twice": (lambda c: c.replace(b"run,identity", b"run,run,identity", 1), "column 'run': twice"),
     "missing column": (lambda c: c.replace(b",seed,", b",", 1), "lacks the column 'seed'"),
     "cut short": (lambda c: c[:-9], "cut short in its last line"),
-    "cut in a field": (lambda c: c[: c.rindex(b",")] + b"\n", "line 3: 63 fields of 64"),
+    "cut in a field": (lambda c: c[: c.rindex(b",")] + b"\n", "line 3: 66 fields of 67"),
     "empty": (lambda _: b"", "lacks the column 'run'"),
     "not UTF-8": (lambda c: c.replace(b"made processor", b"made \xff", 1), "is not UTF-8"),
     "NUL": (lambda c: c.replace(b"made", b"ma\0e", 1), "is NUL"),

@@ -1,6 +1,6 @@
 """Figures of runs: data frame in, files out.
 
-`explosion` draws Figure 1, `cost` Figure 2, `rates` the learning rates; start with `explosion`.
+`explosion` draws Figure 1, `cost` Figure 2, `rates` the learning rates, `piano_roll` a tune; start with `explosion`.
 """
 
 from __future__ import annotations

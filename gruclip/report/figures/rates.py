@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
-from gruclip.config import OPTIMIZERS
+from gruclip.choices import OPTIMIZERS
 from gruclip.report import style
 from gruclip.report.recalled import paper_rate
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting, value

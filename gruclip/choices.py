@@ -1,0 +1,49 @@
+"""What may be chosen by name: corpora, cells, methods, schedules, and what each is called in captions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Each corpus with its name in captions.
+DATASET_NAMES = {
+    "pydoc": "Python's pydoc topics",
+    "ptb": "Penn Treebank",
+    "nottingham": "Nottingham",
+    "jsb_chorales": "JSB Chorales",
+    "musedata": "MuseData",
+    "piano_midi": "Piano-midi.de",
+    "text": "own text",
+    "piano_roll": "own piano rolls",
+}
+DATASETS = tuple(DATASET_NAMES)
+WORD_DATASETS = ("pydoc", "ptb", "text")
+
+#: Corpora of the user's own, in `dataset.root`, and the settings that they alone have.
+OWN_DATASETS = {
+    "text": ("dataset.vocabulary", "dataset.unit"),
+    "piano_roll": ("dataset.steps_per_beat",),
+}
+CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
+
+
+class Method(NamedTuple):
+    """An optimizer as tables name it, and which of the two parameters it takes."""
+
+    name: str
+    threshold: bool = False
+    delta: bool = False
+
+
+METHODS = {
+    "gradient_clipping": Method("gradient clipping", threshold=True),
+    "spectral_clipping": Method("spectral clipping", delta=True),
+    "combined_clipping": Method("combined clipping", threshold=True, delta=True),
+    "sgd": Method("SGD"),
+}
+OPTIMIZERS = tuple(METHODS)
+SCHEDULES = ("exponential", "plateau", "constant")
+BUDGETS = ("full", "short", "smoke")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
+RESUMES = ("strict", "anyway")
+LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")

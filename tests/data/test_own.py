@@ -1,0 +1,246 @@
+"""Corpora of the user's own: texts, MIDI files, `.mat` files; read as they are, and tied to a run by their sum."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import mido
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from gruclip.cli import main
+from gruclip.config import RunConfig
+from gruclip.data import MusicCorpus, WordCorpus, load
+from gruclip.data.midi import read_midi, write_midi
+from gruclip.data.words import EOS, UNK
+from gruclip.errors import ConfigError, DataError
+
+
+def texts(folder: Path, **changed: str) -> Path:
+    content = {"train": "a b a\nb c\na d\n", "valid": "b a e\n", "test": "a\n"} | changed
+    folder.mkdir(exist_ok=True)
+    for split, text in content.items():
+        (folder / f"{split}.txt").write_text(text)
+    return folder
+
+
+def words_of(corpus: WordCorpus, split: str) -> list[str]:
+    return [corpus.vocabulary[token] for token in corpus.splits[split].tolist()]
+
+
+def test_words_met_once_and_those_of_the_other_splits_are_unknown(tmp_path: Path) -> None:
+    corpus = load("text", texts(tmp_path))
+    assert isinstance(corpus, WordCorpus)
+    assert words_of(corpus, "train") == ["a", "b", "a", EOS, "b", UNK, EOS, "a", UNK, EOS]
+    assert words_of(corpus, "valid") == ["b", "a", UNK, EOS]
+    assert set(corpus.vocabulary) == {"a", "b", UNK, EOS}
+
+
+def test_the_vocabulary_holds_the_most_frequent(tmp_path: Path) -> None:
+    corpus = load("text", texts(tmp_path), vocabulary=3)
+    assert set(corpus.vocabulary) == {"a", EOS, UNK}
+
+
+def test_a_vocabulary_always_has_an_unknown_word(tmp_path: Path) -> None:
+    corpus = load("text", texts(tmp_path, train="a a\n", valid="b\n"))
+    assert words_of(corpus, "valid") == [UNK, EOS]
+
+
+def test_characters_are_tokens_and_a_line_ends_with_one(tmp_path: Path) -> None:
+    corpus = load("text", texts(tmp_path, train="aab b\nb a\n"), unit="character")
+    assert words_of(corpus, "train") == ["a", "a", "b", " ", "b", EOS, "b", " ", "a", EOS]
+
+
+def test_the_sum_is_of_what_was_read(tmp_path: Path) -> None:
+    first = load("text", texts(tmp_path / "one")).checksum
+    assert load("text", texts(tmp_path / "two")).checksum == first
+    assert load("text", texts(tmp_path / "one", test="b\n")).checksum != first
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"valid": " \n"}, "valid split is empty"),
+        ({"train": "a\0b\n"}, "NUL byte"),
+        ({"train": "a b c\n"}, "no word is met twice"),
+    ],
+)
+def test_a_text_that_is_none_is_refused(tmp_path: Path, changed: dict[str, str], complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        load("text", texts(tmp_path, **changed))
+
+
+@pytest.mark.parametrize("name", ["text", "piano_roll"])
+def test_a_corpus_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.root=.*nowhere: cannot be read \(No such file"):
+        load(name, tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"(train\.txt|train): cannot be"):
+        load(name, tmp_path)
+    with pytest.raises(ConfigError, match=r"dataset\.root=null"):
+        RunConfig.from_dict({"dataset": {"name": name}})
+
+
+def test_settings_of_own_corpora_are_theirs_alone() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.vocabulary=5: is for dataset=text, this is pydoc; leave it out"):
+        RunConfig.from_dict({"dataset": {"vocabulary": 5}})
+    own = RunConfig.from_dict({"dataset": {"name": "text", "root": "x", "unit": "character"}})
+    assert own.identity_settings()["dataset.unit"] == "character"
+    assert not {"dataset.unit", "dataset.steps_per_beat"} & RunConfig().identity_settings().keys()
+
+
+@hypothesis.given(
+    roll=st.lists(st.sets(st.integers(0, 87), max_size=6), min_size=1, max_size=40),
+    steps=st.sampled_from([1, 2, 3, 4, 7]),
+)
+@hypothesis.settings(deadline=None, max_examples=60)
+def test_a_roll_written_as_midi_is_the_roll_that_is_read(
+    roll: list[set[int]], steps: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tune = torch.zeros(len(roll), 88, dtype=torch.uint8)
+    for step, keys in enumerate(roll):
+        tune[step, list(keys)] = 1
+    path = tmp_path_factory.mktemp("midi") / "tune.mid"
+    write_midi(path, tune, steps)
+    if not tune.any():
+        with pytest.raises(DataError, match="no notes in it"):
+            read_midi("tune", path.read_bytes(), steps)
+        return
+    last = int(tune.any(1).nonzero().max()) + 1  # silence at the end is not written
+    assert torch.equal(read_midi("tune", path.read_bytes(), steps), tune[:last])
+
+
+def midi(path: Path, *messages: object, ticks: int = 480) -> Path:
+    file = mido.MidiFile(ticks_per_beat=ticks)
+    file.tracks.append(mido.MidiTrack(messages))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save(path)
+    return path
+
+
+def note(kind: str, number: int, time: int, **more: int) -> object:
+    return mido.Message(kind, note=number, time=time, **more)
+
+
+def test_drums_are_left_out_and_a_note_never_released_ends_with_the_file(tmp_path: Path) -> None:
+    path = midi(
+        tmp_path / "a.mid", note("note_on", 36, 0, channel=9), note("note_on", 60, 240), note("note_on", 62, 240),
+        note("note_off", 62, 480),
+    )  # fmt: skip
+    roll = read_midi("a", path.read_bytes(), 2)
+    assert roll.nonzero().tolist() == [[1, 39], [2, 39], [2, 41], [3, 39], [3, 41]]
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([("note_on", 10, 0)], "note 10 is no key of a piano"),
+        ([("note_on", 60, 0), ("note_off", 60, 2**28 - 1)], "time steps long, which no tune is"),
+        ([], "no notes in it"),
+    ],
+)
+def test_a_tune_that_is_none_is_refused(messages: list[tuple[str, int, int]], complaint: str, tmp_path: Path) -> None:
+    path = midi(tmp_path / "a.mid", *(note(*message) for message in messages))
+    with pytest.raises(DataError, match=complaint):
+        read_midi("a", path.read_bytes(), 2)
+
+
+@hypothesis.given(content=st.binary(max_size=80), keep=st.integers(0, 120))
+@hypothesis.settings(deadline=None, max_examples=150)
+def test_bytes_that_are_no_midi_file_are_refused_in_one_line(
+    content: bytes, keep: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = midi(tmp_path_factory.mktemp("midi") / "a.mid", note("note_on", 60, 0), note("note_off", 60, 240))
+    for damaged in (content, path.read_bytes()[:keep] + content):
+        try:
+            read_midi("a", damaged, 2)
+        except DataError as error:
+            told = str(error)
+        else:
+            told = ""
+        assert "\n" not in told
+
+
+def test_a_folder_of_midi_files_is_a_corpus(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "valid", "test")):
+        midi(tmp_path / split / "b.MID", note("note_on", 60 + number, 0), note("note_off", 60 + number, 480))
+        midi(tmp_path / split / "a.midi", note("note_on", 70, 0), note("note_off", 70, 240))
+    corpus = load("piano_roll", tmp_path)
+    assert isinstance(corpus, MusicCorpus)
+    assert [tune.nonzero().tolist() for tune in corpus.splits["valid"]] == [[[0, 49]], [[0, 40], [1, 40]]]
+    finer = load("piano_roll", tmp_path, steps_per_beat=4)
+    assert len(finer.splits["valid"][1]) == 4
+    (tmp_path / "test" / "a.midi").rename(tmp_path / "test" / "c.midi")
+    assert load("piano_roll", tmp_path).checksum != corpus.checksum
+
+
+def test_a_mat_file_of_ones_own_is_read_as_the_corpora_are(tmp_path: Path, data_root: Path) -> None:
+    shutil.copy(data_root / "music/JSB_Chorales.mat", tmp_path / "mine.mat")
+    own, registered = load("piano_roll", tmp_path / "mine.mat"), load("jsb_chorales", data_root)
+    for split, tunes in registered.splits.items():
+        assert all(map(torch.equal, tunes, own.splits[split]))
+
+
+def test_a_damaged_mat_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.mat"
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + b"\xff" * 64)
+    with pytest.raises(DataError, match=r"mine\.mat"):
+        load("piano_roll", path)
+    scipy.io.savemat(path, {"traindata": np.zeros((2, 2))})
+    with pytest.raises(DataError, match="no cell array 'traindata'"):
+        load("piano_roll", path)
+
+
+def test_a_reader_that_crashes_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gruclip.data import isolated
+
+    monkeypatch.setattr(isolated, "_CODE", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    (tmp_path / "a.mat").write_bytes(b"x")
+    with pytest.raises(DataError, match="damaged \\(the reader ended with signal 11\\)"):
+        load("piano_roll", tmp_path / "a.mat")
+
+
+def test_other_files_are_refused_and_a_pickle_has_a_way(tmp_path: Path) -> None:
+    for name, remedy in (("a.txt", "should be a .mat file"), ("a.pickle", "gruclip data convert")):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(DataError, match=remedy):
+            load("piano_roll", tmp_path / name)
+
+
+def test_a_pickled_corpus_is_converted(tmp_path: Path) -> None:
+    corpus = {split: [[[60, 64], [], [108]], [(21,)]] for split in ("train", "valid", "test")}
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps(corpus, protocol=2))
+    assert main(["data", "convert", str(tmp_path / "a.pickle"), str(tmp_path / "a.mat")]) == 0
+    tunes = load("piano_roll", tmp_path / "a.mat").splits["valid"]
+    assert [tune.nonzero().tolist() for tune in tunes] == [[[0, 39], [0, 43], [2, 87]], [[0, 0]]]
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (pickle.dumps(_Bomb()), "it names posix.system"),
+        (b"no pickle", "not a pickled corpus"),
+        (pickle.dumps([1]), "a dictionary of train, valid, test"),
+        (pickle.dumps(dict.fromkeys(("train", "valid", "test"), [[[300]]])), "step 0 has 300"),
+        (pickle.dumps(dict.fromkeys(("train", "valid", "test"), [])), "train split is no list of tunes"),
+    ],
+)
+def test_no_pickle_runs_anything(
+    content: bytes, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pickle").write_bytes(content)
+    assert main(["data", "convert", "a.pickle", "a.mat"]) == 2
+    assert complaint in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pickle"]
