@@ -29,7 +29,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the ``.mat`` of a pickled dictionary of ``train``, ``valid``, ``test``: tunes of time steps of note numbers.
+    """Write the ``.mat`` of a pickled dictionary of ``train``, ``valid``, ``test``: tunes, time steps, note numbers.
 
     Raises `DataError` for anything else, for a note that is no key of a piano (21 to 108), and for files that cannot be
     read or written.

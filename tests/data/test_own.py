@@ -232,8 +232,8 @@ class _Bomb:
         (pickle.dumps(_Bomb()), "it names posix.system"),
         (b"no pickle", "not a pickled corpus"),
         (pickle.dumps([1]), "a dictionary of train, valid, test"),
-        (pickle.dumps(dict.fromkeys(("train", "valid", "test"), [[[300]]])), "step 0 has 300"),
-        (pickle.dumps(dict.fromkeys(("train", "valid", "test"), [])), "train split is no list of tunes"),
+        (pickle.dumps({key: [[[300]]] for key in ("train", "valid", "test")}), "step 0 has 300"),
+        (pickle.dumps({key: [] for key in ("train", "valid", "test")}), "train split is no list of tunes"),
     ],
 )
 def test_no_pickle_runs_anything(
