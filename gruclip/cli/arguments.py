@@ -62,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
     evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
+    status = commands.add_parser("status", help="where a sweep stands: finished, in training, waiting, left unfinished")
+    status.add_argument("places", nargs="*", metavar="DIR", help="an output_dir; default: outputs and outputs/paper")
+    status.add_argument("--watch", action="store_true", help="look again every two seconds until nothing is trained")
+
     sample = commands.add_parser("sample", help="text or a tune (MIDI, and its picture) drawn from a run's best epoch")
     sample.add_argument("run", help="the run's folder")
     sample.add_argument("--length", type=int, default=200, metavar="N", help="tokens or time steps; default: 200")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,10 @@ EXPERIMENTS = {"2": "nottingham"}
 
 #: Where runs are looked for when nothing is said: those trained here, and those collected in the repository.
 OUTPUTS, PAPER = Path("outputs"), Path("outputs/paper")
+
+
+#: Between two looks of ``status --watch``.
+WATCH_SECONDS = 2.0
 
 
 def table(options: Namespace) -> int:
@@ -109,6 +115,27 @@ def eval(options: Namespace) -> int:
     perplexity = f", perplexity {result['perplexity']:.2f}" if result.get("perplexity") is not None else ""
     print(f"{result['split']}: {result['loss']:.4f} {result['unit']}{perplexity}")
     return 0
+
+
+def status(options: Namespace) -> int:
+    """``gruclip status``"""
+    from gruclip.report.status import status as status_of
+    from gruclip.report.status import text
+
+    places = [Path(place) for place in options.places] or [place for place in (OUTPUTS, PAPER) if place.is_dir()]
+    if not places:
+        raise UserError(f"{OUTPUTS}: no such folder; give an output_dir, e.g. gruclip status outputs")
+    while True:
+        found = [one for place in places if (one := status_of(place)).total or one.unreadable]
+        if not found:
+            raise UserError(f"{' and '.join(map(str, places))}: no runs there; train some first")
+        shown = "\n\n".join(map(text, found))
+        if options.watch and sys.stdout.isatty():
+            shown = f"\x1b[H\x1b[2J{shown}"  # from the top of an empty screen
+        print(shown, flush=True)
+        if not options.watch or not any(one.training or one.waiting for one in found):
+            return 0
+        time.sleep(WATCH_SECONDS)
 
 
 def sample(options: Namespace) -> int:

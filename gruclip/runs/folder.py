@@ -10,10 +10,8 @@ folder, and whoever has it looks again at what the folder holds.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,18 +25,14 @@ from gruclip.errors import UserError
 from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read_checkpoint, write_checkpoint
 from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
 from gruclip.runs.names import folder_name
+from gruclip.runs.ownership import LOCK, OWNER, Ownership
 from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_json, read_summary, strict
 from gruclip.runs.sums import SUMS, sums_of
 
 CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
-LOCK = ".lock"
 
 #: What of a run's environment its bits depend on.
 DECISIVE = ("processor", "device", "threads", "versions", "revision", "kernels")
-
-
-class LockedError(UserError):
-    """Another process is writing the run."""
 
 
 class RunFolder:
@@ -49,7 +43,7 @@ class RunFolder:
         self.data_checksum = data_checksum
         self.identity = config.identity(data_checksum)
         self.path = Path(config.output_dir) / config.experiment / folder_name(config, default, self.identity)
-        self._lock: IO[str] | None = None
+        self._ownership = Ownership(self.path)
         self._files: dict[str, IO[bytes]] = {}
 
     # -- before the lock ------------------------------------------------------------------------------
@@ -72,7 +66,7 @@ class RunFolder:
                     f"{self.path}: belongs to another configuration or other data; "
                     "move it away or choose another output_dir"
                 )
-        elif any(name != LOCK and not name.endswith(PARTIAL) for name in entries):
+        elif any(name not in (LOCK, OWNER) and not name.endswith(PARTIAL) for name in entries):
             raise UserError(
                 f"{self.path}: holds files and no config.yaml, so it is no run's folder; "
                 "move it away or choose another output_dir"
@@ -92,18 +86,12 @@ class RunFolder:
         """Make the folder and take it for this process. Raises `LockedError` where another one has it."""
         with told_by_name(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise LockedError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
-        self._lock = file
-        with told_by_name(self.path):
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
-            file.flush()
+        self._ownership.take()
         remove_leftovers(self.path)
+
+    def beat(self) -> None:
+        """Show to other hosts that the run is being written; raises `LockedError` where one of them took it over."""
+        self._ownership.beat()
 
     def checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
         """What the run can be continued from, None where it has to begin; and what is wrong with what was passed over.
@@ -212,6 +200,4 @@ class RunFolder:
             with suppress(OSError):  # what a checkpoint needs is on the disk already
                 file.close()
         self._files.clear()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._ownership.release()

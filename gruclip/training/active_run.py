@@ -95,6 +95,7 @@ class ActiveRun:
         radii: Sequence[float | None],
     ) -> None:
         """Take one iteration's numbers; a loss that is not finite ends the run."""
+        self.folder.beat()
         progress = self.progress
         progress.iteration += 1
         progress.step += 1
@@ -144,6 +145,7 @@ class ActiveRun:
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
+        self.folder.beat()
         self.progress.offsets = self.folder.offsets()
         self.folder.save("last", tensors, self.progress.to_json())
         self.folder.write_summary(self._summary(finished=False))

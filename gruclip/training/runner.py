@@ -14,7 +14,8 @@ from typing import Any
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
 from gruclip.model.device import SMALL_MODEL
-from gruclip.runs.folder import LockedError
+from gruclip.runs.ownership import LockedError
+from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.capacity import run_bytes
 from gruclip.training.capacity import stack_size as stack_size_of
 from gruclip.training.display import Display
@@ -66,6 +67,8 @@ def train(
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
     groups = list(_groups(pending, stack, stack_size))
+    if len(jobs) > 1:
+        record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
     with Display(total=len(pending), quiet=quiet) as display, deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
-from gruclip.runs.folder import LockedError
+from gruclip.runs.ownership import LockedError
 from gruclip.training.active_run import ActiveRun
 from gruclip.training.display import AnyDisplay
 from gruclip.training.engine import Engine

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruclip.choices import DATASETS, OPTIMIZERS
+from gruclip.choices import DATASETS, OPTIMIZERS, OWN_DATASETS
 from gruclip.cli.training import CONFIG_MODULE, CONFIG_NAME, planned_runs, register_plugins, to_run
 from gruclip.config import RunConfig
 from gruclip.dynamics import BIAS_FREE_LIMIT
@@ -23,8 +23,9 @@ from hydra_plugins.gruclip.grids import Grid, union
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 
 CONF = Path(__file__).parents[2] / "conf"
-EXPERIMENTS = ("demo", *DATASETS[1:])
-MUSIC = DATASETS[2:]
+CORPORA = tuple(name for name in DATASETS if name not in OWN_DATASETS)
+EXPERIMENTS = ("demo", *CORPORA[1:])
+MUSIC = CORPORA[2:]
 
 
 @pytest.fixture(scope="module")

@@ -262,7 +262,7 @@ def signal_a_worker(tmp_path: Path, number: int, all_of_them: bool = False) -> t
     def kill() -> None:
         while not (begun := list(tmp_path.glob("*/*/environment.json"))):
             time.sleep(0.02)
-        trains = json.loads((begun[0].parent / ".lock").read_text())["pid"]
+        trains = json.loads((begun[0].parent / ".owner").read_text())["pid"]
         for worker in multiprocessing.active_children():
             if worker.pid is not None and (all_of_them or worker.pid == trains):
                 os.kill(worker.pid, number)

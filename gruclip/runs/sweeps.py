@@ -1,0 +1,79 @@
+"""What a sweep was going to train: a small file for each in its output_dir, so that what has not begun is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gruclip.errors import UserError
+from gruclip.runs.files import told_by_name, write_whole
+from gruclip.runs.ownership import this_host
+from gruclip.runs.records import read_json
+
+#: Below output_dir.
+FOLDER = ".sweeps"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was begun: its runs' folders, by which command, where and when (seconds since 1970)."""
+
+    runs: tuple[str, ...]
+    command: str | None
+    host: str
+    boot: str
+    pid: int
+    began: float
+
+    def is_running(self) -> bool | None:
+        """Whether its process is there; None where that cannot be seen, on another host."""
+        if {"host": self.host, "boot": self.boot} != this_host():
+            return None
+        return _command(self.pid) == self.command
+
+
+def record_sweeps(folders: Sequence[Path], output_dirs: Sequence[Path]) -> None:
+    """Note in each output_dir that this process is going to train the runs in those `folders` that are its own."""
+    runs: dict[Path, list[str]] = {}
+    for folder, output_dir in zip(folders, output_dirs, strict=True):
+        runs.setdefault(output_dir, []).append(os.path.relpath(folder, output_dir))
+    for output_dir, names in runs.items():
+        content = {
+            "runs": sorted(names),
+            **this_host(),
+            "pid": os.getpid(),
+            "command": _command("self"),
+            "began": time.time(),
+        }
+        key = hashlib.sha256(json.dumps(content["runs"]).encode()).hexdigest()[:24]
+        place = output_dir / FOLDER / f"{key}.json"
+        with told_by_name(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, json.dumps(content) + "\n")
+
+
+def _command(pid: int | str) -> str | None:
+    """A process's command line; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def sweeps(output_dir: Path) -> Iterator[Sweep]:
+    """The sweeps that were begun in `output_dir`, the latest first; `UserError` for a file that is none."""
+    found = []
+    for path in (output_dir / FOLDER).glob("*.json"):
+        content = read_json(path)
+        try:
+            runs = tuple(str(run) for run in content["runs"])
+            command, host, boot = content["command"], str(content["host"]), str(content["boot"])
+            found.append(Sweep(runs, command, host, boot, int(content["pid"]), float(content["began"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not the record of a sweep ({error}); remove it") from None
+    yield from sorted(found, key=lambda sweep: -sweep.began)

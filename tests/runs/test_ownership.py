@@ -1,0 +1,192 @@
+"""One process at a time writes a folder, on every host that sees it, whether or not the file system has locks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gruclip.runs import ownership
+from gruclip.runs.ownership import LEASE, LockedError, Ownership, living_owner, read_owner
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system whose locks hold on one host only: each of two hosts gets its own."""
+    monkeypatch.setattr(ownership.fcntl, "flock", lambda *arguments: None)
+
+
+def another_host(monkeypatch: pytest.MonkeyPatch, host: str = "b") -> None:
+    monkeypatch.setattr(ownership, "this_host", lambda: {"host": host, "boot": f"boot of {host}"})
+
+
+def test_a_folder_belongs_to_one_process_until_it_is_released(tmp_path: Path) -> None:
+    first, second = Ownership(tmp_path), Ownership(tmp_path)
+    first.take()
+    with pytest.raises(LockedError, match="another process is writing this run"):
+        second.take()
+    first.release()
+    second.take()
+    second.release()
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+def test_another_host_waits_while_the_owner_shows_signs_of_life(
+    tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Ownership(tmp_path)
+    here.take()
+    another_host(monkeypatch)
+    with pytest.raises(LockedError, match=rf"process {os.getpid()} on .*, last seen \d seconds ago"):
+        Ownership(tmp_path).take()
+    here.release()
+    there = Ownership(tmp_path)
+    there.take()
+    assert read_owner(tmp_path)["host"] == "b"
+
+
+def test_another_host_takes_over_what_showed_none_and_the_first_stops_before_it_writes(
+    tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(ownership, "_now", lambda: now[0])
+    here = Ownership(tmp_path)
+    here.take()
+    long_ago = time.time() - LEASE - 1
+    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    another_host(monkeypatch)
+    there = Ownership(tmp_path)
+    there.take()
+    now[0] += LEASE + 1
+    with pytest.raises(LockedError, match="was taken over by another process after 301 seconds"):
+        here.beat()
+    there.beat()
+    here.release()
+    assert read_owner(tmp_path)["host"] == "b", "the first one's release left the second one's mark"
+
+
+def test_a_beat_keeps_the_folder(tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(ownership, "_now", lambda: now[0])
+    here = Ownership(tmp_path)
+    here.take()
+    long_ago = time.time() - LEASE - 1
+    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    now[0] += ownership.BEAT + 1
+    here.beat()
+    another_host(monkeypatch)
+    with pytest.raises(LockedError):
+        Ownership(tmp_path).take()
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_a_killed_process_of_this_host_left_is_taken_at_once(
+    has_locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from gruclip.runs.ownership import Ownership
+Ownership(Path({str(tmp_path)!r})).take()
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert (tmp_path / ".owner").exists()
+    assert living_owner(tmp_path) is None
+    if not has_locks:
+
+        def refused(*arguments: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(ownership.fcntl, "flock", refused)
+    mine = Ownership(tmp_path)
+    mine.take()
+    assert read_owner(tmp_path)["token"] == mine.record["token"]
+    if not has_locks:
+        with pytest.raises(LockedError):
+            Ownership(tmp_path).take()
+
+
+def test_of_two_that_find_a_left_mark_one_gets_the_folder(
+    tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one has read the mark that was left, and moves away the faster one's: it gives it back."""
+    another_host(monkeypatch, "gone")
+    Ownership(tmp_path).take()
+    long_ago = time.time() - LEASE - 1
+    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    another_host(monkeypatch, "fast")
+    fast, replace = Ownership(tmp_path), os.replace
+
+    def fast_one_comes_between(*arguments: object) -> None:
+        monkeypatch.setattr(ownership.os, "replace", replace)
+        fast.take()
+        another_host(monkeypatch, "slow")
+        replace(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ownership.os, "replace", fast_one_comes_between)
+    slow = Ownership(tmp_path)
+    with pytest.raises(LockedError):
+        slow.take()
+    assert read_owner(tmp_path)["token"] == fast.record["token"]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".owner"}
+
+
+def test_two_hosts_never_both_get_a_folder(tmp_path: Path) -> None:
+    """Eight processes, each a host of its own without locks, take and release one folder for two seconds."""
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from gruclip.runs import ownership
+ownership.fcntl.flock = lambda *a: None
+ownership.this_host = lambda: {{"host": sys.argv[1], "boot": sys.argv[1]}}
+folder, taken, end = Path({str(tmp_path)!r}), 0, time.monotonic() + 2
+while time.monotonic() < end:
+    mine = ownership.Ownership(folder)
+    try:
+        mine.take()
+    except ownership.LockedError:
+        continue
+    os.close(os.open(folder / "held", os.O_CREAT | os.O_EXCL))
+    os.unlink(folder / "held")
+    taken += 1
+    mine.release()
+print(taken)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(number)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for number in range(4)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert not [error for _, error in outputs if error]
+    assert sum(int(out) for out, _ in outputs) > 10
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"host": "a"}'])
+def test_a_damaged_mark_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / ".owner").write_text(content)
+    with pytest.raises(Exception, match=r"\.owner: damaged .*; remove it if no process is writing this run"):
+        Ownership(tmp_path).take()
+
+
+def test_locks_that_fail_otherwise_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(code: int) -> Callable[..., None]:
+        def flock(*arguments: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return flock
+
+    monkeypatch.setattr(ownership.fcntl, "flock", failing(errno.EWOULDBLOCK))
+    with pytest.raises(LockedError):
+        Ownership(tmp_path).take()
+    monkeypatch.setattr(ownership.fcntl, "flock", failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        Ownership(tmp_path).take()
+    assert json.loads(json.dumps(ownership.this_host())).keys() == {"host", "boot"}
