@@ -138,7 +138,10 @@ def command_lines(into: Attack, chance: random.Random) -> None:
     for _ in range(chance.randrange(5)):
         word = chance.choice(WORDS)
         arguments.append(word + chance.choice(VALUES) if word.endswith("=") or chance.random() < 0.1 else word)
-    with mock.patch("gruclip.training.runner.train", as_if_trained), contextlib.suppress(FileNotFoundError):
+    # A sweep is noted where its training begins: where nothing is trained there is nothing to note.
+    training = mock.patch("gruclip.training.runner.train", as_if_trained)
+    note = mock.patch("hydra_plugins.gruclip.sweeper.record_sweeps", lambda *_: None)
+    with training, note, contextlib.suppress(FileNotFoundError):
         # Without training a result is missing; what counts is what comes before.
         try:
             typed(arguments, into)
