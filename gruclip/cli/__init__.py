@@ -3,7 +3,7 @@
 - `main`: from a command line to an exit code, errors in one line; start here. `arguments`: what may be typed.
 - `training`: ``train``, through Hydra; `allowed`: what of Hydra's is taken; `explain`: Hydra's errors in one line.
 - `reproduce`: a sweep and its tables.
-- `commands`: ``table``, ``figure``, ``collect``, ``status``, ``eval``, ``sample``, ``verify``, ``data``.
+- `commands`: ``table``, ``figure``, ``report``, ``collect``, ``status``, ``eval``, ``sample``, ``verify``, ``data``.
 - `version`: what is in use.
 
 The top of the house: may import everything. Together with `hydra_plugin` the only room that knows Hydra and OmegaConf.

@@ -44,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     figure.add_argument("--format", default="png,pdf,svg", metavar="png,pdf,svg")
     figure.add_argument("--out", metavar="DIR", help="default: the experiment's folder")
 
+    report = commands.add_parser("report", help="an experiment as one HTML page, which opens from the disk")
+    _add_source(report)
+    report.add_argument("--out", metavar="FILE", help="default: EXPERIMENT.html")
+
     collect = commands.add_parser("collect", help="finished runs into the small files that the repository keeps")
     collect.add_argument(
         "--runs", metavar="DIR", nargs="+", help="folders with runs or collected files; default: outputs"

@@ -60,6 +60,22 @@ def figure(options: Namespace) -> int:
     return 0
 
 
+def report(options: Namespace) -> int:
+    """``gruclip report``"""
+    from gruclip.report.collect import read_runs
+    from gruclip.report.page import page
+
+    places = _places(options.runs)
+    experiment = options.experiment or "ptb"
+    runs = read_runs(places, experiment, _remedy("table", "1", experiment))
+    out = Path(options.out) if options.out else Path(f"{experiment}.html")
+    text = page(experiment, runs, places, f" --runs {options.runs}" if options.runs else "")
+    with writable(out):
+        out.write_text(text, encoding="utf-8")
+    print(out)
+    return 0
+
+
 def collect(options: Namespace) -> int:
     """``gruclip collect``"""
     from gruclip.report.paper import collect as collect_runs

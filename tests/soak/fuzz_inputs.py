@@ -140,7 +140,7 @@ def command_lines(into: Attack, chance: random.Random) -> None:
         arguments.append(word + chance.choice(VALUES) if word.endswith("=") or chance.random() < 0.1 else word)
     # A sweep is noted where its training begins: where nothing is trained there is nothing to note.
     training = mock.patch("gruclip.training.runner.train", as_if_trained)
-    note = mock.patch("hydra_plugins.gruclip.sweeper.record_sweeps", lambda *_: None)
+    note = mock.patch("hydra_plugins.gruclip.sweeper.record_sweeps")
     with training, note, contextlib.suppress(FileNotFoundError):
         # Without training a result is missing; what counts is what comes before.
         try:

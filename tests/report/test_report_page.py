@@ -1,0 +1,139 @@
+"""The page of an experiment: escaped, self-contained, and usable in a browser by keyboard, on a phone and in the dark."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import DEMO, config, frame, summary, timing, write_run
+
+from gruclip.cli import main
+from gruclip.report.page import page
+
+CHROMIUM = shutil.which("chromium")
+PAPER = Path(__file__).parents[2] / "outputs" / "paper"
+
+
+def made(tmp_path: Path) -> Path:
+    """Eight runs with epochs, one failed and one exploded, at two rates; the page of them."""
+    for seed, lr in ((seed, lr) for seed in range(4) for lr in (0.5, 1.0)):
+        status = "failed" if seed == 3 and lr == 1.0 else "success"
+        result = summary(status, valid=4.6 + seed / 100, exploded=seed == 2)
+        folder = write_run(tmp_path / "o", config(DEMO, "sgd", seed=seed, optimizer__lr=lr), result, None, timing(2))
+        (Path(folder) / "epochs.csv").write_text(
+            "epoch,lr,train_loss,valid_loss,grad_norm_mean,grad_norm_max,values_clipped\n"
+            f"0,,,9.0,,,\n1,{lr},6.0,5.5,1.0,2.0,0\n2,{lr},5.0,{4.6 + seed / 100},1.0,inf,0\n"
+        )
+    out = tmp_path / "demo.html"
+    assert main(["report", "--experiment", "demo", "--runs", str(tmp_path / "o"), "--out", str(out)]) == 0
+    return out
+
+
+def test_what_came_from_files_is_escaped() -> None:
+    hostile = '<script>alert("x")</script>'
+    runs = frame([(config(DEMO, "sgd", seed=seed), summary()) for seed in range(2)])
+    for column in ("machine", "revision", "folder", "kernels"):
+        runs[column] = [f"/o/demo/{hostile}", "plain"]
+    text = page("demo", runs, [Path(f"/o/{hostile}")])
+    assert hostile not in text
+    assert html.escape(hostile, quote=False) in text.replace("&#34;", '"')
+    assert text.count("<script>") == 1
+
+
+def test_the_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
+    text = made(tmp_path).read_text()
+    assert "default-src 'none'" in text
+    assert not re.search(r'(?:src|href|action)="(?!data:)', text)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_page_has_every_run_the_tables_and_the_command_of_each(tmp_path: Path) -> None:
+    text = made(tmp_path).read_text()
+    for seed in range(4):
+        assert f"sgd,lr=0.5,seed={seed}" in text
+    assert "8 runs: 7 success, 1 failed; in 2 of them the gradient exploded." in text
+    for command in ("table 1", "table lr", "figure lr", "report"):
+        assert f"gruclip {command} --experiment demo --runs {tmp_path / 'o'}" in text
+    assert text.count("<polyline") == 16
+
+
+def test_a_page_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path)
+    runs = ["--experiment", "demo", "--runs", str(tmp_path / "o")]
+    assert main(["report", *runs, "--out", str(tmp_path / "none" / "a.html")]) == 2
+    assert main(["report", "--experiment", "nope", "--runs", str(tmp_path)]) == 2
+    assert "there is no such experiment" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Debian's chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+def open_page(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
+    """The page in a new window, and what went wrong or left it."""
+    window = browser.new_page(**options)
+    faults: list[str] = []
+    window.on(
+        "request",
+        lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+    )
+    window.on("pageerror", lambda error: faults.append(str(error)))
+    window.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    window.goto(path.as_uri())
+    return window, faults
+
+
+def test_sorting_and_filtering_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    window, faults = open_page(browser, made(tmp_path))
+    assert window.locator("#shown").inner_text() == "8 of 8 runs"
+    window.locator("#filter").focus()
+    window.keyboard.type("failed lr=1")
+    assert window.locator("#shown").inner_text() == "1 of 8 runs"
+    assert window.locator("#runs tbody tr:visible").count() == 1
+    window.locator("#filter").fill("")
+    head = window.locator("#runs th", has_text="validation loss")
+    head.locator("button").focus()
+    for order in ("ascending", "descending"):
+        window.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == order
+        losses = [float(text) for text in window.locator("#runs tbody tr td:nth-child(4)").all_inner_texts()]
+        assert losses == sorted(losses, reverse=order == "descending")
+    assert not faults
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_nothing_serious_for_axe_and_no_page_wider_than_the_window(
+    width: int, scheme: Any, browser: Any, tmp_path: Path
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    window, faults = open_page(
+        browser, made(tmp_path), viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True
+    )
+    found = Axe().run(window).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+    assert not faults
+
+
+def test_the_kept_runs_have_a_page(tmp_path: Path) -> None:
+    for path in PAPER.glob("*.csv"):
+        out = tmp_path / f"{path.stem}.html"
+        assert main(["report", "--experiment", path.stem, "--runs", str(PAPER), "--out", str(out)]) == 0
+        assert out.read_text().rstrip().endswith("</html>")
