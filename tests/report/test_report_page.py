@@ -1,4 +1,4 @@
-"""The page of an experiment: escaped, self-contained, and usable in a browser by keyboard, on a phone and in the dark."""
+"""The page of an experiment: escaped, self-contained, usable in a browser by keyboard, on a phone, in the dark."""
 
 from __future__ import annotations
 

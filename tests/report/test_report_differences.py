@@ -1,0 +1,65 @@
+"""Differences between methods: each at its best rate, paired by seed, with an interval or "open"."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from made_runs import DEMO, config, frame, summary
+
+from gruclip.errors import UserError
+from gruclip.report.differences import table_differences
+
+
+def made(spectral_less: list[float], seeds: int) -> list[dict[str, str]]:
+    """Gradient clipping at two rates, of which 1 is best; spectral clipping lower by so much at each seed there."""
+    runs = []
+    for seed in range(seeds):
+        base = 150.0 + 10 * seed  # seeds differ far more than methods
+        runs.append((config(DEMO, "gradient_clipping", 5, seed=seed), summary(valid=5.0, test=math.log(base))))
+        worse = config(DEMO, "gradient_clipping", 5, seed=seed, optimizer__lr=0.1)
+        runs.append((worse, summary(valid=5.5, test=math.log(2 * base))))
+        loss = math.log(base - spectral_less[seed])
+        runs.append((config(DEMO, "spectral_clipping", 0.2, seed=seed), summary(valid=4.9, test=loss)))
+    (table,) = table_differences(frame(runs))
+    return table.cells.to_dict("records")
+
+
+def test_a_difference_the_same_for_all_seeds_is_found_though_the_seeds_differ_more() -> None:
+    reference, spectral = made([3.0, 2.5, 3.5, 3.0, 3.0], 5)
+    assert (reference["verdict"], reference["best rate"]) == ("reference", "1")
+    assert spectral["difference"].startswith("-3 [-3.")
+    assert (spectral["seeds"], spectral["verdict"]) == ("5", "lower loss")
+
+
+@pytest.mark.parametrize(("less", "verdict"), [([-3.0] * 5, "higher loss"), ([3.0, -3.0, 3.0, -3.0, 0.0], "open")])
+def test_the_verdict_is_the_intervals(less: list[float], verdict: str) -> None:
+    assert made(less, 5)[1]["verdict"] == verdict
+
+
+def test_of_few_seeds_the_differences_stand_and_the_verdict_is_open() -> None:
+    spectral = made([3.0] * 4, 4)[1]
+    assert (spectral["difference"], spectral["verdict"]) == ("-3, -3, -3, -3", "open")
+
+
+def test_only_seeds_with_which_both_succeeded_are_compared() -> None:
+    runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary(test=5.0)) for seed in range(6)]
+    runs += [(config(DEMO, "gradient_clipping", 5, seed=0, optimizer__lr=0.1), summary(valid=9.0, test=9.0))]
+    runs += [
+        (config(DEMO, "spectral_clipping", 0.2, seed=seed), summary("failed" if seed == 9 else "success", test=4.9))
+        for seed in range(1, 10)
+    ]
+    (table,) = table_differences(frame(runs))
+    assert list(table.cells["seeds"]) == ["", "5"]
+    assert list(table.cells["success there"]) == ["6/6", "8/9"]
+
+
+def test_without_gradient_clipping_there_is_nothing_to_compare_with() -> None:
+    runs = [(config(DEMO, "spectral_clipping", 0.2, optimizer__lr=lr), summary()) for lr in (0.1, 1.0)]
+    (table,) = table_differences(frame(runs))
+    assert list(table.cells["verdict"]) == ["nothing to compare with"]
+
+
+def test_runs_at_one_rate_give_no_such_table() -> None:
+    with pytest.raises(UserError, match="the only rate among these 1 runs"):
+        table_differences(frame([(config(DEMO, "sgd"), summary())]))
