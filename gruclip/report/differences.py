@@ -25,10 +25,10 @@ def _differences(part: Section) -> render.Table:
     lines = [_line(part, row, reference) for row in chosen]
     caption = (
         f"{part.caption}. Each method at its best rate: the highest success rate, then the lowest mean validation "
-        f"loss. Difference: {part.loss_and_unit.lower()} on the test split less that of {_name(reference)} at its best rate, "
-        "the gradient clipping of the lowest mean validation loss; mean over the seeds with which both succeeded, "
-        f"with its 95 % bootstrap interval over these seeds. Open: fewer than {SEEDS_FOR_INTERVAL} such seeds, or an interval that "
-        "holds 0."
+        f"loss. Difference: {part.loss_and_unit.lower()} on the test split less that of {_name(reference)} at its "
+        "best rate, the gradient clipping of the lowest mean validation loss; mean over the seeds with "
+        f"which both succeeded, with its 95 % bootstrap interval over these seeds. Open: fewer than "
+        f"{SEEDS_FOR_INTERVAL} such seeds, or an interval that holds 0."
     )
     frame = pd.DataFrame(lines)
     return render.Table("Differences", caption, frame, frame, origins.notes(part.runs))
