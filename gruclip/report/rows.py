@@ -97,15 +97,20 @@ def _stage(environment: Mapping[str, Any]) -> dict[str, str | None]:
     device = environment["processor"] if on_cpu else environment["device"]
     kernels, command = environment.get("kernels"), environment.get("command")
     return {
-        "machine": f"{device}, {threads} thread{'s' * (threads != 1)}",
+        "machine": _printable(f"{device}, {threads} thread{'s' * (threads != 1)}"),
         "processor": environment["processor"],
         "accelerator": None if on_cpu else environment["device"],
         "threads": str(threads),
         "torch": environment.get("versions", {}).get("torch"),
         "revision": environment.get("revision"),
         "kernels": None if kernels is None else json.dumps(kernels, sort_keys=True),
-        "command": None if command is None else " ".join(map(str, command)),
+        "command": None if command is None else _printable(" ".join(map(str, command))),
     }
+
+
+def _printable(text: str) -> str:
+    """With escapes for what would break a line of a CSV file or steer a terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def in_file_order(rows: Iterable[Row]) -> list[Row]:

@@ -73,7 +73,7 @@ def test_a_multirun_launches_its_runs_one_after_another(calls: Calls, tmp_path: 
         ("sgd", 0.3),
         ("sgd", 1),
     ]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {".sweeps"}
 
 
 def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path
     assert stack
     assert calls.stack_sizes == [None]
     assert defaults == {"demo": RunConfig()}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {".sweeps"}
 
 
 def test_the_stacked_launcher_hands_over_its_size(calls: Calls) -> None:

@@ -79,10 +79,12 @@ def names_of_the_checkout() -> set[str]:
     modules = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip").rglob("*.py")}
     plugins = {name for name in modules if name.startswith("gruclip/hydra_plugin/")}
     conf = {path.relative_to(REPOSITORY / "conf").as_posix() for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    page = {"gruclip/report/page.html"}
     kernels = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "gruclip/kernels").glob("*.[ch]*")}
     return (
         (modules - plugins)
         | kernels
+        | page
         | {name.replace("gruclip/hydra_plugin/", "hydra_plugins/gruclip/") for name in plugins}
         | {f"gruclip/conf/{name}" for name in conf | {"__init__.py"}}
     )

@@ -22,7 +22,7 @@ from gruclip.errors import UserError
 from gruclip.report import collect, collected, curves, tables
 from gruclip.report.figures import figure
 from gruclip.report.paper import collect as collect_runs
-from gruclip.report.rows import SUMMARY
+from gruclip.report.rows import SUMMARY, environment_columns
 
 #: Columns of a frame that are of the place where a run lies and not of the run.
 OF_THE_PLACE = ["folder", "output_dir", "device", "dataset.root", "logger", "trainer.checkpoint_minutes"]
@@ -295,6 +295,17 @@ numbers = st.none() | st.floats()
 counts = st.none() | st.integers(0, 2**40)
 
 
+#: Commands have no other characters: `test_a_command_is_kept_on_one_line`.
+PRINTABLE = st.characters().filter(str.isprintable)
+
+
+@given(st.lists(st.text(), max_size=4))
+def test_a_command_is_kept_on_one_line(command: list[str]) -> None:
+    environment = {"device": "cpu", "threads": 1, "processor": "p", "command": command}
+    kept = environment_columns(environment)["command"]
+    assert kept is None or kept.isprintable()
+
+
 @st.composite
 def summaries(draw: st.DrawFn) -> dict[str, Any]:
     status = draw(st.sampled_from(["success", "failed", "diverged"]))
@@ -306,7 +317,7 @@ def summaries(draw: st.DrawFn) -> dict[str, Any]:
     return {**SUMMARY, **extra, "status": status, "epochs": draw(st.integers(0, 999)), **values}
 
 
-@given(st.lists(summaries(), min_size=1, max_size=4), st.floats(1e-9, 1e9), st.text(max_size=9))
+@given(st.lists(summaries(), min_size=1, max_size=4), st.floats(1e-9, 1e9), st.text(PRINTABLE, max_size=9))
 def test_any_summary_comes_back_as_it_was(results: list[dict[str, Any]], rate: float, command: str) -> None:
     made = []
     for seed, result in enumerate(results):
