@@ -171,6 +171,12 @@ class RunConfig:
             return self.trainer.max_steps
         return SMOKE_STEPS if self.trainer.budget == "smoke" else None
 
+    def total_steps(self, epoch_steps: int) -> int | None:
+        """Iterations to the run's end, with `epoch_steps` in an epoch; None where the schedule decides."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return None if self.max_epochs is None else self.max_epochs * epoch_steps
+
     @property
     def patience(self) -> int:
         """Epochs of patience as the budget leaves them."""

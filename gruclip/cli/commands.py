@@ -43,11 +43,11 @@ def table(options: Namespace) -> int:
 @contextmanager
 def writable(out: str | Path) -> Iterator[None]:
     """What the system says of a file that cannot be written, as the user's error."""
+    if "\0" in str(out):
+        raise UserError(f"--out {out}: cannot be written (a NUL byte in the name)")
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error})") from error
 
 
@@ -103,10 +103,8 @@ def draw(
     from gruclip.report.figures import figure as make_figure
 
     frame = read_runs(runs, experiment, _remedy("figure", which, experiment))
-    try:
+    with writable(out):
         paths = make_figure(which, frame, out, formats)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     for path in paths:
         print(f"figure {which}: {path}")
 

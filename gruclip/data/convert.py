@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import scipy.io
 
+from gruclip.data.files import read_bytes
 from gruclip.data.midi import KEYS, LOWEST
 from gruclip.data.music import CELLS
 from gruclip.errors import DataError
@@ -36,10 +37,7 @@ def convert(source: Path, target: Path) -> None:
     """
     if target.suffix != ".mat":
         raise DataError(f"{target}: should end with .mat")
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror})") from None
+    content = read_bytes(source)
     try:
         corpus = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # of whatever kind the format's own checks raise

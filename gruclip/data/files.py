@@ -107,12 +107,17 @@ def _folders(root: str | Path | None) -> Iterator[Path]:
     yield cache_folder()
 
 
-def read_checked(file: DataFile, location: Path) -> bytes:
-    """The content of `location`; `DataError` with both sums where it is not the file it should be."""
+def read_bytes(location: Path) -> bytes:
+    """The content of `location`; `DataError` where it cannot be read."""
     try:
-        content = location.read_bytes()
+        return location.read_bytes()
     except OSError as error:
         raise DataError(f"{location}: cannot be read ({error.strerror}); mend its permissions") from error
+
+
+def read_checked(file: DataFile, location: Path) -> bytes:
+    """The content of `location`; `DataError` with both sums where it is not the file it should be."""
+    content = read_bytes(location)
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         raise DataError(

@@ -10,6 +10,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from gruclip.data.files import read_bytes
 from gruclip.data.isolated import read_mat
 from gruclip.data.midi import read_midi
 from gruclip.data.music import MusicCorpus
@@ -36,7 +37,7 @@ def text(root: str | Path | None, vocabulary: int, unit: str) -> WordCorpus:
 
 @functools.lru_cache(maxsize=8)
 def _text(files: tuple[Stamped, ...], vocabulary: int, unit: str) -> WordCorpus:
-    contents = {split: _content(path) for split, (path, _, _) in zip(SPLITS, files, strict=True)}
+    contents = {split: read_bytes(path) for split, (path, _, _) in zip(SPLITS, files, strict=True)}
     checksum = _checksum({f"{split}.txt": content for split, content in contents.items()})
     return read_text(str(files[0][0].parent), checksum, contents, vocabulary, unit)
 
@@ -69,13 +70,13 @@ def piano_roll(root: str | Path | None, steps_per_beat: int) -> MusicCorpus:
 
 @functools.lru_cache(maxsize=8)
 def _mat(file: Stamped) -> MusicCorpus:
-    content = _content(file[0])
+    content = read_bytes(file[0])
     return read_mat(str(file[0]), hashlib.sha256(content).hexdigest(), content)
 
 
 @functools.lru_cache(maxsize=8)
 def _midi(root: Path, files: tuple[Stamped, ...], steps_per_beat: int) -> MusicCorpus:
-    contents = {path: _content(path) for path, _, _ in files}
+    contents = {path: read_bytes(path) for path, _, _ in files}
     checksum = _checksum({str(path.relative_to(root)): content for path, content in contents.items()})
     tunes = {path: read_midi(str(path), content, steps_per_beat) for path, content in contents.items()}
     return MusicCorpus(
@@ -100,13 +101,6 @@ def _stamped(path: Path) -> Stamped:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); a corpus of your own needs it") from None
     return path, status.st_mtime_ns, status.st_size
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); mend that") from None
 
 
 def _checksum(contents: dict[str, bytes]) -> str:

@@ -47,7 +47,7 @@ def read_words(name: str, checksum: str, texts: Mapping[str, bytes]) -> WordCorp
     A byte order mark is no part of the first word. Raises `DataError` for a text that has no words or is not UTF-8, or
     holds a NUL, and for words that the training split does not have where it has no ``<unk>`` either.
     """
-    return _encode(name, checksum, {split: _words(_lines(name, split, text)) for split, text in texts.items()})
+    return _encode(name, checksum, {split: tokens(_lines(name, split, text), "word") for split, text in texts.items()})
 
 
 def read_text(name: str, checksum: str, texts: Mapping[str, bytes], vocabulary: int, unit: str) -> WordCorpus:
@@ -57,12 +57,11 @@ def read_text(name: str, checksum: str, texts: Mapping[str, bytes], vocabulary: 
     those left out, for those met once there, so that it is learned, and for what the other splits have besides.
     Raises `DataError` as `read_words` does, and for a text in which nothing is met twice.
     """
-    lines = {split: _lines(name, split, text) for split, text in texts.items()}
-    tokens = {split: _words(text) if unit == "word" else _characters(text) for split, text in lines.items()}
-    tokens["train"] = _without_rare(tokens["train"], vocabulary)
-    if not set(tokens["train"]) - {EOS, UNK}:
+    splits = {split: tokens(_lines(name, split, text), unit) for split, text in texts.items()}
+    splits["train"] = _without_rare(splits["train"], vocabulary)
+    if not set(splits["train"]) - {EOS, UNK}:
         raise DataError(f"{name}: no {unit} is met twice in the training text; give more of it")
-    return _encode(name, checksum, tokens, unknown=True)
+    return _encode(name, checksum, splits, unknown=True)
 
 
 def _lines(name: str, split: str, text: bytes) -> list[str]:
@@ -76,19 +75,16 @@ def _lines(name: str, split: str, text: bytes) -> list[str]:
         raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
 
 
-def _words(lines: Iterable[str]) -> list[str]:
-    return [word for line in lines for word in (*line.split(), EOS)]
+def tokens(lines: Iterable[str], unit: str) -> list[str]:
+    """The words of each line, or (`unit` "character") its characters, and the end of each."""
+    return [token for line in lines for token in (*(line.split() if unit == "word" else line), EOS)]
 
 
-def _characters(lines: Iterable[str]) -> list[str]:
-    return [character for line in lines for character in (*line, EOS)]
-
-
-def _without_rare(tokens: list[str], vocabulary: int) -> list[str]:
+def _without_rare(text: list[str], vocabulary: int) -> list[str]:
     """``<unk>`` for what is met once or is not frequent enough for a `vocabulary` that holds it and ``<eos>``."""
-    frequent = Counter(token for token in tokens if token != EOS).most_common(vocabulary - 2)
+    frequent = Counter(token for token in text if token != EOS).most_common(vocabulary - 2)
     known = {EOS, *(token for token, count in frequent if count >= LEAST_COUNT)}
-    return [token if token in known else UNK for token in tokens]
+    return [token if token in known else UNK for token in text]
 
 
 def pydoc() -> WordCorpus:
@@ -99,16 +95,16 @@ def pydoc() -> WordCorpus:
     CPython; the checksum is the text's.
     """
     text = "\n".join(topics[topic] for topic in sorted(topics))
-    tokens = [token for line in text.lower().splitlines() for token in (*_tokens(line), EOS)]
+    stream = [token for line in text.lower().splitlines() for token in (*_pieces(line), EOS)]
     words: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for index, start in enumerate(range(0, len(tokens), PYDOC_CHUNK)):
+    for index, start in enumerate(range(0, len(stream), PYDOC_CHUNK)):
         split = {4: "valid", 9: "test"}.get(index % 10, "train")
-        words[split] += tokens[start : start + PYDOC_CHUNK]
+        words[split] += stream[start : start + PYDOC_CHUNK]
     words["train"] = _without_rare(words["train"], PYDOC_VOCABULARY)
     return _encode("pydoc", hashlib.sha256(text.encode()).hexdigest(), words)
 
 
-def _tokens(line: str) -> Iterable[str]:
+def _pieces(line: str) -> Iterable[str]:
     return (match[0] for match in TOKEN.finditer(line))
 
 

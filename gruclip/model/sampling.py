@@ -38,4 +38,4 @@ def continued(
             step = (uniform < logits.sigmoid()).to(torch.uint8)
         steps.append(step)
         inputs = step.unsqueeze(0)
-    return torch.stack(steps) if steps else prompt
+    return torch.stack(steps)

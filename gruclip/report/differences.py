@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gruclip.report import origins, render
@@ -22,7 +23,7 @@ def table_differences(runs: pd.DataFrame) -> list[render.Table]:
 def _differences(part: Section) -> render.Table:
     chosen = _at_best_rates(part.runs)
     reference = _reference(chosen)
-    lines = [_line(part, row, reference) for row in chosen]
+    lines = [_line(row, reference) for row in chosen]
     caption = (
         f"{part.caption}. Each method at its best rate: the highest success rate, then the lowest mean validation "
         f"loss. Difference: {part.loss_and_unit.lower()} on the test split less that of {_name(reference)} at its "
@@ -35,19 +36,16 @@ def _differences(part: Section) -> render.Table:
 
 
 def _at_best_rates(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each method's rows at the rate that is best for it, with the test loss by seed."""
+    """Each method's summary at the rate that is best for it, with the test loss by seed."""
     chosen = []
-    for _, rates in in_order(summarise(runs, (*METHOD, "optimizer.lr"))).groupby(
-        list(METHOD), dropna=False, sort=False
-    ):
+    for _, mine in in_order(runs).groupby(list(METHOD), dropna=False, sort=False):
+        rates = summarise(mine, (*METHOD, "optimizer.lr"))
         best = best_rate(rates)
-        if best is None:
-            continue
-        row: dict[str, Any] = rates[rates["optimizer.lr"] == best].iloc[0].to_dict()
-        same = [runs[name].eq(row[name]) | (runs[name].isna() & pd.isna(row[name])) for name in METHOD]
-        mine = successful(runs[same[0] & same[1] & same[2] & (runs["optimizer.lr"] == best)])
-        row["by_seed"] = dict(zip(mine["seed"], reported(mine, "test"), strict=True))
-        chosen.append(row)
+        if best is not None:
+            row: dict[str, Any] = rates[rates["optimizer.lr"] == best].iloc[0].to_dict()
+            there = successful(mine[mine["optimizer.lr"] == best])
+            row["by_seed"] = dict(zip(there["seed"], reported(there, "test"), strict=True))
+            chosen.append(row)
     return chosen
 
 
@@ -63,7 +61,7 @@ def _name(row: dict[str, Any] | None) -> str:
     return "none" if row is None else f"{METHOD_NAMES[row['optimizer.name']]}, {setting(row)}"
 
 
-def _line(part: Section, row: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, str]:
+def _line(row: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, str]:
     line = {
         "method": METHOD_NAMES[row["optimizer.name"]],
         "setting": setting(row),
@@ -76,7 +74,7 @@ def _line(part: Section, row: dict[str, Any], reference: dict[str, Any] | None) 
     if reference is None or row is reference:
         return line | {"verdict": "reference" if row is reference else "nothing to compare with"}
     seeds = sorted(row["by_seed"].keys() & reference["by_seed"].keys())
-    pairs = pd.Series([row["by_seed"][seed] - reference["by_seed"][seed] for seed in seeds], dtype=float).to_numpy()
+    pairs = np.array([row["by_seed"][seed] - reference["by_seed"][seed] for seed in seeds])
     line["seeds"] = str(len(seeds))
     if len(seeds) < SEEDS_FOR_INTERVAL:
         shown = ", ".join(f"{pair:+.3g}" for pair in pairs)

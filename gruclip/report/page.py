@@ -26,7 +26,8 @@ from gruclip.report import style
 from gruclip.report.collect import read_epochs
 from gruclip.report.figures import FIGURES
 from gruclip.report.recalled import PROTOCOL
-from gruclip.report.sections import in_order, value
+from gruclip.report.rows import STATUSES
+from gruclip.report.sections import value
 from gruclip.report.tables import TABLES
 
 #: Columns of the table of all runs: what a reader sorts by, and its column in the frame.
@@ -64,11 +65,12 @@ class Multiple:
 
 def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], source: str = "") -> str:
     """The page of the runs that `collect.read_runs` gives; `source` is what a command needs to find them."""
-    runs = in_order(runs).reset_index(drop=True)
+    runs = runs.reset_index(drop=True)
     counts = runs["status"].value_counts()
     exploded = int(runs["exploded"].sum())
-    words = [f"{counts[kind]} {kind}" for kind in ("success", "failed", "diverged", "unfinished") if kind in counts]
-    multiples, loss_range, norm_range = _multiples(runs)
+    words = [f"{counts[kind]} {kind}" for kind in STATUSES if kind in counts]
+    missing: list[str] = []
+    multiples, loss_range, norm_range = _multiples(runs, missing)
     options = f" --experiment {experiment}{source}"
     return _template().render(
         title=f"{experiment}: {', '.join(DATASET_NAMES[name] for name in runs['dataset.name'].unique())}",
@@ -76,13 +78,14 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], source: st
         command=f"gruclip report{options}",
         places=" and ".join(map(str, places)),
         settings=_settings(runs),
-        tables=_tables(runs, options),
-        figures=_figures(runs, options),
+        tables=_tables(runs, options, missing),
+        figures=_figures(runs, options, missing),
         columns=list(COLUMNS),
         runs=[{"cells": _cells(run)} for run in runs.to_dict("records")],
         multiples=multiples,
         loss_range=loss_range,
         norm_range=norm_range,
+        missing=missing,
     )
 
 
@@ -102,15 +105,16 @@ def _settings(runs: pd.DataFrame) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _tables(runs: pd.DataFrame, options: str) -> list[dict[str, Any]]:
-    """Every table that these runs can give."""
+def _tables(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[str, Any]]:
+    """Every table that these runs can give; why there is no other one goes into `missing`."""
     found = []
     for which, make in TABLES.items():
         if which == "cells" and runs["model.cell"].nunique() < 2:
             continue
         try:
             made = make(runs)
-        except UserError:  # they are of another kind, or all at one rate
+        except UserError as error:  # they are of another kind, or all at one rate
+            missing.append(str(error))
             continue
         for table in made:
             content = table.cells.astype(str)
@@ -124,14 +128,15 @@ def _tables(runs: pd.DataFrame, options: str) -> list[dict[str, Any]]:
     return found
 
 
-def _figures(runs: pd.DataFrame, options: str) -> list[dict[str, str]]:
+def _figures(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[str, str]]:
     """Every figure that these runs can give, as the base64 of its SVG: as an image its names cannot meet another's."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for which, draw in FIGURES.items():
             try:
                 paths = draw(runs, Path(folder), ("svg",))
-            except UserError:  # the runs lack what it shows, or their times do not compare
+            except UserError as error:  # the runs lack what it shows, or their times do not compare
+                missing.append(str(error))
                 continue
             found += [
                 {
@@ -159,13 +164,14 @@ def _cells(run: Mapping[str, Any]) -> list[str]:
     return cells
 
 
-def _multiples(runs: pd.DataFrame) -> tuple[list[Multiple], str, str]:
+def _multiples(runs: pd.DataFrame, missing: list[str]) -> tuple[list[Multiple], str, str]:
     """The curves of the runs that have some, all on the same two axes; and what these span."""
     curves = []
     for run in runs.to_dict("records"):
         try:
             epochs = read_epochs(run["folder"])
-        except UserError:
+        except UserError as error:
+            missing.append(f"curves: {error}")
             continue
         curves.append((run, epochs["valid_loss"].to_numpy(float), epochs["grad_norm_max"].to_numpy(float)))
     losses, norms = (_limits([curve[index] for curve in curves]) for index in (1, 2))

@@ -13,8 +13,7 @@ import pandas as pd
 from gruclip.choices import OPTIMIZERS, WORD_DATASETS
 from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
-
-STATUSES = ("success", "failed", "diverged", "unfinished")
+from gruclip.runs.records import STATUSES
 
 #: What summary.json holds (losses in nats per token or per time step), with the values of a run that has none yet.
 SUMMARY: dict[str, Any] = {

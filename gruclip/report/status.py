@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gruclip.report.timing import condensed
 from gruclip.runs.ownership import living_owner
 from gruclip.runs.records import FINISHED, read_config
 from gruclip.runs.sweeps import sweeps
+from gruclip.training.display import clock
 
 #: Of steps.csv and epochs.csv this much is read from the end, which holds the last line.
 _TAIL = 4096
@@ -69,11 +70,12 @@ def status(place: Path) -> Status:
     rows = folders.read(place, result.unreadable)
     files = [path for path in sorted(place.glob("*.csv")) if collected.looks_collected(path)]
     rows = merged([*rows, *(run for path in files for run, _ in collected.read(path))])
-    seconds: list[float] = []
+    taken: list[float] = []
     for row in rows:
         if row["status"] in FINISHED:
             result.finished[row["status"]] += 1
-            seconds += _seconds(row)
+            if (seconds := _seconds(row)) is not None:
+                taken.append(seconds)
             continue
         folder = Path(row["folder"])
         owner = living_owner(folder)
@@ -82,7 +84,7 @@ def status(place: Path) -> Status:
         else:
             result.training.append(_training(folder, place, str(owner["host"]), int(owner["pid"])))
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
-    result.seconds_left = _seconds_left(result, seconds)
+    result.seconds_left = _seconds_left(result, taken)
     return result
 
 
@@ -92,18 +94,17 @@ def _name(folder: Path, place: Path) -> str:
 
 def _add_planned(result: Status, known: set[str]) -> None:
     """Runs that a sweep has not come to yet, from the records in `place` and, for an experiment's folder, above it."""
-    seen: set[str] = set()
+    inside = Path(os.path.realpath(result.place))
+    waits: dict[str, bool] = {}
     for root in (result.place, result.place.parent):
         for sweep in sweeps(root):
-            waits = sweep.is_running() is not False
-            for run in sweep.runs:
-                folder = root / run
-                real = os.path.realpath(folder)
-                inside = Path(real).is_relative_to(os.path.realpath(result.place))
-                if real in known or real in seen or not inside or (folder / "config.yaml").exists():
-                    continue
-                seen.add(real)
-                (result.waiting if waits else result.not_begun).append(_name(folder, result.place))
+            runs = sweep.is_running() is not False
+            for folder in (Path(os.path.realpath(root / run)) for run in sweep.runs):
+                if str(folder) not in known and folder.is_relative_to(inside) and not (folder / "config.yaml").exists():
+                    name = os.path.relpath(folder, inside)
+                    waits[name] = waits.get(name, False) or runs
+    for name, waiting in sorted(waits.items()):
+        (result.waiting if waiting else result.not_begun).append(name)
 
 
 def _training(folder: Path, place: Path, host: str, pid: int) -> Training:
@@ -119,11 +120,8 @@ def _left(config: RunConfig, folder: Path, epoch: int, step: int) -> float | Non
     total, iterations = times["seconds"], times.get("timing.iterations")
     if not epoch or not total or not iterations:
         return None
-    pace = total / (epoch * iterations)
-    steps = config.max_steps if config.max_steps is not None else None
-    if steps is None and config.max_epochs is not None:
-        steps = int(config.max_epochs * iterations)
-    return None if steps is None else max(0.0, pace * (steps - step))
+    steps = config.total_steps(int(iterations))
+    return None if steps is None else max(0.0, total / (epoch * iterations) * (steps - step))
 
 
 def _last(path: Path, column: str) -> float | None:
@@ -140,30 +138,27 @@ def _last(path: Path, column: str) -> float | None:
         return None
 
 
-def _seconds(row: Row) -> Iterator[float]:
+def _seconds(row: Row) -> float | None:
     """What a finished run took, where that is known."""
     folder = Path(row["folder"])
     if collected.is_collected(folder):
         text = collected.line_of(folder)["seconds"]
-        yield from [float(text)] if text else []
-        return
+        return float(text) if text else None
     try:
-        taken = condensed(folder / "timing.csv")["seconds"]
+        return condensed(folder / "timing.csv")["seconds"]
     except UserError:
-        return
-    yield from [] if taken is None else [taken]
+        return None
 
 
-def _seconds_left(result: Status, seconds: Sequence[float]) -> float | None:
+def _seconds_left(result: Status, taken: Sequence[float]) -> float | None:
     """Until everything that is trained or waits is done, by as many runs side by side as there are now."""
     if not result.training:
         return None
-    mean = sum(seconds) / len(seconds) if seconds else None
-    left = [run.seconds_left if run.seconds_left is not None else mean for run in result.training]
-    if any(one is None for one in left) or (result.waiting and mean is None):
-        return None
-    work = math.fsum(one for one in left if one is not None) + len(result.waiting) * (mean or 0.0)
-    return max(work / len(left), max((one for one in left if one is not None), default=0.0))
+    mean = sum(taken) / len(taken) if taken else math.nan
+    left = [mean if run.seconds_left is None else run.seconds_left for run in result.training]
+    waiting = len(result.waiting) * mean if result.waiting else 0.0
+    seconds = max((math.fsum(left) + waiting) / len(left), *left)
+    return None if math.isnan(seconds) else seconds
 
 
 def text(found: Status) -> str:
@@ -173,7 +168,7 @@ def text(found: Status) -> str:
     lines = [f"{found.place}: {done} of {found.total} runs finished" + (f" ({', '.join(kinds)})" if kinds else "")]
     if found.seconds_left is not None:
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + found.seconds_left))
-        lines[0] += f"; all done in {_clock(found.seconds_left)}, at {end}"
+        lines[0] += f"; all done in {clock(found.seconds_left)}, at {end}"
     if found.training:
         lines.append(f"\n{len(found.training)} in training")
         cells = [["epoch", "iteration", "validation", "left", "host", "run"], *map(_cells, found.training)]
@@ -195,11 +190,5 @@ def text(found: Status) -> str:
 
 def _cells(run: Training) -> list[str]:
     loss = "" if run.valid_loss is None else f"{run.valid_loss:.4f}"
-    left = "" if run.seconds_left is None else _clock(run.seconds_left)
+    left = "" if run.seconds_left is None else clock(run.seconds_left)
     return [str(run.epoch), str(run.step), loss, left, f"{run.host}:{run.pid}", run.name]
-
-
-def _clock(seconds: float) -> str:
-    """h:mm:ss"""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

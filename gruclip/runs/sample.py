@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gruclip.data import MusicCorpus, WordCorpus
-from gruclip.data.words import EOS, UNK
+from gruclip.data.words import EOS, UNK, tokens
 from gruclip.errors import ConfigError
 from gruclip.model.sampling import continued
+from gruclip.rules import SEED
 from gruclip.runs.trained import read_trained
 
 #: Steps of a sample, at most.
@@ -41,8 +42,8 @@ def sample(
         raise ConfigError(f"--length {length}: should be a whole number from 1 to {MOST_STEPS:,}")
     if not 0.01 <= temperature <= 100:
         raise ConfigError(f"--temperature {temperature:g}: should be a number from 0.01 to 100")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed {seed}: should be a whole number from 0 to 2**32 - 1")
+    if not SEED.holds(seed):
+        raise ConfigError(f"--seed {seed}: should be {SEED.right}")
     config, corpus, parameters = read_trained(folder)
     unit, steps_per_beat = config.dataset.unit, config.dataset.steps_per_beat
     start = _tokens(corpus, unit, prompt) if isinstance(corpus, WordCorpus) else _steps(corpus, prompt)
@@ -55,9 +56,7 @@ def sample(
 
 
 def _tokens(corpus: WordCorpus, unit: str, prompt: str | None) -> Tensor:
-    pieces: list[str] = [EOS] if not prompt else []
-    for number, line in enumerate((prompt or "").split("\n")):
-        pieces += [EOS] * (number > 0) + (line.split() if unit == "word" else list(line))
+    pieces = tokens(prompt.split("\n"), unit)[:-1] if prompt else [EOS]
     numbers = {word: index for index, word in enumerate(corpus.vocabulary)}
     strange = [piece for piece in pieces if piece not in numbers]
     if not pieces or (strange and UNK not in numbers):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +20,13 @@ FOLDER = ".sweeps"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it was begun: its runs' folders, by which command, where and when (seconds since 1970)."""
+    """A sweep as it was begun: its runs' folders, by which command and where."""
 
     runs: tuple[str, ...]
     command: str | None
     host: str
     boot: str
     pid: int
-    began: float
 
     def is_running(self) -> bool | None:
         """Whether its process is there; None where that cannot be seen, on another host."""
@@ -43,13 +41,7 @@ def record_sweeps(folders: Sequence[Path], output_dirs: Sequence[Path]) -> None:
     for folder, output_dir in zip(folders, output_dirs, strict=True):
         runs.setdefault(output_dir, []).append(os.path.relpath(folder, output_dir))
     for output_dir, names in runs.items():
-        content = {
-            "runs": sorted(names),
-            **this_host(),
-            "pid": os.getpid(),
-            "command": _command("self"),
-            "began": time.time(),
-        }
+        content = {"runs": sorted(names), **this_host(), "pid": os.getpid(), "command": _command("self")}
         key = hashlib.sha256(json.dumps(content["runs"]).encode()).hexdigest()[:24]
         place = output_dir / FOLDER / f"{key}.json"
         with told_by_name(place):
@@ -65,15 +57,15 @@ def _command(pid: int | str) -> str | None:
         return None
 
 
-def sweeps(output_dir: Path) -> Iterator[Sweep]:
-    """The sweeps that were begun in `output_dir`, the latest first; `UserError` for a file that is none."""
+def sweeps(output_dir: Path) -> list[Sweep]:
+    """The sweeps that were begun in `output_dir`; `UserError` for a file that is no record of one."""
     found = []
     for path in (output_dir / FOLDER).glob("*.json"):
         content = read_json(path)
         try:
             runs = tuple(str(run) for run in content["runs"])
-            command, host, boot = content["command"], str(content["host"]), str(content["boot"])
-            found.append(Sweep(runs, command, host, boot, int(content["pid"]), float(content["began"])))
+            host, boot, pid = str(content["host"]), str(content["boot"]), int(content["pid"])
+            found.append(Sweep(runs, content["command"], host, boot, pid))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not the record of a sweep ({error}); remove it") from None
-    yield from sorted(found, key=lambda sweep: -sweep.began)
+    return found

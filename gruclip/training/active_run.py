@@ -81,9 +81,7 @@ class ActiveRun:
             self.progress.totals = EpochTotals()
 
     def announce(self, iterations: int) -> None:
-        epochs, steps = self.config.max_epochs, self.config.max_steps
-        total = steps if steps is not None else None if epochs is None else epochs * iterations
-        self.display.start(self.name, iterations, total)
+        self.display.start(self.name, iterations, self.config.total_steps(iterations))
 
     def record(
         self,

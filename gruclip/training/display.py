@@ -50,10 +50,10 @@ class _Row:
 
     def remaining(self) -> str:
         seconds = self.seconds_left()
-        return "" if seconds is None else _clock(seconds)
+        return "" if seconds is None else clock(seconds)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """h:mm:ss"""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
@@ -137,7 +137,7 @@ class Display:
             return ""
         waiting = self.total - self.done - len(left)
         taken = [*self._taken, *(row.seconds_in_all() for row in self.rows.values())]
-        return _clock((sum(known) + waiting * sum(taken) / len(taken)) / len(left))
+        return clock((sum(known) + waiting * sum(taken) / len(taken)) / len(left))
 
     def _table(self) -> Table:
         remaining = self._remaining()

@@ -63,6 +63,17 @@ def test_the_page_has_every_run_the_tables_and_the_command_of_each(tmp_path: Pat
     assert text.count("<polyline") == 16
 
 
+def test_what_cannot_be_shown_is_told_with_its_reason(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    folder = next(path for path in (tmp_path / "o" / "demo").iterdir() if "seed=1" in path.name)
+    (folder / "epochs.csv").write_text("nothing\n")
+    assert main(["report", "--experiment", "demo", "--runs", str(tmp_path / "o"), "--out", str(path)]) == 0
+    text = path.read_text()
+    assert "What is not on this page, and why" in text
+    assert html.escape(f"curves: {folder}/epochs.csv") in text
+    assert "<li>table 2: is of music" in text
+
+
 def test_a_page_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path)
     runs = ["--experiment", "demo", "--runs", str(tmp_path / "o")]

@@ -142,3 +142,14 @@ def test_watch_ends_when_nothing_is_trained(tmp_path: Path, capsys: pytest.Captu
     assert main(["status", "--watch", str(tmp_path / "o")]) == 0
     assert "1 of 2 runs finished" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "o")
+
+
+def test_a_run_waits_while_any_sweep_that_lists_it_runs(tmp_path: Path) -> None:
+    outputs = tmp_path / "o"
+    outputs.mkdir()
+    record_sweeps([outputs / "demo/a", outputs / "demo/b"], [outputs, outputs])
+    record_sweeps([outputs / "demo/b", outputs / "demo/c"], [outputs, outputs])
+    stopped = next(path for path in (outputs / ".sweeps").iterdir() if "demo/c" in path.read_text())
+    stopped.write_text(stopped.read_text().replace(f'"pid": {os.getpid()}', '"pid": 99999999'))
+    found = status(outputs)
+    assert (found.waiting, found.not_begun) == (["demo/a", "demo/b"], ["demo/c"])

@@ -27,6 +27,21 @@ def another_host(monkeypatch: pytest.MonkeyPatch, host: str = "b") -> None:
     monkeypatch.setattr(ownership, "this_host", lambda: {"host": host, "boot": f"boot of {host}"})
 
 
+def show_no_sign_of_life(folder: Path) -> None:
+    long_ago = time.time() - LEASE - 1
+    os.utime(folder / ".owner", (long_ago, long_ago))
+
+
+def owned_and_silent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], Ownership]:
+    """The owner's clock, to be set, and the owner, which showed no sign of life for longer than the lease."""
+    now = [1000.0]
+    monkeypatch.setattr(ownership, "_now", lambda: now[0])
+    owner = Ownership(folder)
+    owner.take()
+    show_no_sign_of_life(folder)
+    return now, owner
+
+
 def test_a_folder_belongs_to_one_process_until_it_is_released(tmp_path: Path) -> None:
     first, second = Ownership(tmp_path), Ownership(tmp_path)
     first.take()
@@ -55,12 +70,7 @@ def test_another_host_waits_while_the_owner_shows_signs_of_life(
 def test_another_host_takes_over_what_showed_none_and_the_first_stops_before_it_writes(
     tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(ownership, "_now", lambda: now[0])
-    here = Ownership(tmp_path)
-    here.take()
-    long_ago = time.time() - LEASE - 1
-    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    now, here = owned_and_silent(tmp_path, monkeypatch)
     another_host(monkeypatch)
     there = Ownership(tmp_path)
     there.take()
@@ -73,12 +83,7 @@ def test_another_host_takes_over_what_showed_none_and_the_first_stops_before_it_
 
 
 def test_a_beat_keeps_the_folder(tmp_path: Path, no_locks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(ownership, "_now", lambda: now[0])
-    here = Ownership(tmp_path)
-    here.take()
-    long_ago = time.time() - LEASE - 1
-    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    now, here = owned_and_silent(tmp_path, monkeypatch)
     now[0] += ownership.BEAT + 1
     here.beat()
     another_host(monkeypatch)
@@ -120,8 +125,7 @@ def test_of_two_that_find_a_left_mark_one_gets_the_folder(
     """The slower one has read the mark that was left, and moves away the faster one's: it gives it back."""
     another_host(monkeypatch, "gone")
     Ownership(tmp_path).take()
-    long_ago = time.time() - LEASE - 1
-    os.utime(tmp_path / ".owner", (long_ago, long_ago))
+    show_no_sign_of_life(tmp_path)
     another_host(monkeypatch, "fast")
     fast, replace = Ownership(tmp_path), os.replace
 
