@@ -85,7 +85,7 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], source: st
         multiples=multiples,
         loss_range=loss_range,
         norm_range=norm_range,
-        missing=missing,
+        missing=list(dict.fromkeys(missing)),
     )
 
 
