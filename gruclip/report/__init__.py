@@ -1,11 +1,12 @@
 """Runs in; tables and figures out. Nothing is trained here, and nothing written into a run's folder.
 
 - `collect`: runs as one data frame, from `folders` (with what `index` has read before) and from `collected` files; a
-  run is a row as `rows` has it, beside it its `timing` and `curves`; `paper`: run folders into collected files.
+  run is a row as `rows` has it, beside it its `timing`, `curves` and `explosions`; `paper`: run folders into collected
+  files.
 - `sections`: which runs may stand in one table; `statistics`: success, means,
   bootstrap intervals; `origins`: on what revisions, versions and machines they were made.
 - `tables`, and `render` as Markdown, LaTeX or CSV: Tables 1 and 2, of rates, of cells; `figures`: 1, 2, and of rates.
-- `differences`: methods at their own best rates, paired by seed.
+- `differences`: methods at their own best rates, paired by seed; `stability`: explosions by the spectral radius.
 - `status`: where a sweep stands; `page`: an experiment as one HTML file.
 - `recalled`: the paper's values, from memory; `style`: one look for all figures.
 

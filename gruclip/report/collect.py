@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from gruclip.errors import UserError
-from gruclip.report import collected, curves, folders, timing
+from gruclip.report import collected, curves, explosions, folders, timing
 from gruclip.report.rows import frame, in_file_order, merged
 
 
@@ -67,3 +67,12 @@ def read_timing(folder: str | Path) -> pd.DataFrame:
     if not line["timing.epochs"]:
         raise UserError(f"{folder}: was collected without its times; collect it anew from its run folder")
     return timing.expanded(line)
+
+
+def read_explosions(folder: str | Path) -> dict[str, float | None] | None:
+    """`explosions.COUNTS` of a run; None where its iterations were not kept, or it was collected without them."""
+    if not collected.is_collected(folder):
+        path = Path(folder) / "steps.csv"
+        return explosions.count(path) if path.exists() else None
+    line = collected.line_of(folder)
+    return {name: int(line[name]) for name in explosions.COUNTS} if line[explosions.COUNTS[0]] else None

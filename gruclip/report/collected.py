@@ -20,6 +20,7 @@ from typing import Any
 
 from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
+from gruclip.report.explosions import COUNTS
 from gruclip.report.rows import ENVIRONMENT, SUMMARY, Row, row
 from gruclip.report.timing import TIMING
 from gruclip.runs.records import strict
@@ -28,20 +29,21 @@ Record = dict[str, str]
 
 WHO = ("run", "identity", "data_sha256")
 SETTINGS = (*IDENTITY_SETTINGS, "experiment")
-COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *TIMING)
+NUMBERS = (*TIMING, *COUNTS)
+COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *NUMBERS)
 EXTRA = "summary."
 
 REMEDY = "take the committed file back, or write it anew with: gruclip collect"
 
 
-def record(run: Row, summary: Mapping[str, Any], timing: Mapping[str, float | None]) -> Record:
-    """The line of a run: its `row`, what its summary.json holds beyond it, and its times."""
+def record(run: Row, summary: Mapping[str, Any], numbers: Mapping[str, float | None]) -> Record:
+    """The line of a run: its `row`, what its summary.json holds beyond it, and `NUMBERS` (those there are)."""
     texts = {"run": _text(Path(run["folder"]).name)}
     texts |= {name: _text(run[name]) for name in (*WHO[1:], *SETTINGS, *SUMMARY, *ENVIRONMENT)}
     texts |= {name: _text(summary[name]) for name in ("best_epoch", "first_exploded_step")}
     extra = {name: value for name, value in summary.items() if name not in SUMMARY}
     texts |= {f"{EXTRA}{name}": json.dumps(strict(value), sort_keys=True) for name, value in extra.items()}
-    return {**texts, **{name: _text(timing.get(name)) for name in TIMING}}
+    return {**texts, **{name: _text(numbers.get(name)) for name in NUMBERS}}
 
 
 def _text(value: Any) -> str:
@@ -160,7 +162,7 @@ def _row(path: Path, line: Record) -> Row:
     summary = {name: _value(line[name], _SUMMARY_KINDS[name], name) for name in SUMMARY}
     if summary["status"] == "unfinished":
         raise ValueError("status=unfinished: only finished runs are collected")
-    for name in TIMING:
+    for name in NUMBERS:
         _value(line[name], float, name)
     environment = {name: line[name] or None for name in ENVIRONMENT}
     where = {"identity": line["identity"], "data_sha256": line["data_sha256"]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from gruclip.errors import UserError
 from gruclip.report import collected, curves, folders
 from gruclip.report.collected import Record
+from gruclip.report.explosions import count
 from gruclip.report.figures.explosion import representatives
 from gruclip.report.rows import Row, frame, in_file_order, merged
 from gruclip.report.timing import condensed
@@ -129,8 +130,10 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
 
 def _record(run: Row) -> Record:
     folder = Path(run["folder"])
-    path = folder / "timing.csv"
-    return collected.record(run, read_summary(folder), condensed(path) if path.exists() else {})
+    numbers: dict[str, float | None] = {}
+    for name, read in (("timing.csv", condensed), ("steps.csv", count)):
+        numbers |= read(folder / name) if (folder / name).exists() else {}
+    return collected.record(run, read_summary(folder), numbers)
 
 
 def _shown(rows: list[Row]) -> list[Row]:

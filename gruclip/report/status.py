@@ -116,9 +116,11 @@ def _training(folder: Path, place: Path, host: str, pid: int) -> Training:
 
 def _left(config: RunConfig, folder: Path, epoch: int, step: int) -> float | None:
     """Seconds to the run's end at the pace of its epochs so far; None where its end or its pace is not known."""
+    if not epoch:
+        return None  # it may have begun just now, with no timing.csv yet
     times = condensed(folder / "timing.csv")
     total, iterations = times["seconds"], times.get("timing.iterations")
-    if not epoch or not total or not iterations:
+    if not total or not iterations:
         return None
     steps = config.total_steps(int(iterations))
     return None if steps is None else max(0.0, total / (epoch * iterations) * (steps - step))

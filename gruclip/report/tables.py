@@ -28,6 +28,7 @@ from gruclip.report.sections import (
     sections,
     setting,
 )
+from gruclip.report.stability import table_explosions
 from gruclip.report.statistics import (
     SEEDS_FOR_INTERVAL,
     best_rate,
@@ -59,7 +60,7 @@ _VALUES = (
 
 
 def table(which: str, runs: pd.DataFrame, format: str = "md") -> str:
-    """Table `which` ("1", "2", "lr", "cells") as "md", "tex" or "csv".
+    """Table `which`, of `TABLES`, as "md", "tex" or "csv".
 
     Raises `UserError` for an unknown table or format, and where `runs` holds nothing that the table is about.
     """
@@ -102,6 +103,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[render.Table]]] = {
     "lr": table_lr,
     "cells": table_cells,
     "differences": table_differences,
+    "explosions": table_explosions,
 }
 
 

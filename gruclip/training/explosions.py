@@ -17,13 +17,15 @@ class ExplosionDetector:
     first_step: int | None = None
     max_norm: float = 0.0
 
-    def observe(self, step: int, norm: float) -> None:
+    def observe(self, step: int, norm: float) -> bool:
+        """Take the norm of iteration `step`; whether it exploded."""
         norm = math.inf if math.isnan(norm) else norm
         exploded = not math.isfinite(norm) or (len(self.recent) >= 20 and norm > 100 * median(self.recent))
         if exploded and self.first_step is None:
             self.first_step = step
         self.max_norm = max(self.max_norm, norm)
         self.recent.append(norm)
+        return exploded
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent), "first_step": self.first_step, "max_norm": self.max_norm}

@@ -256,7 +256,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "column twice": (lambda c: c.replace(b"run,identity", b"run,run,identity", 1), "column 'run': twice"),
     "missing column": (lambda c: c.replace(b",seed,", b",", 1), "lacks the column 'seed'"),
     "cut short": (lambda c: c[:-9], "cut short in its last line"),
-    "cut in a field": (lambda c: c[: c.rindex(b",")] + b"\n", "line 3: 66 fields of 67"),
+    "cut in a field": (lambda c: c[: c.rindex(b",")] + b"\n", "line 3: 70 fields of 71"),
     "empty": (lambda _: b"", "lacks the column 'run'"),
     "not UTF-8": (lambda c: c.replace(b"made processor", b"made \xff", 1), "is not UTF-8"),
     "NUL": (lambda c: c.replace(b"made", b"ma\0e", 1), "is NUL"),

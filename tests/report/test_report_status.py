@@ -101,6 +101,15 @@ def _begun(tmp_path: Path) -> list[Path]:
     return folders
 
 
+def test_a_run_that_has_only_its_config_yet_is_in_training(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "o", config(DEMO, "sgd"), None)
+    owner = Ownership(folder)
+    owner.take()
+    (run,) = status(tmp_path / "o").training
+    owner.release()
+    assert (run.epoch, run.step, run.seconds_left) == (0, 0, None)
+
+
 def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     _, folder = _begun(tmp_path)
     (folder / "summary.json").write_text("{")

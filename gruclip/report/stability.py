@@ -1,0 +1,60 @@
+"""The paper's first claim, that gradients explode where the spectral radius passes 1: explosions below it and above."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from gruclip.errors import UserError
+from gruclip.report import origins, render
+from gruclip.report.collect import read_explosions
+from gruclip.report.explosions import COUNTS
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
+from gruclip.report.statistics import finished
+
+
+def table_explosions(runs: pd.DataFrame) -> list[render.Table]:
+    """Explosions in a thousand iterations while the spectral radius of J was below 1, and while it was not, by method.
+
+    Raises `UserError` where they are known of no run.
+    """
+    ended = finished(runs)
+    counted = [read_explosions(folder) or dict.fromkeys(COUNTS, math.nan) for folder in ended["folder"]]
+    frame = ended.join(pd.DataFrame(counted, columns=list(COUNTS), index=ended.index)).dropna(subset=list(COUNTS))
+    if frame.empty:
+        raise UserError(
+            f"table explosions: of none of these {len(runs)} runs the explosions are known; collect finished runs anew "
+            "from their folders with: gruclip collect"
+        )
+    return [_explosions(part) for part in sections(frame, METHOD)]
+
+
+def _explosions(part: Section) -> render.Table:
+    lines, values = [], []
+    for _, mine in in_order(part.runs).groupby(list(METHOD), dropna=False, sort=False):
+        first, sums = mine.iloc[0], mine[list(COUNTS)].sum().astype(int)
+        lines.append(
+            {
+                "method": METHOD_NAMES[first["optimizer.name"]],
+                "setting": setting(first),
+                "runs": str(len(mine)),
+                "iterations below 1": str(sums["iterations.below"]),
+                "explosions there": _share(sums, "below"),
+                "iterations at 1 or above": str(sums["iterations.above"]),
+                "explosions at 1 or above": _share(sums, "above"),
+            }
+        )
+        values.append({**{name: first[name] for name in METHOD}, "runs": len(mine), **sums})
+    caption = (
+        f"{part.caption}. Spectral radius of the Jacobian at the origin, the largest over the layers, as computed last "
+        "before the iteration; an explosion is a gradient norm, before clipping, that is not finite or above 100 times "
+        "its median over the preceding 200 iterations. In parentheses: in a thousand iterations."
+    )
+    return render.Table("Explosions", caption, pd.DataFrame(lines), pd.DataFrame(values), origins.notes(part.runs))
+
+
+def _share(sums: Mapping[str, int] | pd.Series, side: str) -> str:
+    iterations, explosions = int(sums[f"iterations.{side}"]), int(sums[f"explosions.{side}"])
+    return f"{explosions} ({1e3 * explosions / iterations:.3g})" if iterations else "N/A"
