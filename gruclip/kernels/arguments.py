@@ -110,9 +110,9 @@ KERNELS: dict[str, Kernel] = {
         allows=lambda n, stride, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
-        {"next": F32, "largest": F64, **_single("product x before? right"), "numbers": F64},
-        lambda n, count, p: (n * count, 1, n * count, n * count, n * count, n * p, 2),
-        flags=(),
+        {"x": F32, "before": F32, "largest": F64, "weight": F32, "right": F32, "scale": F64},
+        lambda m, n, count, p, k, steps, down: (n * count, n * count, 1, _rows(m, n, down), n * p, 1),
+        allows=lambda m, n, count, p, k, steps, down, threads: count > 0,
     ),
     "gruclip_column_squares": Kernel({"squares": F64, "a": F32}, lambda m, n, down: (n, _rows(m, n, down))),
     "gruclip_count_above": Kernel({"count": I64, "band": F64, "threshold": F64}, lambda n: (1, n * WIDTH, 1), flags=()),
@@ -120,20 +120,6 @@ KERNELS: dict[str, Kernel] = {
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},
         lambda n, stride, wanted: (wanted, n * wanted, n * stride, n * WIDTH, n),
         allows=lambda n, stride, wanted, threads: n > 0 and stride >= n + ROOM and wanted <= n,
-    ),
-    "gruclip_expand": Kernel(
-        _single("columns image back old_columns old_image old_back weight start"),
-        lambda m, n, q, k, steps, down: (
-            n * (q + steps * k),
-            m * (q + steps * k),
-            n * (q + steps * k),
-            n * q,
-            m * q,
-            n * q,
-            _rows(m, n, down),
-            n * k,
-        ),
-        allows=lambda m, n, q, k, steps, down, threads: k > 0 and 0 < q + steps * k <= n,
     ),
     "gruclip_gram": Kernel({"gram": F64, "image": F32}, lambda m, q: (q * q, m * q)),
     "gruclip_gru_forward": Kernel(

@@ -86,6 +86,40 @@ void multiply_thin(float* result, const float* matrix, const float* panels, long
     }
 }
 
+// rows (n, count) less their part in the span of the orthonormal columns of right (n, p).
+void take_off(float* rows, const float* right, long n, long count, long p, int threads) {
+    constexpr long SHARES = 8;
+    const long width = parts(count, LANES) * LANES;
+    const Array inside = zeros(SHARES * p * width);
+    if (n * count * p < WORTH_A_THREAD / 2) threads = 1;
+#pragma omp parallel num_threads(threads)
+    {
+        const Array row = zeros(width);
+#pragma omp for schedule(static)
+        for (long share = 0; share < SHARES; share++)
+            for (long i = n * share / SHARES; i < n * (share + 1) / SHARES; i++) {
+                std::memcpy(row.get(), rows + i * count, count * sizeof(float));
+                float* sum = inside.get() + share * p * width;
+                for (long k = 0; k < p; k++, sum += width)
+                    for (long c = 0; c < width; c += LANES)
+                        store(sum + c, load(sum + c) + splat(right[i * p + k]) * load(row.get() + c));
+            }
+#pragma omp for schedule(static)
+        for (long k = 0; k < p * width; k += LANES)
+            for (long share = 1; share < SHARES; share++)
+                store(inside.get() + k, load(inside.get() + k) + load(inside.get() + share * p * width + k));
+#pragma omp for schedule(static)
+        for (long i = 0; i < n; i++) {
+            std::memcpy(row.get(), rows + i * count, count * sizeof(float));
+            for (long k = 0; k < p; k++)
+                for (long c = 0; c < width; c += LANES)
+                    store(row.get() + c,
+                          load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
+            std::memcpy(rows + i * count, row.get(), count * sizeof(float));
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -98,40 +132,6 @@ void gruclip_orthonormalise(float* columns, const float* against, long n, long c
     turn(columns, n, count, mine);
     if (orthonormalise(all.data(), n, others, count)) turn_back(columns, count, mine, n, count);
     else columns[0] = NAN;
-}
-
-// A basis (n, q), its image (m, q) under W (m, n), rows `down` apart, and what comes back of that (n, q), and after
-// them the same of `steps` orthonormal blocks of k columns: the Krylov space of W^T W that begins with start (n, k), as
-// far as it is orthogonal to the basis. Written to columns (n, q + steps k), image (m, q + steps k) and back (n, q +
-// steps k); NaN comes first where that comes to nothing.
-void gruclip_expand(float* columns, float* image, float* back, const float* old_columns, const float* old_image,
-                    const float* old_back, const float* weight, const float* start, long m, long n, long q, long k,
-                    long steps, long down, int threads) {
-    const long width = q + steps * k, stride = apart(n);
-    const auto copy = [&](float* to, const float* from, long rows) {
-        for (long i = 0; i < rows; i++) std::memcpy(to + i * width, from + i * q, q * sizeof(float));
-    };
-    copy(columns, old_columns, n), copy(image, old_image, m), copy(back, old_back, n);
-    std::vector<float> all = turn<float>(old_columns, n, q, width);
-    std::vector<float> block(start, start + n * k), there(m * k), returned(n * k);
-    for (long step = 0; step < steps; step++) {
-        const long done = q + step * k;
-        float* mine = &all[done * stride];
-        turn(block.data(), n, k, mine);
-        if (!orthonormalise(all.data(), n, done, k)) {
-            columns[0] = NAN;
-            return;
-        }
-        turn_back(block.data(), k, mine, n, k);
-        if (k == 1)
-            gruclip_there_and_back_one(there.data(), returned.data(), weight, block.data(), m, n, down, threads);
-        else gruclip_there_and_back(there.data(), returned.data(), weight, block.data(), m, n, k, down, threads);
-        const auto put = [&](float* to, const std::vector<float>& from, long rows) {
-            for (long i = 0; i < rows; i++) std::memcpy(to + i * width + done, &from[i * k], k * sizeof(float));
-        };
-        put(columns, block, n), put(image, there, m), put(back, returned, n);
-        block.swap(returned);
-    }
 }
 
 // gram (q, q) = image^T image for image (m, q), summed in double precision.
@@ -207,35 +207,29 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
     for (long j = 0; j < k; j++) sizes[j] = std::sqrt(sizes[j]);
 }
 
-// Chebyshev's recurrence on columns x (n, count) in the range of I - right right^T, right (n, p) orthonormal, given
-// product (n, count) = W^T W x: next = factor (scale (I - right right^T) product - x) - before, with the scale and the
-// factor in `numbers`. `before` may be null. largest: the largest norm of a column of it.
-void gruclip_chebyshev(float* next, double* largest, const float* product, const float* x, const float* before,
-                       const float* right, const double* numbers, long n, long count, long p) {
-    const float scale = static_cast<float>(numbers[0]), factor = static_cast<float>(numbers[1]);
-    const long width = parts(count, LANES) * LANES;
-    const Array inside = zeros(p * width), row = zeros(width);
+// So many `steps` of Chebyshev's recurrence T_(k + 1) = 2 S T_k - T_(k - 1), S = scale A - I, for A = (I - P) W^T W
+// (I - P), W (m, n) with rows `down` apart and P = right right^T, right (n, p) orthonormal: x (n, count), in the range
+// of I - P, holds T_k of what it began as, `before` T_(k - 1), which is not read where k = 0. largest: the norm of the
+// largest column of x then.
+void gruclip_chebyshev(float* x, float* before, double* largest, const float* weight, const float* right,
+                       const double* scale, long m, long n, long count, long p, long k, long steps, long down,
+                       int threads) {
+    const Array image = allocate(m * count), product = allocate(n * count);
+    float *now = x, *last = before;
+    for (long step = 0; step < steps; step++) {
+        gruclip_there_and_back(image.get(), product.get(), weight, now, m, n, count, down, threads);
+        if (p > 0) take_off(product.get(), right, n, count, p, threads);
+        const float factor = k + step == 0 ? 1.0f : 2.0f, stretch = factor * static_cast<float>(*scale);
+        if (k + step == 0)
+            for (long i = 0; i < n * count; i++) last[i] = product[i] * stretch - now[i];
+        else
+            for (long i = 0; i < n * count; i++) last[i] = product[i] * stretch - factor * now[i] - last[i];
+        std::swap(now, last);
+    }
+    if (now != x) std::swap_ranges(x, x + n * count, before);
     std::vector<double> sizes(count);
-    for (long i = 0; i < n; i++) {
-        std::memcpy(row.get(), product + i * count, count * sizeof(float));
-        for (long k = 0; k < p; k++)
-            for (long c = 0; c < width; c += LANES) {
-                float* sum = inside.get() + k * width + c;
-                store(sum, load(sum) + splat(right[i * p + k]) * load(row.get() + c));
-            }
-    }
-    for (long i = 0; i < n; i++) {
-        std::memcpy(row.get(), product + i * count, count * sizeof(float));
-        for (long k = 0; k < p; k++)
-            for (long c = 0; c < width; c += LANES)
-                store(row.get() + c,
-                      load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
-        for (long c = 0; c < count; c++) {
-            const float value = factor * (row[c] * scale - x[i * count + c]) - (before ? before[i * count + c] : 0.0f);
-            next[i * count + c] = value;
-            sizes[c] += double(value) * value;
-        }
-    }
+    for (long i = 0; i < n; i++)
+        for (long c = 0; c < count; c++) sizes[c] += double(x[i * count + c]) * x[i * count + c];
     *largest = 0;
     for (double size : sizes)
         if (!(size <= *largest)) *largest = size;

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
-from gruclip.spectral import block, exact, single, truncated
+from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.state import SpectralState
 from gruclip.spectral.thin import distance
@@ -66,7 +66,7 @@ def clip_singular_values_(
     - ``full``: SVD in float64; the reference.
     - ``gram``: eigenvectors of the Gram matrix in float64.
     - ``truncated``: the paper's; as many leading values as can be above the limit by Weyl's inequality.
-    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.block`); without one, the Gram matrix's
+    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.tracked`); without one, the Gram matrix's
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
@@ -226,19 +226,20 @@ def _clip_one(
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
-    tracked = tracks and in_range and _fits(held, weight)
-    if tracked:
-        done = block.clip(weight, norm, limit, block.Tracked(*(held[name] for name in block.Tracked._fields)), near)
+    known = tracks and in_range and _fits(held, weight)
+    if known:
+        entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
+        done = tracked.clip(weight, norm, limit, entries, near)
         if done is not None:
             held.update(done.tracked._asdict())
             return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
     if algorithm in ("single", "block") and near_limit:
-        squares, wanted = single.Squares(weight, limit), partial(block.pairs_wanted, size=min(weight.shape))
-        quick = single.clip(weight, squares, near, block.NEAR, wanted)
+        squares, wanted = single.Squares(weight, limit), partial(tracked.pairs_wanted, size=min(weight.shape))
+        quick = single.clip(weight, squares, near, tracked.NEAR, wanted)
         if quick is None:
             far = single.take_off_far_values(weight, squares, norm)
-            quick = single.clip(weight, squares, near, block.NEAR, wanted) if far else None
+            quick = single.clip(weight, squares, near, tracked.NEAR, wanted) if far else None
     if quick is not None:
         count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         if far:
@@ -249,7 +250,7 @@ def _clip_one(
             _track(held, weight, limit, values, quick.right)
         else:
             held.clear()
-        return count, float(values[0]), True, tracked
+        return count, float(values[0]), True, known
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
@@ -259,24 +260,24 @@ def _clip_one(
         _track(held, weight, limit, values, parts.right)
     else:
         held.clear()
-    return count, float(values[0]), True, tracked or algorithm == "single"
+    return count, float(values[0]), True, known or algorithm == "single"
 
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
     """Start tracking a matrix that was decomposed, or stop where that would not pay."""
     # A step that came to nothing may have drawn random vectors: those that are next are others.
-    draws = int(held["draws"]) + block.MOST_DRAWS if "draws" in held else 0
-    started = block.start(weight, limit, values, right, draws)
+    draws = int(held["draws"]) + 1 if "draws" in held else 0
+    started = tracked.start(weight, limit, values, right, draws)
     held.clear()
     held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
 
 
 def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
     """Whether a matrix of this shape, dtype and device is tracked."""
-    if not held.keys() >= set(block.Tracked._fields):
+    if not held.keys() >= set(tracked.Tracked._fields):
         return False
-    reference = held["reference"]
-    return (reference.shape, reference.dtype, reference.device) == (
+    previous = held["previous"]
+    return (previous.shape, previous.dtype, previous.device) == (
         weight.shape,
         weight.dtype,
         weight.device,

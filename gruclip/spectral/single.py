@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels.products import gram_matrix
-from gruclip.spectral import ritz
+from gruclip.spectral import subspace
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, thin_product
 
@@ -36,6 +36,8 @@ SMALLEST = 80
 LARGEST_AT_ONCE = 224
 #: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
 SET_APART = 1.05
+#: Share of the columns up to which they are.
+WIDEST_SHARE = 0.4
 #: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
 HIDDEN = 0.03
 #: What an element of X may lose by a difference, at most: beyond, its rounding counts.
@@ -69,7 +71,7 @@ class Squares:
         """From the columns' norms in float64: the diagonal holds half of the error of X."""
         self.matrix.diagonal().copy_(column_squares(weight) / self.limit**2 - 1)
 
-    def follow(self, weight: Tensor, block: ritz.Block, count: int) -> None:
+    def follow(self, weight: Tensor, block: subspace.Block, count: int) -> None:
         """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block, all that are far:
 
         W^T W has lost G V_C^T + V_C G^T, with G = V_C (Theta_C^2 - L^2) / 2 + E_C^T (Theta_C - L).
@@ -106,7 +108,7 @@ def clip(
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
     if spectrum.count_above(farthest**2 - 1):
         apart = spectrum.count_above(SET_APART**2 - 1)
-        if apart < ritz.WIDEST_SHARE * weight.shape[1]:
+        if apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
         return None
     above = spectrum.count_above((1 + NOISE) ** 2 - 1)
@@ -120,7 +122,7 @@ def clip(
     if count:
         columns = right[:, :count]
         if leading > NEAREST - 1:
-            columns = ritz.orthonormal(columns)
+            columns = subspace.orthonormal(columns)
         excess = (1 - 1 / relative[:count]).float()
         weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
@@ -134,18 +136,18 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
     limit = squares.limit
     ceiling = SET_APART * limit
 
-    def imprecise(block: ritz.Block) -> list[float] | None:
-        if block.values[0] > ritz.FARTHEST * limit:
+    def judge(block: subspace.Block) -> list[float] | None:
+        count = subspace.number_above(block.values, ceiling)
+        if block.values[0] > subspace.FARTHEST * limit or not 0 < count < len(block.values):
             return None
-        count = ritz.number_above(block.values, ceiling)
-        excess = ritz.excess_for_precision(block, norm, limit, ceiling)[:count]
+        precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[count], limit))
         # Of the first that is not above.
-        return excess + [size / (HIDDEN * limit) for size in block.size[count : count + 1]]
+        return [*precise, block.size[count] / (HIDDEN * limit)]
 
     if squares.far is None or not bool(squares.far.isfinite().all()):
         return 0
-    block = ritz.converge(weight, squares.far, ceiling, imprecise)
-    count = 0 if block is None else ritz.clip_leading(weight, block, limit, ceiling)
+    block = subspace.converge(weight, squares.far, judge)
+    count = 0 if block is None else subspace.clip_leading(weight, block, limit, ceiling)
     # Where all that was found is far, there may be more.
     if block is not None and 0 < count < len(block.values):
         squares.follow(weight, block, count)

@@ -9,7 +9,7 @@ import sys
 import torch
 from torch import Tensor
 
-from gruclip.spectral import exact, ritz
+from gruclip.spectral import exact, subspace
 from gruclip.spectral.thin import distance
 
 #: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's recollected 1/4).
@@ -39,9 +39,9 @@ def clip(
             # Nothing to clip: the triplets are for the reported norm alone.
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
             return 0, found.values[0], False
-        if found is not None and found.values[0] <= ritz.FARTHEST * limit:
+        if found is not None and found.values[0] <= subspace.FARTHEST * limit:
             values = bounds.new_tensor(found.values[:s]).clamp(max=limit)
-            count = ritz.clip_leading(weight, found, limit, limit * (1 + tolerance))
+            count = subspace.clip_leading(weight, found, limit, limit * (1 + tolerance))
             bounds[:s] = values
             bounds[s:].clamp_(max=found.values[s - 1])
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
@@ -54,27 +54,25 @@ def clip(
 
 def _leading(
     weight: Tensor, norm: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
-) -> ritz.Block | None:
+) -> subspace.Block | None:
     """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
     n = weight.shape[1]
     width = min(s + OVERSAMPLING, n)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, width, generator=generator, dtype=torch.float64).to(weight)
-    subspace = held.get("subspace")
-    if subspace is not None:
-        start = torch.cat((subspace.to(weight), start), 1)[:, : max(width, subspace.shape[1] + 2)]
+    held_columns = held.get("subspace")
+    if held_columns is not None:
+        start = torch.cat((held_columns.to(weight), start), 1)[:, : max(width, held_columns.shape[1] + 2)]
     if s == 0:
         limit = torch.inf
     ceiling = limit * (1 + tolerance)
 
-    def imprecise(found: ritz.Block) -> list[float]:
-        return ritz.excess_for_precision(found, norm, limit, ceiling)
-
-    def uncertain(found: ritz.Block) -> list[float]:
+    def judge(found: subspace.Block) -> list[float] | None:
+        if s >= len(found.values):
+            return None
+        precise = subspace.imprecision(found, norm, limit, ceiling, min(found.values[s], limit))
         # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
-        return [
-            size / max(RESIDUAL * value, sys.float_info.min)
-            for size, value in zip(found.size[:s], found.values, strict=False)
-        ]
+        pairs = zip(found.size[:s], found.values, strict=False)
+        return subspace.both(precise, [size / max(RESIDUAL * value, sys.float_info.min) for size, value in pairs])
 
-    return ritz.converge(weight, start, ceiling, imprecise, uncertain)
+    return subspace.converge(weight, start, judge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gruclip.spectral import ritz
+from gruclip.spectral import subspace as ritz
 from gruclip.spectral.thin import column_squares, distance, there_and_back, thin_product
 
 

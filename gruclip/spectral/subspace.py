@@ -1,0 +1,216 @@
+"""The leading singular triplets of a matrix: Rayleigh-Ritz on a subspace, filtered by Chebyshev's polynomials."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.kernels import compiled
+from gruclip.spectral.thin import there_and_back, thin_product
+
+#: How often the basis is filtered at most, by a polynomial of what degree, and the degrees between two times that it is
+#: made orthonormal: fewer where the largest value's column grows by more than e to `MOST_GROWTH`.
+MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
+#: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
+MARGIN, SLOWEST_RATE = 1.0, 0.1
+#: Smallest value, relative to the largest, whose residual comes from W^T W Q.
+SMALLEST_VALUE = 0.02
+#: Distance of a value above the limit from the others, relative to it, that is taken at least.
+LEAST_GAP = 1e-3
+#: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
+FARTHEST = 4.0
+#: The result's error by equation (7) of README.md, relative to the matrix's norm.
+PRECISION = {torch.float32: 1.2e-6, torch.float64: 2e-10}
+#: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
+NORM_RESIDUAL = 5e-4
+
+
+class Basis(NamedTuple):
+    """A subspace and what the matrix does to it."""
+
+    columns: Tensor  #: Q (n, q), orthonormal
+    image: Tensor  #: W Q (m, q)
+    back: Tensor  #: W^T W Q (n, q)
+
+    @classmethod
+    def of(cls, weight: Tensor, columns: Tensor) -> Basis:
+        return cls(columns, *there_and_back(weight, columns))
+
+
+class Block(NamedTuple):
+    """The leading k Ritz triplets of W on a basis Q of q columns."""
+
+    values: list[float]  #: Theta, descending
+    left: Tensor  #: U (m, k)
+    right: Tensor  #: V (n, k)
+    residual: Tensor  #: E^T = W^T U - V Theta (n, k)
+    size: list[float]  #: the norms of its columns
+
+
+def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
+    """An orthonormal basis of the columns' part orthogonal to `against`, orthonormal itself; any directions where
+    columns have none of their own."""
+    others = columns.new_empty(columns.shape[0], 0) if against is None else against.contiguous()
+    # QR takes more columns than there are dimensions, too, and gives as many as there are.
+    if compiled.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
+        basis = columns.clone(memory_format=torch.contiguous_format)
+        compiled.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
+        if not math.isnan(basis[0, 0]):
+            return basis
+    return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
+
+
+def gram(columns: Tensor) -> Tensor:
+    """X^T X in float64."""
+    if compiled.takes(columns):
+        m, q = columns.shape
+        made = columns.new_empty(q, q, dtype=torch.float64)
+        compiled.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
+        return made
+    wide = columns.double()
+    return wide.mT @ wide
+
+
+def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
+    """The singular values of W Q, descending, and its right singular vectors (q, q), float64."""
+    squares, Y = torch.linalg.eigh(gram(basis.image))
+    return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
+
+
+def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) -> Block:
+    """The triplets of the leading ones of `ritz_values`, and their residuals."""
+    # W^T U: from what is at hand, but for values so small that their division would lose digits.
+    at_hand = values[-1] > SMALLEST_VALUE * values[0]
+    theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
+    if at_hand and compiled.takes(*basis):
+        (m, q), n, k = basis.image.shape, basis.columns.shape[0], len(values)
+        left, right, residual = (weight.new_empty(rows, k) for rows in (m, n, n))
+        size = torch.empty_like(theta)
+        made: list[Tensor | None] = [left, right, residual, size, *(part.contiguous() for part in basis), Y, theta]
+        compiled.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
+        return Block(values, left, right, residual, size.tolist())
+    Y = Y[:, : len(values)]
+    # By no less than the rounding of the image: what is left of a value that is zero must not become infinite.
+    single = torch.finfo(torch.float32)
+    scaled = (Y / theta.clamp(min=max(single.eps * values[0], single.tiny))).to(weight.dtype)
+    left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
+    pulled = basis.back @ scaled if at_hand else thin_product(weight.mT, left)
+    residual = pulled - right * theta.to(weight.dtype)
+    return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).tolist())
+
+
+def number_above(values: list[float], bound: float) -> int:
+    """How many of the values lie above a bound."""
+    return sum(value > bound for value in values)
+
+
+def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
+    """W - U_C (Theta_C - L) V_C^T in place, for the values above `ceiling`; their number."""
+    count = number_above(block.values, ceiling)
+    if count:
+        excess = weight.new_tensor([value - limit for value in block.values[:count]])
+        weight.addmm_(block.left[:, :count] * excess, block.right[:, :count].mT, alpha=-1)
+    return count
+
+
+#: Of each pair, how many times too large its residual is, at 1 or below not at all; None to give up.
+Judge = Callable[[Block], list[float] | None]
+
+
+def chebyshev(
+    weight: Tensor,
+    x: Tensor,
+    end: float,
+    degree: int,
+    before: Tensor | None = None,
+    k: int = 0,
+    right: Tensor | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """T_(k + degree)(2 A / end^2 - I) and T_(k + degree - 1) of some columns, and the largest norm of the former's.
+
+    A = (I - P) W^T W (I - P), where P projects on the orthonormal columns of `right` (n, p), none by default; x (n, c)
+    and `before`: T_k and, for k > 0, T_(k - 1) of columns in the range of I - P. Both are written over.
+    """
+    if before is None:
+        before = torch.empty_like(x)
+    apart = weight.new_empty(weight.shape[1], 0) if right is None else right.contiguous()
+    if compiled.takes(weight, x, before, apart) and weight.stride(1) == 1 and x.is_contiguous():
+        largest, scale = torch.empty((), dtype=torch.float64), torch.tensor(2 / end**2, dtype=torch.float64)
+        counts = [*weight.shape, x.shape[1], apart.shape[1], k, degree, weight.stride(0)]
+        made: list[Tensor | None] = [x, before, largest, weight, apart, scale]
+        compiled.call("gruclip_chebyshev", made, counts, torch.get_num_threads())
+        return x, before, float(largest)
+    for step in range(k, k + degree):
+        product = there_and_back(weight, x)[1]
+        product = product - apart @ (apart.mT @ product)
+        following = product * (2 / end**2) - x
+        x, before = following if step == 0 else 2 * following - before, x
+    return x, before, float(torch.linalg.vector_norm(x, dim=0).max())
+
+
+def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
+    """The Ritz triplets of W on the span of some columns."""
+    basis = Basis.of(weight, orthonormal(columns))
+    values, Y = ritz_values(basis)
+    return ritz_triplets(weight, basis, values, Y)
+
+
+def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0) -> Block | None:
+    """Rayleigh-Ritz on a subspace that is filtered until `judge` is content with it; None where it gives up.
+
+    Chebyshev's polynomial of W^T W keeps what belongs to singular values up to `end` below 1 and lets the rest grow, by
+    the degree times `growth`; `end` is an estimate of what the subspace leaves out, no less than the smallest Ritz value.
+    """
+    for _ in range(MOST_ROUNDS):
+        block = rayleigh_ritz(weight, columns)
+        excess = judge(block)
+        if excess is None:
+            return None
+        wanted = [(value, one) for value, one in zip(block.values, excess, strict=False) if not one <= 1]
+        if not wanted:
+            return block
+        edge, largest = min(max(end, block.values[-1]), 0.99 * wanted[-1][0]), block.values[0]
+        if not 1e-18 * largest < edge or not all(math.isfinite(one) for _, one in wanted):
+            return None
+        degrees = [(math.log(one) + MARGIN) / max(growth(value, edge), SLOWEST_RATE) for value, one in wanted]
+        degree = min(math.ceil(max(degrees)), MOST_DEGREE)
+        columns = block.right.contiguous()
+        most = max(1, min(DEGREES, int(MOST_GROWTH / growth(largest, edge))))
+        while degree:
+            now = min(degree, most)
+            columns, degree = chebyshev(weight, columns, edge, now)[0], degree - now
+            if degree:
+                columns = orthonormal(columns)
+    return None
+
+
+def growth(value: float, end: float) -> float:
+    """The logarithm of what a degree of the polynomial multiplies a column with, for a value above `end`."""
+    return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0))
+
+
+def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: float) -> list[float]:
+    """Of the pairs above `ceiling` by equation (7) of README.md, for a matrix of Frobenius norm `norm` whose other
+    values are at most `bulk`; where there is none, of the first by its value."""
+    count = number_above(block.values, ceiling)
+    if count == 0:
+        return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
+    precise = PRECISION[block.residual.dtype] * max(norm, limit)
+    excess = []
+    for value, size in zip(block.values[:count], block.size, strict=False):
+        gap = max(value - bulk, LEAST_GAP * limit)
+        first, second = size * min((value - limit) / gap, 1.0) * count**0.5, size**2 * count / gap
+        # What is of second order shrinks with the square of the residual.
+        excess.append(max(first / precise, math.sqrt(second / precise)))
+    return excess
+
+
+def both(one: list[float], other: list[float]) -> list[float]:
+    """The larger of two demands on each pair."""
+    return [max(pair) for pair in itertools.zip_longest(one, other, fillvalue=0.0)]

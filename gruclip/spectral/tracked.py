@@ -1,0 +1,209 @@
+"""Clipping by a tracked subspace, certified: some thin products a step instead of a decomposition.
+
+The subspace of the last step and the leading directions of the change since are filtered until the Ritz pairs give the
+result (6) to the precision (7); random vectors bound what they leave out, (9) and (10), and a q x q matrix certifies
+the result, (8). The numbers are the equations of README.md.
+
+Cost in multiply-adds, for q columns: 2 m n q for each degree of the filter and for each Rayleigh-Ritz, 0 to 12 and two
+as a rule, and 2 m n b for each degree of the bound, b = 16 and four to twelve degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral.bound import bound, probes
+from gruclip.spectral.subspace import (
+    FARTHEST,
+    Block,
+    both,
+    clip_leading,
+    converge,
+    gram,
+    imprecision,
+    number_above,
+    orthonormal,
+)
+from gruclip.spectral.thin import distance, thin_product
+
+#: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
+NEAR, GUARD = 0.95, 8
+#: Pairs beside those, at least, in a step.
+SPARE = 4
+#: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
+SKETCH, PANEL = 8, 16
+#: Columns filtered, at most: a decomposition is cheaper then. And share of min(m, n).
+WIDEST, WIDEST_SHARE = 64, 0.25
+#: ||W - W_old||_F / limit below which the old subspace is as good as one with a sketch.
+STILL = 2e-3
+#: beta / L, at most: kappa is then below 34.
+HIGHEST_BULK = 0.985
+#: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
+LEAST_TRACKED = 0.85
+#: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
+GUESS = 0.1
+#: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
+SHARE = 0.5
+#: Added to the seeds of sketches: no sketch takes the vectors of a bound.
+SKETCHES = 1 << 40
+#: Columns of a search in a matrix of which nothing is known.
+SEARCHED = 32
+
+
+class Tracked(NamedTuple):
+    """What is carried for one matrix."""
+
+    right: Tensor  #: (n, k): leading right singular vectors
+    previous: Tensor  #: W (m, n) after the last step
+    bulk: Tensor  #: an estimate of the largest value that they leave out, a float64 number on the CPU
+    draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
+
+
+class Clipped(NamedTuple):
+    """What a step did."""
+
+    clipped: int  #: values
+    norm: float  #: sigma_1 after it
+    tracked: Tracked
+
+
+def width_for(near: int, size: int) -> int:
+    """Columns to carry where `near` values lie above NEAR * limit, min(m, n) = `size`; 0 where that would not pay."""
+    width = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH
+    return width if width + SKETCH <= min(WIDEST, WIDEST_SHARE * size) else 0
+
+
+def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
+    """Track `weight`, clipped at `limit`: its leading singular values and right vectors (n, k), descending, and the
+    number of draws so far.
+
+    None where so many values lie near the limit that a full decomposition is cheaper.
+    """
+    width = width_for(number_above(values.tolist(), NEAR * limit), min(weight.shape))
+    if not 0 < width < values.shape[0]:
+        return None
+    leading = right[:, :width].to(weight.dtype).contiguous()
+    return Tracked(leading, weight.clone(), values[width].cpu().double(), torch.tensor(draws))
+
+
+def pairs_wanted(near: int, size: int) -> int:
+    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not."""
+    width = width_for(near, size)
+    return width + 1 if width else 0
+
+
+def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance: float) -> Clipped | None:
+    """Clip `weight`, of Frobenius norm `norm`, in place at `limit` (infinity: only measure).
+
+    None where no certificate was found; the weight is then unchanged.
+    """
+    tracked = tracked._replace(draws=tracked.draws + 1)
+    columns = [tracked.right]
+    scale = limit if limit < torch.inf else max(float(tracked.bulk), norm / math.sqrt(min(weight.shape)))
+    if distance(weight, tracked.previous) > STILL * scale:
+        generator = torch.Generator().manual_seed(SKETCHES + int(tracked.draws))
+        vectors = torch.randn(weight.shape[1], SKETCH, generator=generator).to(weight)
+        # What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another.
+        moved = thin_product(weight, vectors) - thin_product(tracked.previous, vectors)
+        columns.append(thin_product(weight.mT, moved))
+    return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance)
+
+
+def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: float) -> Clipped | None:
+    """The same for a matrix of which nothing is known; None where that takes too long, too."""
+    vectors = torch.randn(weight.shape[1], SEARCHED, generator=torch.Generator().manual_seed(SKETCHES + draws + 1)).to(
+        weight
+    )
+    unknown = Tracked(vectors, weight, torch.zeros((), dtype=torch.float64), torch.tensor(draws + 1))
+    return _clip(weight, norm, limit, vectors, unknown, tolerance)
+
+
+def _clip(
+    weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float
+) -> Clipped | None:
+    ceiling, size = limit * (1 + tolerance), min(weight.shape)
+    end = min(float(tracked.bulk), NEAR * limit)
+
+    def judge(block: Block) -> list[float] | None:
+        if limit == torch.inf:
+            return imprecision(block, norm, limit, ceiling, 0.0)
+        near = number_above(block.values, NEAR * limit)
+        if not width_for(near, size) or near + SPARE > len(block.values):
+            return None
+        precise = imprecision(block, norm, limit, ceiling, min(block.values[near + SPARE - 1], limit))
+        return both(precise, _uncertainty(block, limit, ceiling, near))
+
+    before, count = None, 0
+    block = converge(weight, columns, judge, end)
+    if block is not None and FARTHEST * limit < block.values[0] < torch.inf:
+        # A difference from so far away loses digits: once more, from near the limit.
+        before = weight.clone()
+        count = clip_leading(weight, block, limit, ceiling)
+        block = converge(weight, block.right.contiguous(), judge, end)
+    if block is None or not _certified(weight, limit, ceiling, block, int(tracked.draws)):
+        if before is not None:
+            weight.copy_(before)
+        return None
+    again = clip_leading(weight, block, limit, ceiling)
+    near = number_above(block.values, NEAR * limit) if limit < torch.inf else 0
+    width = min(width_for(near, size) or GUARD, len(block.values))
+    bulk = torch.tensor(block.values[min(width, len(block.values) - 1)], dtype=torch.float64)
+    leading = block.right[:, :width].contiguous()
+    return Clipped(
+        max(count, again), min(block.values[0], limit), Tracked(leading, weight.clone(), bulk, tracked.draws)
+    )
+
+
+def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:
+    """What each pair's residual takes of its room in the certificate (8)."""
+    kappa = ceiling**2 / (ceiling**2 - bulk**2)
+    # What lies between the limit and the ceiling is not clipped.
+    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
+    return [
+        kappa * (size / ceiling) ** 2 / left if left > 0 else math.inf
+        for size, left in zip(block.size, room, strict=True)
+    ]
+
+
+def _certifiable(block: Block, limit: float, ceiling: float) -> int:
+    """How many of the leading pairs have residuals that let a certificate hold, even with the largest bulk."""
+    total = 0.0
+    for count, share in enumerate(_shares(block, limit, ceiling, HIGHEST_BULK * limit)):
+        total += share
+        if total > SHARE:
+            return count
+    return len(block.values)
+
+
+def _uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[float]:
+    """Of the pairs near the limit, so that there can be a certificate."""
+    if _certifiable(block, limit, ceiling) >= near:
+        return []
+    shares = _shares(block, limit, ceiling, HIGHEST_BULK * limit)[:near]
+    return [math.sqrt(2 * share * near / SHARE) for share in shares]
+
+
+def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw: int) -> bool:
+    """Whether sigma_1 <= ceiling once the pairs above it are clipped; with a limit of infinity nothing is shown."""
+    if limit == torch.inf:
+        return True
+    count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
+    count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))
+    if count == 0:
+        return False
+    left_out = block.values[count]
+    guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
+    # The Ritz vectors' rounding adds up where there are many.
+    basis = orthonormal(block.right[:, :count])
+    beta = bound(weight, basis, guess, target, probes(weight.shape[1], weight, draw))
+    if beta > target:
+        return False
+    kappa = ceiling**2 / (ceiling**2 - beta**2)
+    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
+    coupling = gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
+    schur = coupling.new_tensor(room).diag().sub_(coupling)
+    return int(torch.linalg.cholesky_ex(schur)[1]) == 0
