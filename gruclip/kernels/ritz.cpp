@@ -1,4 +1,4 @@
-// What Rayleigh-Ritz does to tall thin matrices, for gruclip/spectral/ritz.py: each is a few microseconds of work, for
+// What Rayleigh-Ritz does to tall thin matrices, for gruclip/spectral/subspace.py: each is a few microseconds of work, for
 // which a dozen calls of a library take ten times as long. All matrices are row-major.
 
 #include <cmath>

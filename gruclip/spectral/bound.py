@@ -1,6 +1,6 @@
 """An upper bound of ||W (I - P)||_2 from random vectors, wrong with a probability of at most `MISS`.
 
-Equation (11) of README.md for Chebyshev's polynomial, whose least bound solves (12). It takes 2 k products of m n b
+Equation (9) of README.md for Chebyshev's polynomial, whose least bound solves (10). It takes 2 k products of m n b
 for a polynomial of degree k and b vectors.
 """
 

@@ -1,5 +1,5 @@
 """Clipping by a full decomposition, equation (1) of README.md: of the matrix, and of its Gram matrix with the error
-(15).
+(14).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Clipping by matrix products alone, for whole batches, with nothing that the host has to wait for.
 
-The projection as equation (16) of README.md has it, certified by (17). Everything is computed in float64: products in
+The projection as equation (15) of README.md has it, certified by (16). Everything is computed in float64: products in
 it are as fast as float32's on the accelerators that this is for, and no rounding counts. The number of operations
 does not depend on the matrices, so it can be captured in a CUDA graph; instead of raising, it says per matrix whether
 it was finite and whether the result is certified. One that is not is left as it was.

@@ -1,4 +1,6 @@
-"""The leading singular triplets of a matrix: Rayleigh-Ritz on a subspace, filtered by Chebyshev's polynomials."""
+"""The leading singular triplets of a matrix: Rayleigh-Ritz on a subspace, equations (3) to (5) of README.md, which
+Chebyshev's polynomials filter, (11).
+"""
 
 from __future__ import annotations
 

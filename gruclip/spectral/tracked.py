@@ -1,8 +1,8 @@
 """Clipping by a tracked subspace, certified: some thin products a step instead of a decomposition.
 
 The subspace of the last step and the leading directions of the change since are filtered until the Ritz pairs give the
-result (6) to the precision (7); random vectors bound what they leave out, (9) and (10), and a q x q matrix certifies
-the result, (8). The numbers are the equations of README.md.
+result (6) to the precision (7); random vectors bound what they leave out, (9), and a q x q matrix certifies the
+result, (8). The numbers are the equations of README.md.
 
 Cost in multiply-adds, for q columns: 2 m n q for each degree of the filter and for each Rayleigh-Ritz, 0 to 12 and two
 as a rule, and 2 m n b for each degree of the bound, b = 16 and four to twelve degrees.

@@ -169,7 +169,7 @@ def test_a_direction_hidden_from_the_tracked_subspace_is_found():
     state = SpectralState()
     for last in (0.3, 0.3, 2.5):
         values[-1] = last
-        assert last == 0.3 or "reference" in state.matrices[0], "not tracked"
+        assert last == 0.3 or "previous" in state.matrices[0], "not tracked"
         before = (U * values @ V.mT).float()
         after = before.clone()
         clip_singular_values_(after, 1.8, algorithm="block", state=state)
@@ -193,7 +193,7 @@ def followed(first: Tensor, second: Tensor, limit: float) -> Tensor:
     """`second` clipped by ``block`` in float32, from the state that `first` left."""
     state = SpectralState()
     clip_singular_values_(first.float(), limit, algorithm="block", state=state)
-    assert "reference" in state.matrices[0], "not tracked"
+    assert "previous" in state.matrices[0], "not tracked"
     after = second.float()
     clip_singular_values_(after, limit, algorithm="block", state=state)
     return after
@@ -242,7 +242,7 @@ def test_a_state_of_another_version_is_a_new_one():
     state = SpectralState()
     matrix = drifting(1)[0]
     clip_singular_values_(matrix.clone(), 1.8, algorithm="block", state=state)
-    del state.matrices[0]["leading"]
+    del state.matrices[0]["right"]
     after = matrix.clone()
     clip_singular_values_(after, 1.8, algorithm="block", state=state)
     assert_projected(matrix, after, 1.8, "auto")
@@ -392,7 +392,7 @@ def test_to_measure_a_matrix_that_has_moved_far_certifies_nothing_of_what_was_no
     generator = torch.Generator().manual_seed(14)
     U, V, state = orthogonal(generator, 300), orthogonal(generator, 300), SpectralState()
     clip_singular_values_(of_values(U, V, 1.9, 1.7, 1.6, 1.5).to(dtype), 1.8, state=state)
-    assert "reference" in state.matrices[0], "not tracked"
+    assert "previous" in state.matrices[0], "not tracked"
     before = of_values(U, V, 7, 6.8, 6.6, 6.4, 5, 5, 5, 5).to(dtype)
     if measure == "spectral_norm":
         spectral_norm(before, state)

@@ -1,11 +1,13 @@
-"""Rayleigh-Ritz's parts: orthonormal columns, thin products, and the triplets they make, compiled and by torch."""
+"""The filtered subspace and what it is made of, compiled and by torch: bases, thin products, Ritz triplets."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from gruclip.spectral import subspace as ritz
+from gruclip.spectral import subspace
 from gruclip.spectral.thin import column_squares, distance, there_and_back, thin_product
 
 
@@ -18,7 +20,7 @@ def test_the_columns_become_an_orthonormal_basis_of_what_is_apart_from_the_other
     against = torch.linalg.qr(torch.randn(rows, others, generator=generator))[0] if others else None
     columns = torch.randn(rows, count, generator=generator) * 10.0 ** torch.arange(-count, 0)
     columns[:, 0] *= 1e-15  # its square is no float32 number
-    found = ritz.orthonormal(columns, against)
+    found = subspace.orthonormal(columns, against)
     whole = found if against is None else torch.cat((against, found), 1)
     torch.testing.assert_close(whole.mT @ whole, torch.eye(others + count), rtol=0, atol=3e-6)
     # Their span is that of the columns less the others'.
@@ -40,7 +42,7 @@ def test_columns_without_a_part_of_their_own_are_replaced_and_never_awaited(kind
         columns[:, 0] = against[:, 1]
     else:
         columns, against = torch.randn(20, 25, generator=generator), None
-    found = ritz.orthonormal(columns, against)
+    found = subspace.orthonormal(columns, against)
     whole = found if against is None else torch.cat((against, found), 1)
     torch.testing.assert_close(whole.mT @ whole, torch.eye(whole.shape[1]), rtol=0, atol=3e-6)
 
@@ -49,7 +51,7 @@ def test_columns_without_a_part_of_their_own_are_replaced_and_never_awaited(kind
 def test_no_basis_comes_of_what_is_not_finite(bad: float) -> None:
     columns = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     columns[3, 1] = bad
-    assert not torch.isfinite(ritz.orthonormal(columns)).all()
+    assert not torch.isfinite(subspace.orthonormal(columns)).all()
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -95,9 +97,9 @@ def test_distances_are_frobenius_norms_of_differences_and_of_a_matrix_alone(m: i
 def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(70, 60, generator=generator) / 8
-    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(60, width, generator=generator)))
-    values, Y = ritz.ritz_values(basis)
-    block = ritz.ritz_triplets(weight, basis, values[: max(1, width - 2)], Y)
+    basis = subspace.Basis.of(weight, subspace.orthonormal(torch.randn(60, width, generator=generator)))
+    values, Y = subspace.ritz_values(basis)
+    block = subspace.ritz_triplets(weight, basis, values[: max(1, width - 2)], Y)
     exact = torch.linalg.svdvals(weight.double() @ basis.columns.double())
     torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), exact, rtol=0, atol=1e-6)
     theta = torch.tensor(block.values)
@@ -108,24 +110,65 @@ def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels_or_not")
-@pytest.mark.parametrize(("width", "steps"), [(1, 1), (1, 4), (3, 2)])
-@pytest.mark.parametrize("scale", [1.0, 0.0])  # of zeros, the Krylov space is exhausted at once
-def test_a_basis_grows_by_the_krylov_space_that_begins_with_some_columns(width: int, steps: int, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("m", "n", "width", "apart"), [(1, 1, 1, 0), (70, 60, 5, 0), (60, 70, 17, 3), (300, 310, 33, 40)]
+)
+def test_the_filter_is_chebyshevs_polynomial_of_the_matrix_apart_from_some_columns(
+    m: int, n: int, width: int, apart: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = scale * torch.randn(70, 60, generator=generator) / 8
-    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(60, 5, generator=generator)))
-    start = torch.randn(60, width, generator=generator)
-    grown = ritz._expanded(weight, basis, start, steps)
-    assert grown.columns.shape == (60, 5 + steps * width)
-    assert torch.equal(grown.columns[:, :5], basis.columns)
-    Q, W, block = grown.columns.double(), weight.double(), start.double()
-    torch.testing.assert_close(Q.mT @ Q, torch.eye(Q.shape[1]).double(), rtol=0, atol=3e-6)
-    torch.testing.assert_close(grown.image.double(), W @ Q, rtol=0, atol=3e-6)
-    torch.testing.assert_close(grown.back.double(), W.mT @ (W @ Q), rtol=0, atol=1e-5)
-    for _ in range(steps):
-        block = block - Q[:, :5] @ (Q[:, :5].mT @ block)
-        assert (block - Q @ (Q.mT @ block)).norm() <= 1e-4 * block.norm()
-        block = W.mT @ (W @ block)
+    weight = torch.randn(m, n, generator=generator) / n**0.5
+    right = torch.linalg.qr(torch.randn(n, apart, generator=generator))[0] if apart else torch.empty(n, 0)
+    P = torch.eye(n).double() - right.double() @ right.double().mT
+    x = (P @ torch.randn(n, width, generator=generator).double()).float()
+    A, end = P @ weight.double().mT @ weight.double() @ P, 1.3
+    expected, before = [x.double()], None
+    for _ in range(7):
+        following = 2 / end**2 * A @ expected[-1] - expected[-1]
+        expected.append(following if before is None else 2 * following - before)
+        before = expected[-2]
+    first, last, largest = subspace.chebyshev(weight, x.clone(), end, 3, right=right)
+    scale = float(max(one.norm(dim=0).max() for one in expected))
+    torch.testing.assert_close(first.double(), expected[3], rtol=0, atol=3e-6 * scale)
+    torch.testing.assert_close(last.double(), expected[2], rtol=0, atol=3e-6 * scale)
+    # And from where it stands on.
+    further, _, largest = subspace.chebyshev(weight, first, end, 4, last, 3, right)
+    torch.testing.assert_close(further.double(), expected[7], rtol=0, atol=3e-6 * scale)
+    assert largest == pytest.approx(float(further.double().norm(dim=0).max()), rel=1e-5)
+
+
+def test_a_thread_more_changes_no_bit_of_the_filter(threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 650, generator=generator) / 25
+    right = torch.linalg.qr(torch.randn(650, 60, generator=generator))[0]
+    columns, made = torch.randn(650, 21, generator=generator), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(subspace.chebyshev(weight, columns.clone(), 1.5, 4, right=right))
+    for others in made[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(made[0][:2], others[:2], strict=True))
+        assert made[0][2] == others[2]
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+def test_what_is_asked_of_the_leading_pairs_is_reached_and_no_more_than_rounding_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(300, 300, generator=generator).double())[0] for _ in range(2))
+    values = torch.cat((torch.tensor([5.0, 1.2, 1.01]), torch.linspace(0.98, 0, 297))).double()
+    weight = (left * values @ right.mT).float()
+    start = torch.randn(300, 24, generator=generator)
+    block = subspace.converge(weight, start, lambda block: [size / 3e-5 for size in block.size[:3]])
+    assert block is not None
+    torch.testing.assert_close(torch.tensor(block.values[:3]).double(), values[:3], rtol=2e-6, atol=0)
+    assert (block.right[:, :3].double().mT @ right[:, :3]).diagonal().abs().min() > 1 - 1e-6
+
+
+def test_a_subspace_that_never_gets_there_ends_and_one_that_may_give_up_does() -> None:
+    weight, start = torch.eye(60), torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    assert subspace.converge(weight, start, lambda block: [1e9]) is None
+    assert subspace.converge(weight, start, lambda block: [math.inf]) is None
+    assert subspace.converge(torch.zeros(60, 60), start, lambda block: [2.0]) is None
+    assert subspace.converge(weight, start, lambda block: None) is None
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -140,14 +183,14 @@ def test_the_columns_squares_are_those_of_float64(m: int, n: int) -> None:
 def test_a_thread_more_changes_no_bit_of_gram_matrix_and_triplets(threads: None) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(700, 650, generator=generator)
-    basis = ritz.Basis.of(weight, ritz.orthonormal(torch.randn(650, 50, generator=generator)))
+    basis = subspace.Basis.of(weight, subspace.orthonormal(torch.randn(650, 50, generator=generator)))
     made = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        values, Y = ritz.ritz_values(basis)
-        block = ritz.ritz_triplets(weight, basis, values, Y)
+        values, Y = subspace.ritz_values(basis)
+        block = subspace.ritz_triplets(weight, basis, values, Y)
         sizes = torch.tensor(block.size, dtype=torch.float64)
-        made.append((ritz.gram(basis.image), block.left, block.right, block.residual, sizes))
+        made.append((subspace.gram(basis.image), block.left, block.right, block.residual, sizes))
     wide = basis.image.double()
     torch.testing.assert_close(made[0][0], wide.mT @ wide, rtol=1e-12, atol=1e-10)
     for others in made[1:]:
