@@ -45,10 +45,12 @@ def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: st
     weight (..., m, n), float32 or float64; limit a positive number, or a tensor broadcastable to the batch shape (...),
     which has a gradient, too. Value, `algorithm` and errors are those of `clip_singular_values_`; the derivative takes
     a decomposition in float64 of each matrix, where any is clipped. A matrix left as it is, inside its limit up to the
-    tolerance, has the derivative of the identity. Works under `torch.func.grad`, `jvp` and `vmap`. First derivatives
-    only: differentiating twice raises `UserError`. Where a singular value is the limit itself see the module.
+    tolerance, has the derivative of the identity. Works under `torch.func.grad`, `jvp` and `vmap`, and breaks the
+    graph of `torch.compile`. First derivatives only: differentiating twice raises `UserError`. Where a singular value is the limit itself see the module.
     """
     check_algorithm(algorithm)
+    if weight.is_meta:
+        raise UserError("weight is on the meta device, where nothing has a value; give it one first")
     try:
         limits = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(weight.shape[:-2])
     except (RuntimeError, TypeError, ValueError) as error:
@@ -63,8 +65,8 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, limits: Tensor, algorithm: str) -> Tensor:
-        clipped = weight.detach().clone(memory_format=torch.contiguous_format)
-        clip_singular_values_(clipped, limits.detach(), algorithm=algorithm)
+        clipped = weight.clone(memory_format=torch.contiguous_format)
+        clip_singular_values_(clipped, limits, algorithm=algorithm)
         return clipped
 
     @staticmethod
@@ -96,7 +98,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return _adjoint(weight.detach(), limits.detach(), output.detach(), grad.detach())
+        return _adjoint(weight, limits, output, grad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

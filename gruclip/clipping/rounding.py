@@ -9,7 +9,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gruclip.errors import UserError
 from gruclip.spectral import SpectralState, clip_singular_values_
 
 #: A Frobenius norm computed in float32 is right up to that, and more.
@@ -50,7 +49,6 @@ def clip_matrices_(
     """Clip each of a stack (blocks, m, n) at its limit, in place; how many values were.
 
     Afterwards sigma_1 <= limit (1 + 2e-6) in each dtype as in float32, and in float64 as `clip_singular_values_` says.
-    Raises `UserError` for a limit below what the dtype resolves.
     """
     if min(matrices.shape[-2:]) == 1:
         return _clip_vectors_(matrices, limits)
@@ -100,8 +98,6 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
         )
         lower = (target - ROOM * excess).clamp(min=sure) if tries + 1 < MOST_TRIES else sure
         target = torch.where(outside, lower, target)
-        if bool((target <= 0).any()):
-            raise UserError(f"limit={min(limits):.3g}: is below what {matrices.dtype} resolves; take a larger one")
         clip_singular_values_(wide, target, algorithm=algorithm, state=state)
     matrices.copy_(rounded)
     return count
@@ -110,5 +106,7 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
 def _sure_target(matrices: Tensor, ceiling: Tensor) -> Tensor:
     """A limit from which no rounding to the dtype of the matrices leads beyond `ceiling`."""
     kind, (m, n) = torch.finfo(matrices.dtype), matrices.shape[-2:]
-    below_normal = math.sqrt(m * n) * kind.smallest_normal * kind.eps / 2
-    return (ceiling - below_normal) / (1 + kind.eps / 2 * math.sqrt(min(m, n)) + 1e-5)
+    smallest = kind.smallest_normal * kind.eps
+    sure = (ceiling - math.sqrt(m * n) * smallest / 2) / (1 + kind.eps / 2 * math.sqrt(min(m, n)) + 1e-5)
+    # From there all elements go to zero.
+    return sure.clamp(min=smallest / 4)
