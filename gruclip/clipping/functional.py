@@ -45,8 +45,9 @@ def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: st
     weight (..., m, n), float32 or float64; limit a positive number, or a tensor broadcastable to the batch shape (...),
     which has a gradient, too. Value, `algorithm` and errors are those of `clip_singular_values_`; the derivative takes
     a decomposition in float64 of each matrix, where any is clipped. A matrix left as it is, inside its limit up to the
-    tolerance, has the derivative of the identity. Works under `torch.func.grad`, `jvp` and `vmap`, and breaks the
-    graph of `torch.compile`. First derivatives only: differentiating twice raises `UserError`. Where a singular value is the limit itself see the module.
+    tolerance, has the derivative of the identity. Where a singular value is the limit itself see the module. Works
+    under `torch.func.grad`, `jvp` and `vmap`, and breaks the graph of `torch.compile`. First derivatives only:
+    differentiating twice raises `UserError`.
     """
     check_algorithm(algorithm)
     if weight.is_meta:

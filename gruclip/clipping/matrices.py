@@ -85,7 +85,7 @@ def find(module: nn.Module, delta: float | None, limit: float | None, select: Se
         raise UserError("select= picks what is clipped at limit=; give that too")
     for path, part in module.named_modules():
         if _is_a(part, "FullyShardedDataParallel"):
-            raise UserError(f"{path or type(part).__name__} shards its parameters; {WHOLE}")
+            raise UserError(f"{path or 'the module'}: FullyShardedDataParallel shards its parameters; {WHOLE}")
     found: dict[str, ClippedParameter] = {}
     if delta is not None:
         found = {entry.name: entry for entry in _stable(find_recurrent(module), delta)}

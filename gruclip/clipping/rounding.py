@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import torch
@@ -26,11 +26,11 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
-def norms_of(stacks: Sequence[Tensor]) -> list[list[float]]:
+def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
     """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once."""
     norms = [torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=norm_dtype(stack.dtype)).double() for stack in stacks]
     flat = iter(torch.cat([one.to(norms[0].device) for one in norms]).tolist()) if norms else iter(())
-    return [list(islice(flat, len(stack))) for stack in stacks]
+    return [list(islice(flat, len(one))) for one in norms]
 
 
 def is_finite(stack: Tensor, norms: Sequence[float]) -> bool:

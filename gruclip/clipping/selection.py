@@ -20,16 +20,16 @@ def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
 
     Raises `UserError` where a predicate, or any of the patterns, picks none.
     """
-    matrices = [name for name, parameter in offered.items() if is_lazy(parameter) or parameter.dim() > 1]
+    possible = matrices(offered)
     if callable(select):
-        picked = [name for name in matrices if select(name, offered[name])]
+        picked = [name for name in possible if select(name, offered[name])]
         if not picked:
-            raise UserError(f"select: the predicate picks none of {len(matrices)} parameters of two axes or more")
+            raise UserError(f"select: the predicate picks none of {len(possible)} parameters of two axes or more")
         return picked
     chosen: dict[str, None] = {}
     for pattern in [select] if isinstance(select, str) else select:
         named = [name for name in offered if fnmatchcase(name, pattern)]
-        picked = [name for name in named if name in matrices]
+        picked = [name for name in named if name in possible]
         if not picked:
             what = f"picks {named[0]}, which has one axis" if named else "picks no parameter"
             raise UserError(f"select={pattern!r}: {what}; should be a name or pattern of weights of two axes or more")
@@ -37,6 +37,11 @@ def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
     if not chosen:
         raise UserError(f"select={select!r}: should be a name or pattern, several of them, or a predicate")
     return list(chosen)
+
+
+def matrices(offered: Mapping[str, Tensor]) -> list[str]:
+    """The names of the parameters of two axes or more."""
+    return [name for name, parameter in offered.items() if is_lazy(parameter) or parameter.dim() > 1]
 
 
 def number(name: str, value: object) -> float:

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from gruclip.clipping.matrices import check
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norms_of, surely_inside
-from gruclip.clipping.selection import Select, number, pick
+from gruclip.clipping.selection import Select, matrices, number, pick
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import SpectralState, check_algorithm
 
 #: One for all, or of a parameter group, e.g. ``lambda group: 0.1 * group["lr"]``; infinity leaves a group alone.
 Limit: TypeAlias = float | Callable[[dict[str, Any]], float]
-
-EVERY = "*"
 
 
 class ClippedUpdate(NamedTuple):
@@ -38,6 +36,10 @@ class Update(NamedTuple):
     parameter: Tensor
     limit: float
     before: Tensor  #: a copy
+
+    def change(self) -> Tensor:
+        """(1, m, n), new."""
+        return (self.parameter.detach() - self.before).reshape(1, self.before.shape[0], -1)
 
 
 def clip_updates(
@@ -63,7 +65,7 @@ def clip_updates(
     infinity leaves a group alone. The optimizer's own state stays as it is: momentum is that of the gradients, and what
     LBFGS knows of the curvature is of the step it meant.
 
-    Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W||_F, eps the rounding of W_old + update. An update
+    Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W_new||_F, the rounding of W_old + update. An update
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Takes a copy of each
     selected parameter from before a step to its end, and one of an update. Where weights are clipped, too, these are
     clipped last, whatever was attached first.
@@ -91,7 +93,10 @@ class UpdateClipping:
         self._hooks: list[Any] = []
         self._known: tuple[int, ...] = ()
         self._picked: set[str] = set()
-        for name, parameter, group in self._chosen():
+        chosen = self._chosen()
+        if not chosen:
+            raise UserError("the optimizer has no parameter of two axes or more")
+        for name, parameter, group in chosen:
             self._limit(group)
             _check(name, parameter)
 
@@ -152,7 +157,8 @@ class UpdateClipping:
                 offered[numbered[place] if name in offered else name] = group["params"][place], group
         known = tuple(id(parameter) for parameter, _ in offered.values())
         if known != self._known:
-            picked = pick(self.select or EVERY, {name: parameter for name, (parameter, _) in offered.items()})
+            named = {name: parameter for name, (parameter, _) in offered.items()}
+            picked = matrices(named) if self.select is None else pick(self.select, named)
             self._known, self._picked = known, set(picked)
             for name in picked:
                 self.states.setdefault(name, SpectralState())
@@ -178,20 +184,17 @@ class UpdateClipping:
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
         under_way, self._under_way, self.last_clipped = self._under_way, [], {}
-        for update in under_way:
-            torch.sub(update.parameter.detach(), update.before, out=update.before)
-        updates = [update.before.flatten(1)[None] for update in under_way]
-        every_norm = norms_of(updates)
-        for update, change, norms in zip(under_way, updates, every_norm, strict=True):
-            if not is_finite(change, norms):
+        every_norm = norms_of(update.change() for update in under_way)
+        for update, norms in zip(under_way, every_norm, strict=True):
+            if not is_finite(update.change(), norms):
                 raise NonFiniteError(f"the update of {update.name} holds NaN or infinity; no update was clipped")
-        for update, change, norms in zip(under_way, updates, every_norm, strict=True):
+        for update, norms in zip(under_way, every_norm, strict=True):
             if surely_inside(norms, [update.limit]):
                 continue
-            clipped = change.clone()
-            count = clip_matrices_(clipped, [update.limit], self.algorithm, self.states[update.name])
+            change = update.change()
+            count = clip_matrices_(change, [update.limit], self.algorithm, self.states[update.name])
             if count:
-                update.parameter.detach().add_((clipped - change).reshape(update.parameter.shape))
+                torch.add(update.before, change.view_as(update.before), out=update.parameter.detach())
             self.last_clipped[update.name] = count
             self.total_clipped[update.name] += count
 
