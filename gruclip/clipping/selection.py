@@ -26,16 +26,17 @@ def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
         if not picked:
             raise UserError(f"select: the predicate picks none of {len(possible)} parameters of two axes or more")
         return picked
+    patterns = [select] if isinstance(select, str) else select
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(one, str) for one in patterns):
+        raise UserError(f"select={select!r}: should be a name or pattern, several of them, or a predicate")
     chosen: dict[str, None] = {}
-    for pattern in [select] if isinstance(select, str) else select:
+    for pattern in patterns:
         named = [name for name in offered if fnmatchcase(name, pattern)]
         picked = [name for name in named if name in possible]
         if not picked:
             what = f"picks {named[0]}, which has one axis" if named else "picks no parameter"
             raise UserError(f"select={pattern!r}: {what}; should be a name or pattern of weights of two axes or more")
         chosen |= dict.fromkeys(picked)
-    if not chosen:
-        raise UserError(f"select={select!r}: should be a name or pattern, several of them, or a predicate")
     return list(chosen)
 
 

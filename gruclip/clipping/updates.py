@@ -66,9 +66,10 @@ def clip_updates(
     LBFGS knows of the curvature is of the step it meant.
 
     Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W_new||_F, the rounding of W_old + update. An update
-    inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Takes a copy of each
-    selected parameter from before a step to its end, and one of an update. Where weights are clipped, too, these are
-    clipped last, whatever was attached first.
+    inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
+    selected parameter from before a step to its end, one of an update, and one that is carried from step to step of
+    each update that had to be decomposed. Where weights are clipped, too, these are clipped last, whatever was attached
+    first.
 
     Raises `UserError` for a limit that is not positive, and for what cannot be clipped; among these are parameters of
     16 bits, where rounding W_old + update moves the weight as far as updates do. MuCon (arXiv 2605.26459) and SPECTRA

@@ -133,9 +133,10 @@ class SpectralClipping:
             if not is_finite(matrices, norms):
                 raise NonFiniteError(f"{entry.name} holds NaN or infinity; nothing was changed")
         self.last_clipped = [0] * len(self.parameters)
-        for (index, entry, parameter, matrices), norms in zip(found, every_norm, strict=True):
+        for (index, entry, parameter, _), norms in zip(found, every_norm, strict=True):
             if surely_inside(norms, entry.limits):
                 continue
+            matrices = entry.matrices(parameter)  # after what was done to the same parameter by another name
             self.last_clipped[index] = clip_matrices_(matrices, entry.limits, self.algorithm, self.states[index])
             self.total_clipped[index] += self.last_clipped[index]
             entry.put_back(parameter, matrices)

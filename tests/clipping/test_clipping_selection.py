@@ -159,6 +159,8 @@ def test_relu_and_projected_recurrent_layers_take_a_limit_where_delta_has_none_f
         ({"limit": 1.0, "select": "*.bias"}, r"select='\*\.bias': picks attention\.out_proj\.bias, which has one axis"),
         ({"limit": 1.0, "select": lambda *_: False}, "the predicate picks none of 8 parameters of two axes"),
         ({"limit": 1.0, "select": []}, r"select=\[\]: should be a name or pattern"),
+        ({"limit": 1.0, "select": 3}, r"select=3: should be a name or pattern"),
+        ({"limit": 1.0, "select": ["head.*", 3]}, r"select=\['head\.\*', 3\]: should be a name or pattern"),
     ],
 )
 def test_settings_that_clip_nothing_are_refused(options, complaint) -> None:
