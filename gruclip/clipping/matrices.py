@@ -21,7 +21,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Recurrent = (nn.RNNBase, nn.RNNCellBase, GRU)
 Convolution = nn.modules.conv._ConvNd
 
-
 AGAIN = "make a new SpectralClipping of the module as it is"
 WHOLE = "singular values are those of a whole matrix; clip before it is sharded, or leave it out"
 ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
@@ -42,6 +41,13 @@ class ClippedParameter:
 
     def tensor(self) -> Tensor:
         """The module's own parameter of now. Raises `UserError` for the reason why it cannot be clipped."""
+        part, parameter = self.found()
+        if blocks_of(part, self.attribute, parameter) != self.blocks or parameter.shape[0] % self.blocks:
+            raise UserError(f"{self.name} of shape {tuple(parameter.shape)}: was {self.blocks} matrices; {AGAIN}")
+        return parameter
+
+    def found(self) -> tuple[nn.Module, Tensor]:
+        """The module that has it and the parameter, however many matrices that is."""
         try:
             part = self.root.get_submodule(self.path)
         except AttributeError as error:
@@ -50,9 +56,7 @@ class ClippedParameter:
         if parameter is None:
             raise UserError(reason) if (reason := _computed(self.name, part, self.attribute)) else self._gone()
         check(self.name, parameter)
-        if parameter.shape[0] % self.blocks:
-            raise UserError(f"{self.name} of shape {tuple(parameter.shape)}: was {self.blocks} matrices; {AGAIN}")
-        return parameter
+        return part, parameter
 
     def matrices(self, parameter: Tensor) -> Tensor:
         """(blocks, m, n): a view of the parameter, or a copy where its memory has another order."""
@@ -120,8 +124,8 @@ def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParam
 def _limited(root: nn.Module, path: str, part: nn.Module, attribute: str, limit: float) -> ClippedParameter:
     """Every matrix of a parameter at one limit. On the meta device it may still be: it is looked up at each step."""
     entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), (limit,))
-    parameter = part._parameters.get(attribute)
-    blocks = _blocks(part, attribute, parameter if parameter is not None and parameter.is_meta else entry.tensor())
+    held = part._parameters.get(attribute)
+    blocks = blocks_of(part, attribute, held if held is not None and held.is_meta else entry.found()[1])
     return replace(entry, blocks=blocks, limits=(limit,) * blocks)
 
 
@@ -132,7 +136,7 @@ def _both(entry: ClippedParameter, stable: ClippedParameter) -> ClippedParameter
     return replace(entry, limits=tuple(limits), layer=stable.layer)
 
 
-def _blocks(part: nn.Module, attribute: str, parameter: Tensor) -> int:
+def blocks_of(part: nn.Module, attribute: str, parameter: Tensor) -> int:
     """How many matrices are stacked in the first axis of a parameter."""
     if isinstance(part, Convolution) and attribute == "weight":
         return part.groups

@@ -145,6 +145,11 @@ def test_a_parameter_that_is_gone_or_became_a_vector_is_named() -> None:
     module[0].weight = nn.Parameter(torch.ones(3))
     with pytest.raises(UserError, match=r"0\.weight of shape \(3,\): should have two axes"):
         clipping.clip()
+    recurrent = nn.Sequential(nn.GRU(6, 6))
+    clipping = SpectralClipping(recurrent)
+    recurrent[0] = nn.LSTM(6, 6)
+    with pytest.raises(UserError, match=r"0\.weight_hh_l0 of shape \(24, 6\): was 3 matrices; make a new"):
+        clipping.clip()
     attention = nn.MultiheadAttention(4, 2)
     clipping = SpectralClipping(attention, limit=1.0)
     attention.in_proj_weight = nn.Parameter(torch.ones(4, 4))
