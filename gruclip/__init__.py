@@ -16,7 +16,8 @@ values are at most 2 - delta.
 [True]
 
 The projection           `clip_singular_values_`, `spectral_norm`, `SpectralState`
-In training              `SpectralClipping`, for any torch module and any `torch.optim` optimizer
+                         `clip_singular_values`, out of place and with a gradient
+In training              `SpectralClipping` of any torch module's weights, `clip_updates` of any optimizer's steps
 The linearised cells     `jacobian_at_origin`, `spectral_radius`, `stability_limit`
 The paper's cell         `GRU`, with the reset gate before the recurrent product
 The paper's experiments  `RunConfig`, `train`, `load`; on the command line ``gruclip train``, ``gruclip table``
@@ -33,7 +34,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gruclip.clipping import SpectralClipping
+    from gruclip.clipping import SpectralClipping, clip_singular_values, clip_updates
     from gruclip.config import RunConfig
     from gruclip.dynamics import jacobian_at_origin, spectral_radius, stability_limit
     from gruclip.gru import GRU
@@ -48,7 +49,9 @@ _HOMES = {
     "RunConfig": "config",
     "SpectralClipping": "clipping",
     "SpectralState": "spectral",
+    "clip_singular_values": "clipping",
     "clip_singular_values_": "spectral",
+    "clip_updates": "clipping",
     "jacobian_at_origin": "dynamics",
     "load": "runs.trained",
     "spectral_norm": "spectral",
@@ -62,7 +65,9 @@ __all__ = [
     "RunConfig",
     "SpectralClipping",
     "SpectralState",
+    "clip_singular_values",
     "clip_singular_values_",
+    "clip_updates",
     "jacobian_at_origin",
     "load",
     "spectral_norm",

@@ -133,7 +133,7 @@ def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
         return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=False)
     if layer.bias_ih is None or layer.bias_hh is None:
         return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
-    bias = (layer.bias_ih + layer.bias_hh).detach().double()
+    bias = layer.bias_ih.detach().double() + layer.bias_hh.detach().double()
     gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in GATES[cell]}
     if cell == "lstm":
         return StabilityLimit(float(((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()), guaranteed=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -31,16 +31,43 @@ def gate_rows(cell: str, gate: str, hidden_size: int) -> slice:
     return slice(start, start + hidden_size)
 
 
-class RecurrentLayer(NamedTuple):
-    """One direction of one layer of a recurrent module, its tensors those of the module."""
+@dataclass(frozen=True)
+class RecurrentLayer:
+    """One direction of one layer of a recurrent module, whose tensors are looked up whenever they are asked for."""
 
     name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0_reverse"
     cell: str  #: of `GATES`
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
+    root: nn.Module  #: the module that was searched
+    path: str  #: of the recurrent module in it
+    suffix: str  #: of the parameters, e.g. "_l0_reverse"; none of a single cell's
     below: tuple[int, ...]  #: places in the list of the layers it is fed from, none for the first
+
+    def _tensor(self, name: str) -> Tensor | None:
+        return getattr(self.root.get_submodule(self.path), f"{name}{self.suffix}", None)
+
+    @property
+    def weight_ih(self) -> Tensor:
+        """Of the inputs, (gates n, k)."""
+        weight = self._tensor("weight_ih")
+        assert weight is not None
+        return weight
+
+    @property
+    def weight_hh(self) -> Tensor:
+        """Of the state, (gates n, n)."""
+        weight = self._tensor("weight_hh")
+        assert weight is not None
+        return weight
+
+    @property
+    def bias_ih(self) -> Tensor | None:
+        """(gates n,), or None."""
+        return self._tensor("bias_ih")
+
+    @property
+    def bias_hh(self) -> Tensor | None:
+        """(gates n,), or None."""
+        return self._tensor("bias_hh")
 
     @property
     def hidden_size(self) -> int:
@@ -57,50 +84,60 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
     """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's, single cells too.
 
     What a single cell is fed is its caller's affair: it counts as a first layer. Raises `UserError` if there is none,
-    and for relu in place of tanh or an LSTM with projections.
+    for relu in place of tanh, and for an LSTM with projections, whose state is fed back through a product of two
+    parameters.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.RNN(3, 5, num_layers=2))
     >>> [(layer.name, layer.cell, layer.below) for layer in recurrent_layers(model)]
     [('1.weight_hh_l0', 'tanh_rnn', ()), ('1.weight_hh_l1', 'tanh_rnn', (0,))]
     """
-    layers: list[RecurrentLayer] = []
-    for name, part in module.named_modules():
-        # torch.compile wraps a module under this name.
-        prefix = name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-        prefix = f"{prefix}." if prefix else ""
-        if isinstance(part, nn.RNNBase | GRU):
-            layers += _layers_of(part, prefix, len(layers))
-        elif isinstance(part, nn.RNNCellBase):
-            layers.append(_layer_of_cell(part, prefix))
+    layers = find_recurrent(module)
     if not layers:
         raise UserError(f"{type(module).__name__}: holds no GRU, LSTM or tanh RNN; pass a module that does")
     return layers
 
 
-def _layers_of(part: nn.RNNBase | GRU, prefix: str, offset: int) -> Iterator[RecurrentLayer]:
+def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
+    """`recurrent_layers`, of which there may be none."""
+    layers: list[RecurrentLayer] = []
+    for path, part in module.named_modules():
+        if isinstance(part, nn.RNNBase | GRU):
+            layers += _layers_of(module, path, part, len(layers))
+        elif isinstance(part, nn.RNNCellBase):
+            if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
+                raise _no_limit_for_relu(part, path)
+            gated = "lstm" if isinstance(part, nn.LSTMCell) else "gru_reset_after"
+            cell = gated if isinstance(part, nn.LSTMCell | nn.GRUCell) else "tanh_rnn"
+            layers.append(RecurrentLayer(full_name(path, "weight_hh"), cell, module, path, "", ()))
+    return layers
+
+
+def full_name(path: str, attribute: str) -> str:
+    """The name of a parameter, without what `torch.compile` puts before the names of a module that it wraps."""
+    return ".".join(part for part in (*path.split("."), attribute) if part not in ("", "_orig_mod"))
+
+
+def _layers_of(root: nn.Module, path: str, part: nn.RNNBase | GRU, offset: int) -> Iterator[RecurrentLayer]:
     cell = "gru" if isinstance(part, GRU) else {"GRU": "gru_reset_after", "LSTM": "lstm"}.get(part.mode, "tanh_rnn")
     if not isinstance(part, GRU) and part.mode == "RNN_RELU":
-        raise _no_limit_for_relu(part, prefix)
+        raise _no_limit_for_relu(part, path)
     if not isinstance(part, GRU) and part.proj_size > 0:
-        raise UserError(f"{prefix or type(part).__name__}: proj_size={part.proj_size}: should be 0")
+        raise UserError(
+            f"{path or type(part).__name__}: proj_size={part.proj_size}: its state is fed back through weight_hh times "
+            "weight_hr, and no limit is known for either alone; take proj_size=0, or clip both with "
+            "SpectralClipping(..., delta=None, limit=..., select='*weight_h*')"
+        )
     directions = ("", "_reverse") if part.bidirectional else ("",)
     below: tuple[int, ...] = ()
     for layer in range(part.num_layers):
         for direction in directions:
             suffix = f"_l{layer}{direction}"
-            weight_ih, weight_hh = getattr(part, f"weight_ih{suffix}"), getattr(part, f"weight_hh{suffix}")
-            bias_ih, bias_hh = (getattr(part, f"bias_{kind}{suffix}") if part.bias else None for kind in ("ih", "hh"))
-            yield RecurrentLayer(f"{prefix}weight_hh{suffix}", cell, weight_ih, weight_hh, bias_ih, bias_hh, below)
+            yield RecurrentLayer(full_name(path, f"weight_hh{suffix}"), cell, root, path, suffix, below)
         below = tuple(range(offset + layer * len(directions), offset + (layer + 1) * len(directions)))
 
 
-def _layer_of_cell(part: nn.RNNCellBase, prefix: str) -> RecurrentLayer:
-    if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
-        raise _no_limit_for_relu(part, prefix)
-    cell = {nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}.get(type(part), "tanh_rnn")
-    bias_ih, bias_hh = (part.bias_ih, part.bias_hh) if part.bias else (None, None)
-    return RecurrentLayer(f"{prefix}weight_hh", cell, part.weight_ih, part.weight_hh, bias_ih, bias_hh, ())
-
-
-def _no_limit_for_relu(part: nn.Module, prefix: str) -> UserError:
-    return UserError(f"{prefix or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh")
+def _no_limit_for_relu(part: nn.Module, path: str) -> UserError:
+    return UserError(
+        f"{path or type(part).__name__}: nonlinearity='relu' has no limit here; take tanh, or "
+        "SpectralClipping(..., delta=None, limit=..., select='*weight_hh*')"
+    )

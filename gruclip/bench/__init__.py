@@ -1,6 +1,7 @@
-"""Measurements against peers, side by side in one process: ``gruclip bench projection | gru | step | stack | sweep``.
+"""Measurements against peers, side by side in one process: ``gruclip bench projection | gru | step | ...``.
 
-- `projection` (with `projection_figure`), `gru`, `step`, `stack`, `sweep`: a bench each, with its command line.
+- `projection` (with `projection_figure`), `gru`, `step`, `transformer`, `stack`, `sweep`: a bench each,
+  with its command line.
 - `options`, `timing` (rounds in an order of their own) and `output`: what they share.
 - `peers` and `keras_peer`: what others would write; `floor`: what the machine could do at best.
 - `sequences`: matrices before clipping, made or recorded; `agreement`: training by ``auto`` against ``full``.

@@ -12,7 +12,7 @@ from gruclip.errors import UserError
 TABLES = ("1", "2", "lr", "cells", "differences", "explosions")
 FIGURES = ("1", "2", "lr")
 REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
-BENCHMARKS = ("projection", "gru", "step", "stack", "sweep")
+BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gruclip.cli
-from gruclip.bench import floor, gru, keras_peer, projection, stack, step, sweep
+from gruclip.bench import floor, gru, keras_peer, projection, stack, step, sweep, transformer
 from gruclip.bench.floor import Machine, Work, gru_work, output_work, precisions, product_rates
 from gruclip.bench.output import number, timing_table
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, language_step, layer_step, music_epoch, torch_gru
@@ -312,6 +312,30 @@ def test_bench_step_shows_where_the_time_goes(tmp_path, capsys):
     assert {"forward", "backward", "update", "clipping"} <= set(tables["Parts"][0])
 
 
+def test_bench_transformer_trains_inside_the_limit_and_times_the_clipping_apart(tmp_path, monkeypatch):
+    trainings: list[transformer.Training] = []
+    original = transformer.Training.step
+
+    def watched(training: transformer.Training) -> float:
+        matrices = [part.weight for part in training.model.modules() if type(part).__name__.endswith("Linear")]
+        for layer in training.model.layers.layers:
+            matrices += layer.self_attn.in_proj_weight.chunk(3)
+        assert len(matrices) == 13
+        assert all(torch.linalg.matrix_norm(one.detach().double(), 2) <= 0.8 * (1 + 2e-6) for one in matrices)
+        trainings.append(training)
+        return original(training)
+
+    monkeypatch.setattr(transformer.Training, "step", watched)
+    options = ["--shape", "5,3,16", "--limit", "0.8", "--lr", "0.01", "--warmup", "2", "--out", str(tmp_path)]
+    assert transformer.main(["--threads", "1", "--repetitions", "3", *options]) == 0
+    assert len(trainings) == 5
+    times, counts = read(tmp_path, "transformer")["tables"].values()
+    assert [row["contestant"] for row in times] == [transformer.STEP, transformer.CLIPPING]
+    assert all(len(row["rounds"]) == 3 for row in times)
+    assert len(counts) == 9
+    assert all(row["clipped"] > 0 for row in counts)
+
+
 def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stack, "PRODUCT_SIZE", {"cpu": 64, "cuda": 64})
     arguments = ["--shape", "5,2,16", "--vocabulary", "50", "--sizes", "2", "1", "--device", "cpu"]
@@ -366,6 +390,7 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["projection", "--record", "5", "--keep", "9"], "--keep 9: more than the 5 iterations of --record"),
         (["projection", "--sizes"], "argument --sizes: expected at least one argument"),
         (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
+        (["transformer", "--shape", "5,3,15"], "--shape 5,3,15: n should be a multiple of 4, the heads"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
     ],
 )

@@ -225,8 +225,8 @@ def test_counts_of_another_form_are_refused(bad):
 def test_an_algorithm_there_is_not_and_a_layer_of_another_dtype_are_refused_at_once():
     with pytest.raises(UserError, match="algorithm='svd'"):
         SpectralClipping(nn.GRU(3, 4), algorithm="svd")
-    with pytest.raises(UserError, match=r"weight_hh_l0 of torch\.bfloat16: should be float32 or float64"):
-        SpectralClipping(nn.GRU(3, 4).bfloat16())
+    with pytest.raises(UserError, match=r"weight of torch\.complex64: should be float32, float64, bfloat16 or float16"):
+        SpectralClipping(nn.Linear(3, 4, dtype=torch.complex64), limit=1.0)
     with pytest.raises(UserError, match="delta='much': should be a number"):
         SpectralClipping(nn.GRU(3, 4), delta="much")
 

@@ -17,7 +17,8 @@ import pytest
 import gruclip
 
 MODULES = (
-    "gruclip", "gruclip.clipping", "gruclip.config", "gruclip.dynamics", "gruclip.gru", "gruclip.layers",
+    "gruclip", "gruclip.clipping", "gruclip.clipping.functional", "gruclip.clipping.updates",
+    "gruclip.clipping.weights", "gruclip.config", "gruclip.dynamics", "gruclip.gru", "gruclip.layers",
     "gruclip.runs.trained", "gruclip.spectral", "gruclip.spectral.clip", "gruclip.spectral.state",
     "gruclip.training.runner",
 )  # fmt: skip

@@ -1,0 +1,170 @@
+"""`clip_singular_values`: the projection out of place, with its derivative.
+
+For X (m, n) = U diag(s) V^T, r = min(m, n), the projection is P(X) = U diag(f(s)) V^T with f(s) = min(s, limit), a
+spectral operator. With A = U^T H V (r, r), its derivative is
+
+    DP(X)[H] = U (G o (A + A^T) / 2 + K o (A - A^T) / 2) V^T
+               + (I - U U^T) H V diag(q) V^T + U diag(q) U^T H (I - V V^T)
+
+    G_ij = (f(s_i) - f(s_j)) / (s_i - s_j), or f'(s_i) where s_i = s_j
+    K_ij = (f(s_i) + f(s_j)) / (s_i + s_j), and q_i = f(s_i) / s_i, both 1 where the values are at most the limit
+
+(Lewis and Sendov, "Twice differentiable spectral functions", 2001, for symmetric matrices; Ding, Sun, Sun and Toh,
+"Spectral operators of matrices", 2018, Theorem 3, for these.) It is self-adjoint, so that a gradient goes back through
+the same formula. f is piecewise linear: between values on one side of the limit G_ij is 1 or 0 without a division;
+across it G_ij = (limit - s_j) / (s_i - s_j), s_i > limit >= s_j, is in [0, 1].
+
+Where a value is the limit itself P has no derivative (unless H leaves it). What is taken there is f' = 1, as
+`torch.clamp` has it: the limit of the derivatives at matrices inside, an element of Clarke's generalised Jacobian.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gruclip.errors import UserError
+from gruclip.spectral import check_algorithm, clip_singular_values_
+
+
+def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: str = "auto") -> Tensor:
+    """A copy of each matrix whose singular values sigma_i are min(sigma_i, limit), with its derivative.
+
+    >>> weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> clipped = clip_singular_values(weight, 2.0)
+    >>> clipped.detach()
+    tensor([[2., 0.],
+            [0., 1.]])
+    >>> clipped.sum().backward()
+    >>> weight.grad  # none along the first value, half of what turns its vectors
+    tensor([[0.0000, 0.5000],
+            [0.5000, 1.0000]])
+
+    weight (..., m, n), float32 or float64; limit a positive number, or a tensor broadcastable to the batch shape (...),
+    which has a gradient, too. Value, `algorithm` and errors are those of `clip_singular_values_`; the derivative takes
+    a decomposition in float64 of each matrix, where any is clipped. A matrix left as it is, inside its limit up to the
+    tolerance, has the derivative of the identity. Where a singular value is the limit itself see the module. Works
+    under `torch.func.grad`, `jvp` and `vmap`, and breaks the graph of `torch.compile`. First derivatives only:
+    differentiating twice raises `UserError`.
+    """
+    check_algorithm(algorithm)
+    if weight.is_meta:
+        raise UserError("weight is on the meta device, where nothing has a value; give it one first")
+    try:
+        limits = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(weight.shape[:-2])
+    except (RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(weight.shape[:-2])
+        raise UserError(f"limit={limit!r}: should be a number, or a tensor that broadcasts to {shape}") from error
+    clipped: Tensor = _Projection.apply(weight, limits, algorithm)  # type: ignore[no-untyped-call]
+    return clipped
+
+
+class _Projection(torch.autograd.Function):
+    """(weight, limits, algorithm) to P(weight)."""
+
+    @staticmethod
+    def forward(weight: Tensor, limits: Tensor, algorithm: str) -> Tensor:
+        clipped = weight.clone(memory_format=torch.contiguous_format)
+        clip_singular_values_(clipped, limits, algorithm=algorithm)
+        return clipped
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        weight, limits, _ = inputs
+        ctx.save_for_backward(weight, limits, output)
+        ctx.save_for_forward(weight, limits, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_weight, of_limits = _Derivative.apply(*ctx.saved_tensors, grad)  # type: ignore[no-untyped-call]
+        return of_weight, of_limits, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, of_limits: Tensor | None, _: None) -> Tensor:
+        weight, limits, output = ctx.saved_tensors
+        return _forward(weight, limits, output, torch.zeros_like(weight) if tangent is None else tangent, of_limits)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], weight: Tensor, limits: Tensor, algorithm: str
+    ) -> tuple[Tensor, int]:
+        weight, limits = _batched(info.batch_size, in_dims, weight, limits)
+        return _Projection.apply(weight, limits, algorithm), 0  # type: ignore[no-untyped-call]
+
+
+class _Derivative(torch.autograd.Function):
+    """(weight, limits, P(weight), gradient) to the gradients of weight and limits; it has no derivative itself."""
+
+    @staticmethod
+    def forward(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return _adjoint(weight, limits, output, grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise UserError("clip_singular_values has first derivatives only; differentiate it once")
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        raise UserError("clip_singular_values has first derivatives only; differentiate it once")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple]:
+        return _Derivative.apply(*_batched(info.batch_size, in_dims, *tensors)), (0, 0)  # type: ignore[no-untyped-call]
+
+
+def _batched(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """With the axis over which vmap maps as a leading one."""
+    placed = zip(tensors, in_dims, strict=False)
+    return [one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0) for one, dim in placed]
+
+
+class _Decomposed:
+    """What DP takes of a decomposition in float64."""
+
+    def __init__(self, weight: Tensor, limits: Tensor, output: Tensor) -> None:
+        changed = (output != weight).any(-1).any(-1)
+        self.U, s, self.Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+        limit = limits[..., None]
+        self.above = (s > limit) & changed[..., None]
+        f = torch.where(self.above, limit, s)
+        either = self.above[..., :, None] | self.above[..., None, :]
+        both = self.above[..., :, None] & self.above[..., None, :]
+        apart, total = s[..., :, None] - s[..., None, :], s[..., :, None] + s[..., None, :]
+        slope = (f[..., :, None] - f[..., None, :]) / torch.where(either & ~both, apart, 1.0)
+        chord = (f[..., :, None] + f[..., None, :]) / torch.where(either, total, 1.0)
+        self.lost_G = torch.where(either, 1 - torch.where(both, 0.0, slope), 0.0)
+        self.lost_K = torch.where(either, 1 - chord, 0.0)
+        self.lost_q = torch.where(self.above, 1 - f / torch.where(self.above, s, 1.0), 0.0)
+
+    def apply(self, H: Tensor) -> Tensor:
+        """DP[H] as H less what it loses, so that nothing is rounded where nothing is lost."""
+        UH, HV = self.U.mT @ H, H @ self.Vh.mT
+        A = UH @ self.Vh.mT
+        inner = self.lost_G * (A + A.mT) / 2 + self.lost_K * (A - A.mT) / 2
+        right = (HV - self.U @ A) * self.lost_q[..., None, :]
+        lower = self.lost_q[..., :, None] * (UH - A @ self.Vh)
+        return H - (self.U @ inner + right) @ self.Vh - self.U @ lower
+
+
+def _adjoint(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and limits: DP is self-adjoint, and dP / dlimit the sum of u_i v_i^T over s_i > limit."""
+    if torch.equal(output, weight):
+        return grad.clone(), torch.zeros_like(limits)
+    parts, wide = _Decomposed(weight, limits, output), grad.double()
+    along = ((parts.U.mT @ wide) * parts.Vh).sum(-1)
+    return parts.apply(wide).to(weight.dtype), torch.where(parts.above, along, 0.0).sum(-1)
+
+
+def _forward(weight: Tensor, limits: Tensor, output: Tensor, tangent: Tensor, of_limits: Tensor | None) -> Tensor:
+    """DP[tangent], and the move with the limit."""
+    parts = _Decomposed(weight, limits, output)
+    moved = parts.apply(tangent.double())
+    if of_limits is not None:
+        moved = moved + (parts.U * torch.where(parts.above, of_limits[..., None], 0.0)[..., None, :]) @ parts.Vh
+    return moved.to(weight.dtype)

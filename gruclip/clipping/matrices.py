@@ -1,0 +1,225 @@
+"""Which matrices the parameters of a module are, and why some have none that could be clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from gruclip.clipping.selection import Select, pick
+from gruclip.dynamics import limits_of
+from gruclip.errors import UserError
+from gruclip.gru import GRU
+from gruclip.layers import CANDIDATE, GATES, RecurrentLayer, find_recurrent, full_name
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+Recurrent = (nn.RNNBase, nn.RNNCellBase, GRU)
+Convolution = nn.modules.conv._ConvNd
+
+AGAIN = "make a new SpectralClipping of the module as it is"
+WHOLE = "singular values are those of a whole matrix; clip before it is sharded, or leave it out"
+ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
+
+
+@dataclass(frozen=True)
+class ClippedParameter:
+    """A parameter of a module as a stack of matrices, each with a limit; looked up whenever it is asked for."""
+
+    name: str  #: in the module, e.g. "blocks.0.attention.in_proj_weight"
+    root: nn.Module  #: the module that was searched
+    path: str  #: of the module in it that has the parameter
+    attribute: str
+    blocks: int  #: matrices stacked in its first axis
+    chosen: slice  #: those of them that are clipped
+    limits: tuple[float, ...]  #: one for each of these
+    layer: RecurrentLayer | None = None  #: whose stability sets one of the limits
+
+    def tensor(self) -> Tensor:
+        """The module's own parameter of now. Raises `UserError` for the reason why it cannot be clipped."""
+        part, parameter = self.found()
+        if blocks_of(part, self.attribute, parameter) != self.blocks or parameter.shape[0] % self.blocks:
+            raise UserError(f"{self.name} of shape {tuple(parameter.shape)}: was {self.blocks} matrices; {AGAIN}")
+        return parameter
+
+    def found(self) -> tuple[nn.Module, Tensor]:
+        """The module that has it and the parameter, however many matrices that is."""
+        try:
+            part = self.root.get_submodule(self.path)
+        except AttributeError as error:
+            raise self._gone() from error
+        parameter = part._parameters.get(self.attribute)
+        if parameter is None:
+            raise UserError(reason) if (reason := _computed(self.name, part, self.attribute)) else self._gone()
+        check(self.name, parameter)
+        return part, parameter
+
+    def matrices(self, parameter: Tensor) -> Tensor:
+        """(blocks, m, n): a view of the parameter, or a copy where its memory has another order."""
+        return parameter.detach().unflatten(0, (self.blocks, -1)).flatten(2)[self.chosen]
+
+    def put_back(self, parameter: Tensor, matrices: Tensor) -> None:
+        """Give the parameter what was done to its matrices, where these were a copy."""
+        if matrices.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
+            parameter.detach().copy_(matrices.reshape(parameter.shape))
+
+    @property
+    def candidate(self) -> int | None:
+        """Which of the chosen matrices is the recurrent layer's candidate's."""
+        if self.layer is None:
+            return None
+        return GATES[self.layer.cell].index(CANDIDATE[self.layer.cell]) if len(self.limits) > 1 else 0
+
+    def _gone(self) -> UserError:
+        return UserError(f"{self.name}: the module has no such parameter any more; {AGAIN}")
+
+
+def find(module: nn.Module, delta: float | None, limit: float | None, select: Select | None) -> list[ClippedParameter]:
+    """The parameters to be clipped: the recurrent layers' by `delta`, and at `limit` what `select` picks.
+
+    Raises `UserError` where there is none, and for what cannot be clipped.
+    """
+    if delta is None and limit is None:
+        raise UserError("give delta= for the recurrent layers, limit= for other weights, or both")
+    if select is not None and limit is None:
+        raise UserError("select= picks what is clipped at limit=; give that too")
+    for path, part in module.named_modules():
+        if _is_a(part, "FullyShardedDataParallel"):
+            raise UserError(f"{path or 'the module'}: FullyShardedDataParallel shards its parameters; {WHOLE}")
+    found: dict[str, ClippedParameter] = {}
+    if delta is not None:
+        found = {entry.name: entry for entry in _stable(find_recurrent(module), delta)}
+    if limit is not None:
+        for path, part, attribute in _selected(module, select):
+            entry = _limited(module, path, part, attribute, limit)
+            found[entry.name] = entry if (stable := found.get(entry.name)) is None else _both(entry, stable)
+    if not found:
+        wanted = "recurrent layer" if limit is None else "Linear, MultiheadAttention, convolution or recurrent layer"
+        remedy = "limit= clips other weights" if limit is None else "select= picks other weights"
+        raise UserError(f"{type(module).__name__}: holds no {wanted}; {remedy}")
+    return list(found.values())
+
+
+def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParameter]:
+    """The candidates' blocks at their stability limits minus delta."""
+    entries = []
+    for layer in layers:
+        gates, candidate = GATES[layer.cell], CANDIDATE[layer.cell]
+        chosen = slice(gates.index(candidate), gates.index(candidate) + 1)
+        attribute = f"weight_hh{layer.suffix}"
+        entries.append(ClippedParameter(layer.name, layer.root, layer.path, attribute, len(gates), chosen, (), layer))
+        entries[-1].tensor()  # on the meta device its biases, which set the limit, have no values
+    for entry, layer, (limit, _) in zip(entries, layers, limits_of(layers), strict=True):
+        if not 0 < delta < limit:
+            raise UserError(
+                f"delta={delta}: should be inside (0, {limit:.4g}), the limit of {layer.name} ({layer.cell})"
+            )
+        yield replace(entry, limits=(limit - delta,))
+
+
+def _limited(root: nn.Module, path: str, part: nn.Module, attribute: str, limit: float) -> ClippedParameter:
+    """Every matrix of a parameter at one limit. On the meta device it may still be: it is looked up at each step."""
+    entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), (limit,))
+    held = part._parameters.get(attribute)
+    blocks = blocks_of(part, attribute, held if held is not None and held.is_meta else entry.found()[1])
+    return replace(entry, blocks=blocks, limits=(limit,) * blocks)
+
+
+def _both(entry: ClippedParameter, stable: ClippedParameter) -> ClippedParameter:
+    """A recurrent weight that `select` picks, too: each gate's matrix at the limit, the candidate's at the smaller."""
+    limits = list(entry.limits)
+    limits[stable.chosen] = [min(limit, *stable.limits) for limit in limits[stable.chosen]]
+    return replace(entry, limits=tuple(limits), layer=stable.layer)
+
+
+def blocks_of(part: nn.Module, attribute: str, parameter: Tensor) -> int:
+    """How many matrices are stacked in the first axis of a parameter."""
+    if isinstance(part, Convolution) and attribute == "weight":
+        return part.groups
+    if isinstance(part, nn.MultiheadAttention) and attribute == "in_proj_weight":
+        return 3
+    if isinstance(part, Recurrent) and attribute.startswith(("weight_ih", "weight_hh")):
+        return int(parameter.shape[0] // part.hidden_size)
+    return 1
+
+
+# -- what is selected ----------------------------------------------------------------------------------
+
+
+def _selected(module: nn.Module, select: Select | None) -> list[tuple[str, nn.Module, str]]:
+    """Path, module and attribute of each weight that `select` picks, or of those that are clipped without it."""
+    weights = list(_weights(module))
+    if select is None:
+        return [(path, part, attribute) for path, part, attribute in weights if _is_layer_weight(part, attribute)]
+    named = {full_name(path, attribute): (path, part, attribute) for path, part, attribute in weights}
+    return [named[name] for name in pick(select, {name: getattr(*one[1:]) for name, one in named.items()})]
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every parameter, and in the place of those that another is computed from that one."""
+    for path, part in module.named_modules():
+        if "parametrizations" in path.split("."):
+            continue
+        made = _computers(part)
+        for attribute, parameter in part._parameters.items():
+            if parameter is not None and not any(attribute.startswith(f"{name}_") for name in made):
+                yield path, part, attribute
+        for attribute in made:
+            yield path, part, attribute
+
+
+def _is_layer_weight(part: nn.Module, attribute: str) -> bool:
+    if isinstance(part, nn.MultiheadAttention):
+        return attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    return isinstance(part, nn.Linear | Convolution) and attribute == "weight"
+
+
+# -- what cannot be clipped ----------------------------------------------------------------------------
+
+
+def check(name: str, parameter: Tensor) -> None:
+    """Raise `UserError` for the reason why a parameter has no matrix that could be clipped."""
+    if is_lazy(parameter):
+        raise UserError(f"{name}: is not initialised yet; call the module once first")
+    if _is_a(parameter, "DTensor"):
+        raise UserError(f"{name}: is a DTensor, sharded over devices; {WHOLE}")
+    if parameter.is_meta:
+        raise UserError(f"{name}: {ON_META}")
+    if parameter.layout != torch.strided:
+        raise UserError(f"{name} of layout {parameter.layout}: should be dense")
+    if parameter.dtype not in DTYPES:
+        raise UserError(f"{name} of {parameter.dtype}: should be float32, float64, bfloat16 or float16")
+    if parameter.dim() < 2 or parameter.numel() == 0:
+        raise UserError(f"{name} of shape {tuple(parameter.shape)}: should have two axes or more, and none of it empty")
+
+
+def _computed(name: str, part: nn.Module, attribute: str) -> str | None:
+    """Why a weight that is no parameter is none."""
+    how = _computers(part).get(attribute)
+    return how and f"{name}: is computed by {how} at each forward pass; remove that first, or leave it out with select="
+
+
+def _computers(part: nn.Module) -> dict[str, str]:
+    """What computes which attribute of a module: its parametrisations and those of torch's hooks."""
+    made = {}
+    for hook in part._forward_pre_hooks.values():
+        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        if isinstance(name, str) and type(hook).__module__.startswith("torch.nn.utils."):
+            made[name] = f"torch.nn.utils' {type(hook).__name__}"
+    if parametrize.is_parametrized(part):
+        assert isinstance(part.parametrizations, nn.ModuleDict)
+        for name, steps in part.parametrizations.items():
+            kinds = ", ".join(type(step).__name__.strip("_") for step in steps.children())
+            made[name] = f"the parametrisation {kinds}"
+    return made
+
+
+def _is_a(thing: object, name: str) -> bool:
+    """Whether it is of a class of torch.distributed, which need not be imported for that."""
+    return any(
+        kind.__name__ == name and kind.__module__.startswith("torch.distributed") for kind in type(thing).__mro__
+    )

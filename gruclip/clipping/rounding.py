@@ -1,0 +1,116 @@
+"""The projection of a stack of matrices of any floating dtype; ``README.md`` has the reasoning for those of 16 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral import SpectralState, clip_singular_values_
+
+#: A Frobenius norm computed in float32 is right up to that, and more.
+SLACK = 1e-3
+#: A vector's norm up to limit (1 + NEAR) counts as inside: in 16 or 32 bits, and in float64.
+NEAR = (1e-6, 1e-12)
+#: Tries to find by measurement how far below the limit the values have to be to stay inside when they are rounded.
+MOST_TRIES = 5
+#: How far below: so many times the root mean square of what the last rounding moved out.
+ROOM = 2.0
+
+
+def norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which norms of matrices of a dtype are taken."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
+    """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once."""
+    norms = [torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=norm_dtype(stack.dtype)).double() for stack in stacks]
+    flat = iter(torch.cat([one.to(norms[0].device) for one in norms]).tolist()) if norms else iter(())
+    return [list(islice(flat, len(one))) for one in norms]
+
+
+def is_finite(stack: Tensor, norms: Sequence[float]) -> bool:
+    """Whether a stack holds no NaN or infinity, given its norms, which may pass the largest number."""
+    return all(map(math.isfinite, norms)) or bool(stack.isfinite().all())
+
+
+def surely_inside(norms: Sequence[float], limits: Sequence[float]) -> bool:
+    """Whether no singular value can pass its limit, since no Frobenius norm does."""
+    return all(norm <= (1 - SLACK) * limit for norm, limit in zip(norms, limits, strict=True))
+
+
+def clip_matrices_(
+    matrices: Tensor, limits: Sequence[float], algorithm: str = "auto", state: SpectralState | None = None
+) -> int:
+    """Clip each of a stack (blocks, m, n) at its limit, in place; how many values were.
+
+    Afterwards sigma_1 <= limit (1 + 2e-6) in each dtype as in float32, and in float64 as `clip_singular_values_` says.
+    """
+    m, n = matrices.shape[-2:]
+    if min(m, n) == 1:
+        return _clip_vectors_(matrices, limits)
+    if m < n:
+        # The quick ways of `clip_singular_values_` are for matrices of no fewer rows than columns.
+        matrices = matrices.mT
+    if matrices.dtype.itemsize < 4:
+        return _clip_rounded_(matrices, limits, algorithm, state)
+    limit: float | Tensor = limits[0] if len(set(limits)) == 1 else torch.tensor(limits, dtype=torch.float64)
+    return int(clip_singular_values_(matrices, limit, algorithm=algorithm, state=state).values_clipped.sum())
+
+
+def _clip_vectors_(matrices: Tensor, limits: Sequence[float]) -> int:
+    """Of one row or column: its norm is its only singular value."""
+    limit = torch.tensor(limits, dtype=torch.float64, device=matrices.device)[:, None, None]
+    wide = matrices.double()
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    outside = norm > limit * (1 + NEAR[matrices.dtype == torch.float64])
+    count = int(outside.sum())
+    if count:
+        wide *= torch.where(outside, limit / norm, 1.0)
+        rounded = wide.to(matrices.dtype)
+        # Towards zero, so that the rounding does not lengthen it.
+        matrices.copy_(torch.where(rounded.double().abs() > wide.abs(), _towards_zero(rounded), rounded))
+    return count
+
+
+def _towards_zero(numbers: Tensor) -> Tensor:
+    return torch.nextafter(numbers, torch.zeros_like(numbers))
+
+
+def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, state: SpectralState | None) -> int:
+    """Of 16 bits: clipped in float32, rounded and verified, until the rounded matrix is inside."""
+    ceiling = torch.tensor(limits, dtype=torch.float64, device=matrices.device)
+    wide = matrices.float()
+    clipped = clip_singular_values_(wide, ceiling, algorithm=algorithm, state=state).values_clipped
+    count = int(clipped.sum())
+    if not count:
+        return 0
+    target, sure = ceiling.clone(), _sure_target(matrices, ceiling)
+    for tries in range(MOST_TRIES + 1):
+        rounded = wide.to(matrices.dtype)
+        inside = rounded.float()
+        moved_out = clip_singular_values_(inside, ceiling, algorithm=algorithm, state=state).values_clipped
+        outside = moved_out > 0
+        if not bool(outside.any()):
+            break
+        excess = (
+            torch.linalg.vector_norm(rounded.float() - inside, dim=(-2, -1)).double() / moved_out.clamp(min=1).sqrt()
+        )
+        lower = (target - ROOM * excess).clamp(min=sure) if tries + 1 < MOST_TRIES else sure
+        target = torch.where(outside, lower, target)
+        clip_singular_values_(wide, target, algorithm=algorithm, state=state)
+    matrices.copy_(rounded)
+    return count
+
+
+def _sure_target(matrices: Tensor, ceiling: Tensor) -> Tensor:
+    """A limit from which no rounding to the dtype of the matrices leads beyond `ceiling`."""
+    kind, (m, n) = torch.finfo(matrices.dtype), matrices.shape[-2:]
+    smallest = kind.smallest_normal * kind.eps
+    sure = (ceiling - math.sqrt(m * n) * smallest / 2) / (1 + kind.eps / 2 * math.sqrt(min(m, n)) + 1e-5)
+    # From there all elements go to zero.
+    return sure.clamp(min=smallest / 4)

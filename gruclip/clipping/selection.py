@@ -1,0 +1,53 @@
+"""Which of some named parameters are to be clipped: by names, patterns or a predicate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gruclip.errors import UserError
+
+#: Names or patterns of names as in `fnmatch`, e.g. "blocks.*.weight", or a predicate of a name and a parameter.
+Select: TypeAlias = Callable[[str, Tensor], bool] | str | Sequence[str]
+
+
+def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
+    """The names of the parameters of two axes or more that are selected, each once.
+
+    Raises `UserError` where a predicate, or any of the patterns, picks none.
+    """
+    possible = matrices(offered)
+    if callable(select):
+        picked = [name for name in possible if select(name, offered[name])]
+        if not picked:
+            raise UserError(f"select: the predicate picks none of {len(possible)} parameters of two axes or more")
+        return picked
+    patterns = [select] if isinstance(select, str) else select
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(one, str) for one in patterns):
+        raise UserError(f"select={select!r}: should be a name or pattern, several of them, or a predicate")
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        named = [name for name in offered if fnmatchcase(name, pattern)]
+        picked = [name for name in named if name in possible]
+        if not picked:
+            what = f"picks {named[0]}, which has one axis" if named else "picks no parameter"
+            raise UserError(f"select={pattern!r}: {what}; should be a name or pattern of weights of two axes or more")
+        chosen |= dict.fromkeys(picked)
+    return list(chosen)
+
+
+def matrices(offered: Mapping[str, Tensor]) -> list[str]:
+    """The names of the parameters of two axes or more."""
+    return [name for name, parameter in offered.items() if is_lazy(parameter) or parameter.dim() > 1]
+
+
+def number(name: str, value: object) -> float:
+    """A setting as a float. Raises `UserError` for what is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}={value!r}: should be a number") from error

@@ -1,0 +1,195 @@
+"""`SpectralClipping`: the weights of any module, projected after each step of any optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gruclip.clipping.matrices import ClippedParameter, find
+from gruclip.clipping.rounding import clip_matrices_, is_finite, norm_dtype, norms_of, surely_inside
+from gruclip.clipping.selection import Select, number
+from gruclip.dynamics import StabilityLimit, stability_limit
+from gruclip.errors import NonFiniteError, UserError
+from gruclip.spectral import SpectralState, check_algorithm, spectral_norm
+
+
+class ClippedMatrix(NamedTuple):
+    """A line of `SpectralClipping.report`: one parameter; of several matrices in it, the one nearest to its limit."""
+
+    name: str  #: in the module, e.g. "rnn.weight_hh_l0"
+    cell: str | None  #: of `gruclip.layers.GATES`, for a recurrent layer's matrix clipped by delta
+    spectral_norm: float  #: NaN for a matrix that is not finite
+    limit: float  #: it is clipped at: the one given, or the stability limit minus delta
+    stability: StabilityLimit | None  #: of that layer, for the biases of now
+    last_clipped: int  #: values clipped in the last step, in all matrices of the parameter
+    total_clipped: int  #: in all steps since this object was made or its state loaded
+
+
+class SpectralClipping:
+    """Keeps the singular values of a module's weights at or below their limits.
+
+    >>> model = torch.nn.GRU(8, 64)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> clipping = SpectralClipping(model, delta=0.2).attach(optimizer)  # and train as before
+    >>> [line] = clipping.report()
+    >>> line.name, line.cell, line.limit, line.spectral_norm <= line.limit
+    ('weight_hh_l0', 'gru_reset_after', 1.8, True)
+
+    `delta` is for recurrent layers: in every GRU, LSTM and tanh RNN (see `gruclip.dynamics`), gruclip's and torch's,
+    several layers, both directions and single cells, the block of weight_hh through which the state is fed back is
+    clipped at its stability limit minus delta. The limits are taken once, here, for the biases of now; where a
+    candidate bias, the layer's own or one below, moves the fixed point, they are heuristics, and `report` says so. The
+    method is that of Kanai, Fujiwara and Iwamura (2017), there for the GRU. delta=None leaves these layers alone.
+
+    `limit` is for other weights, those of every Linear, MultiheadAttention and convolution, or those that `select`
+    picks instead: names or patterns (`fnmatch`), or a predicate of name and parameter, which is asked about parameters
+    of two axes or more.
+
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 100))
+    >>> clipping = SpectralClipping(model, limit=0.5, select=["1.weight", "0.*"])
+    >>> clipping.clip()
+    >>> [(line.name, round(line.spectral_norm, 3)) for line in clipping.report()]
+    [('1.weight', 0.5), ('0.weight', 0.5)]
+
+    What is a matrix: in_proj_weight is three, those of query, key and value; a convolution's weight (a transposed
+    one's, too) is reshaped to first axis x rest, for each group alone; a recurrent layer's weight_ih and weight_hh, if
+    picked, are one for each gate, and delta still holds for the candidate's unless it is None; any other parameter is
+    reshaped to first axis x rest. ``README.md`` in `gruclip/clipping` says what a limit then means.
+
+    After each step of the optimizer, whether it trains them or not, the weights are clipped in place. They are looked
+    up by name each time, so that a module may be moved, converted, or given other parameters; one that has several
+    names is clipped once. A step that gradient scaling skips clips nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in
+    float32, float64, bfloat16 and float16 alike.
+
+    Raises `UserError` if nothing is found, `delta` is not inside (0, limit) of each recurrent layer, `limit` is not
+    positive and finite, and for what cannot be clipped: weights that are computed by a parametrisation, sharded, of
+    another dtype, of one axis, or, at a step, on the meta device.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        delta: float | None = 0.2,
+        limit: float | None = None,
+        select: Select | None = None,
+        algorithm: str = "auto",
+    ) -> None:
+        check_algorithm(algorithm)
+        self.module, self.algorithm = module, algorithm
+        self.delta = None if delta is None else number("delta", delta)
+        self.limit = None if limit is None else number("limit", limit)
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise UserError(f"limit={limit}: should be a positive number")
+        self.parameters = find(module, self.delta, self.limit, select)
+        self.states = [SpectralState() for _ in self.parameters]
+        self.last_clipped = [0] * len(self.parameters)
+        self.total_clipped = [0] * len(self.parameters)
+        self._hook: Any = None
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> SpectralClipping:
+        """Clip now, so that training starts inside the limits, and after each `optimizer.step()`; returns self.
+
+        Raises `UserError` if already attached, or if the optimizer has none of the clipped weights.
+        """
+        if self._hook is not None:
+            raise UserError("SpectralClipping is attached to an optimizer already; detach() it first")
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not any(id(entry.tensor()) in trained for entry in self.parameters):
+            raise UserError(
+                f"the optimizer trains none of {', '.join(entry.name for entry in self.parameters)}; "
+                "pass the optimizer of the same module"
+            )
+        self.clip()
+        self._hook = optimizer.register_step_post_hook(self._after_step)
+        return self
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # A fused optimizer is called for a step that gradient scaling skips, too, and looks at this itself.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self.clip()
+
+    def detach(self) -> None:
+        """Clip no more; what was clipped stays."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Project every matrix now.
+
+        Raises `NonFiniteError`, before any is changed, for NaN or infinity in one; `UserError` for a parameter that has
+        become one that cannot be clipped.
+        """
+        found = self._found()
+        every_norm = norms_of([matrices for _, _, _, matrices in found])
+        for (_, entry, _, matrices), norms in zip(found, every_norm, strict=True):
+            if not is_finite(matrices, norms):
+                raise NonFiniteError(f"{entry.name} holds NaN or infinity; nothing was changed")
+        self.last_clipped = [0] * len(self.parameters)
+        for (index, entry, parameter, _), norms in zip(found, every_norm, strict=True):
+            if surely_inside(norms, entry.limits):
+                continue
+            matrices = entry.matrices(parameter)  # after what was done to the same parameter by another name
+            self.last_clipped[index] = clip_matrices_(matrices, entry.limits, self.algorithm, self.states[index])
+            self.total_clipped[index] += self.last_clipped[index]
+            entry.put_back(parameter, matrices)
+
+    def _found(self) -> list[tuple[int, ClippedParameter, Tensor, Tensor]]:
+        """Index, entry, parameter of now, its matrices: one of several names once, with the smallest limits."""
+        found: dict[tuple[int, int, int | None], tuple[int, ClippedParameter, Tensor, Tensor]] = {}
+        for index, entry in enumerate(self.parameters):
+            parameter = entry.tensor()
+            key = id(parameter), entry.blocks, entry.chosen.start
+            if key in found:
+                first, other, _, matrices = found[key]
+                limits = tuple(min(pair) for pair in zip(entry.limits, other.limits, strict=True))
+                found[key] = first, replace(other, limits=limits), parameter, matrices
+            else:
+                found[key] = index, entry, parameter, entry.matrices(parameter)
+        return list(found.values())
+
+    @torch.no_grad()
+    def report(self) -> list[ClippedMatrix]:
+        """For each parameter its name, cell, spectral norm now, limit, stability, and the values clipped."""
+        stability = stability_limit(self.module) if any(entry.layer for entry in self.parameters) else {}
+        lines = []
+        for index, entry, _, matrices in self._found():
+            norm, limit, nearest = math.nan, entry.limits[0], 0
+            if bool(matrices.isfinite().all()):
+                norms = spectral_norm(matrices.to(norm_dtype(matrices.dtype))).tolist()
+                nearest = max(range(len(norms)), key=lambda block: norms[block] / entry.limits[block])
+                norm, limit = norms[nearest], entry.limits[nearest]
+            layer = entry.layer if nearest == entry.candidate else None
+            of_layer = (layer.cell, stability[layer.name]) if layer else (None, None)
+            counts = self.last_clipped[index], self.total_clipped[index]
+            lines.append(ClippedMatrix(entry.name, of_layer[0], norm, limit, of_layer[1], *counts))
+        return lines
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step depends on, and the counts: plain tensors."""
+        saved = {"last_clipped": torch.tensor(self.last_clipped), "total_clipped": torch.tensor(self.total_clipped)}
+        for entry, state in zip(self.parameters, self.states, strict=True):
+            saved |= {f"{entry.name}/{name}": tensor for name, tensor in state.state_dict().items()}
+        return saved
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` gave. Raises `UserError` if it is of other layers."""
+        counts = [torch.as_tensor(saved.get(name, ())) for name in ("last_clipped", "total_clipped")]
+        names = {entry.name for entry in self.parameters}
+        strangers = {key.rpartition("/")[0] for key in saved if "/" in key} - names
+        if strangers or any(count.shape != (len(self.parameters),) for count in counts):
+            raise UserError(
+                f"state_dict is of other layers than {', '.join(sorted(names))}; load it into its own module"
+            )
+        self.last_clipped, self.total_clipped = (count.tolist() for count in counts)
+        for entry, state in zip(self.parameters, self.states, strict=True):
+            prefix = f"{entry.name}/"
+            own = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
+            state.load_state_dict(own, device=entry.tensor().device)
