@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gruclip.errors import UserError
-from gruclip.kernels import compiled, dropout
-from gruclip.kernels.gru_layer import CompiledGRULayer, GRULayer
+from gruclip.kernels import derivatives, dropout, gru_operator
 
 
 def plain_gru(
@@ -76,18 +75,16 @@ def gru_layer(
     """
     if x.shape[2] == 0:  # no rows
         return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
-    skips = x.shape[0] == 1 and compute in (None, torch.float32) and dropout.pays(mask, x, h0, weight_ih, weight_hh)
-    if mask is not None and not skips:
+    if mask is not None and not _skips(mask, compute, x, h0, weight_ih, weight_hh):
         x, mask = x * mask, None
-    if x.shape[0] > 1:
-        return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
-    # A single run goes through two-dimensional products: the same bits alone and in any stack. Its axis is not taken
-    # off by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
-    tensors = x, h0, weight_ih, weight_hh, bias, keep
-    single = [None if tensor is None else tensor.squeeze(0) for tensor in tensors]
-    if compute in (None, torch.float32, torch.bfloat16) and compiled.takes(*tensors):
-        return CompiledGRULayer.apply(*single, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
-    return GRULayer.apply(*single, compute).unsqueeze(0)
+    return gru_operator.layer(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+
+
+def _skips(mask: Tensor, compute: torch.dtype | None, x: Tensor, *others: Tensor) -> bool:
+    """Whether what the mask sets to zero is left out of the products."""
+    if derivatives.is_transformed() or x.shape[0] > 1 or compute not in (None, torch.float32):
+        return False
+    return dropout.pays(mask, x, *others)
 
 
 class GRU(nn.Module):
@@ -169,7 +166,7 @@ class GRU(nn.Module):
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
-        weight, device = self.get_parameter("weight_hh_l0"), x.device.type
+        weight, device = self.__getattr__("weight_hh_l0"), x.device.type
         batch = (x.shape[1],) if batched else ()
         expected = (self.num_layers, *batch, self.hidden_size)
         if hx is None:

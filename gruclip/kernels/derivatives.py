@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,19 @@ from torch import Tensor
 from gruclip.errors import UserError
 
 T = TypeVar("T")
+
+
+def is_transformed() -> bool:
+    """Whether the tensors of this call stand for others, by which no kernel can be called: under `torch.compile`,
+    `torch.export`, `torch.jit.trace` and the transforms of `torch.func`."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+
+
+def refuse_second(*_: Any) -> NoReturn:
+    """The gradient of a gradient: raises `UserError`."""
+    raise UserError(
+        "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
+    )
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -42,9 +55,7 @@ def backward(function: Callable[[Any, Tensor], T]) -> Callable[[Any, Tensor], T]
     @functools.wraps(function)
     def run(ctx: Any, grad: Tensor) -> T:
         if torch.is_grad_enabled():
-            raise UserError(
-                "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
-            )
+            refuse_second()
         with without_autocast(grad.device):
             return function(ctx, grad)
 
