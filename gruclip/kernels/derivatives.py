@@ -15,10 +15,15 @@ from gruclip.errors import UserError
 T = TypeVar("T")
 
 
+def in_functorch() -> bool:
+    """Whether this call is under a transform of `torch.func`."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def is_transformed() -> bool:
-    """Whether the tensors of this call stand for others, by which no kernel can be called: under `torch.compile`,
+    """Whether the tensors of this call stand for others, on which no kernel can be called: under `torch.compile`,
     `torch.export`, `torch.jit.trace` and the transforms of `torch.func`."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or in_functorch() or torch.jit.is_tracing()
 
 
 def refuse_second(*_: Any) -> NoReturn:

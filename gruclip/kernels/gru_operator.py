@@ -33,7 +33,8 @@ def layer(
     """As `gruclip.gru.gru_layer`; a mask only for the compiled kernels, and under no transform."""
     if derivatives.is_transformed():
         keep = None if keep is None else keep.expand(x.shape[:-1])
-        return _called(operator, x, h0, weight_ih, weight_hh, bias, keep, compute)[0]
+        call = _in_functorch if derivatives.in_functorch() else operator
+        return call(x, h0, weight_ih, weight_hh, bias, keep, compute)[0]
     return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
 
 
@@ -63,7 +64,7 @@ class GRULayer(torch.autograd.Function):
     @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved, wants = Saved(*ctx.saved_tensors), (ctx.needs_input_grad[0], ctx.has_bias)
-        if derivatives.is_transformed():  # a batch of gradients: `is_grads_batched`, `vectorize`
+        if derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             if grad.shape[0] == 1:
                 saved = _each(lambda tensor: tensor.unsqueeze(0), saved)
             gradients = _call_backward(grad, saved, ctx.compute, *wants)
@@ -136,8 +137,9 @@ def _call_backward(
     keep = None if keep is None else keep.expand(x.shape[:-1])
     if candidate is not None:
         gates = torch.cat((gates, candidate), -1)
-    d_x, d_h0, d_weight_ih, d_weight_hh, d_bias = _called(
-        operator_backward, grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, 1
+    call = _Backward.apply if derivatives.in_functorch() else operator_backward
+    d_x, d_h0, d_weight_ih, d_weight_hh, d_bias = call(
+        grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, 1
     )
     return Gradients(
         None if not wants_x else d_x if mask is None else d_x * mask,
@@ -189,22 +191,36 @@ operator.register_autograd(_gradient, setup_context=_remember)
 operator_backward.register_autograd(derivatives.refuse_second)
 
 
-def _for_functorch(op: Any, gradient: Callable[..., Any], remember: Callable[..., None]) -> type[torch.autograd.Function]:
-    """The same formula for the transforms of `torch.func`, which do not take what is registered with an operator."""
-    parts = {"forward": op, "setup_context": remember, "backward": gradient}
-    members = {name: staticmethod(function) for name, function in parts.items()}
-    return type(op._name, (torch.autograd.Function,), {"generate_vmap_rule": True} | members)
+class _Layer(torch.autograd.Function):
+    """The operator for the transforms of `torch.func`, which do not take the formula that is registered with it."""
+
+    generate_vmap_rule = True
+    setup_context, backward = staticmethod(_remember), staticmethod(_gradient)
+
+    @staticmethod
+    def forward(x, h0, weight_ih, weight_hh, bias, keep, compute):  # type: ignore[no-untyped-def, override]
+        return operator(x, h0, weight_ih, weight_hh, bias, keep, compute)
 
 
-FUNCTIONS = {
-    operator: _for_functorch(operator, _gradient, _remember),
-    operator_backward: _for_functorch(operator_backward, derivatives.refuse_second, lambda ctx, inputs, output: None),
-}
+class _Backward(torch.autograd.Function):
+    """Its gradient, for them too."""
+
+    generate_vmap_rule = True
+    backward = staticmethod(derivatives.refuse_second)
+
+    @staticmethod
+    def forward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups):  # type: ignore
+        return operator_backward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
 
-def _called(op: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    """An operator's results, whatever transforms are active."""
-    return FUNCTIONS[op].apply(*arguments) if torch._C._are_functorch_transforms_active() else op(*arguments)
+@torch._disable_dynamo
+def _in_functorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator under `torch.func`; left to Python by `torch.compile`, which traces no `vmap` over a function."""
+    return _Layer.apply(*arguments)
 
 
 def _as_runs(size: int, dims: Dims, arguments: Sequence[Any]) -> list[Any]:
