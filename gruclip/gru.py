@@ -126,6 +126,8 @@ class GRU(nn.Module):
                 raise UserError(f"{name}={size!r}: should be a whole number of at least 1")
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise UserError(f"dropout={dropout}: should be a number from 0 to 1")
+        if dtype is not None and not dtype.is_floating_point:
+            raise UserError(f"dtype={dtype}: should be a floating dtype")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):
@@ -157,8 +159,9 @@ class GRU(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The last layer's states and each layer's last one; shapes and errors as the class says."""
-        if isinstance(input, nn.utils.rnn.PackedSequence):
-            raise UserError("input is a PackedSequence, which gruclip.GRU does not take; pass the padded tensor")
+        _check_dense("input", input)
+        if hx is not None:
+            _check_dense("hx", hx)
         layout = "(T, k)" if input.dim() == 2 else "(B, T, k)" if self.batch_first else "(T, B, k)"
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise UserError(f"input of shape {tuple(input.shape)}: should be {layout} with k = {self.input_size}")
@@ -166,7 +169,11 @@ class GRU(nn.Module):
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
-        weight, device = self.__getattr__("weight_hh_l0"), x.device.type
+        weights = [self._weights(layer) for layer in range(self.num_layers)]
+        weight = weights[0][1]
+        device = weight.device.type
+        if not weight.is_floating_point():
+            raise UserError(f"parameters of {weight.dtype}: should be of a floating dtype")
         batch = (x.shape[1],) if batched else ()
         expected = (self.num_layers, *batch, self.hidden_size)
         if hx is None:
@@ -180,19 +187,35 @@ class GRU(nn.Module):
         for name, tensor in (("input", x), ("hx", hx)):
             if tensor.dtype != weight.dtype:
                 raise UserError(f"{name} of {tensor.dtype}: should be of the parameters' {weight.dtype}")
+            if tensor.device != weight.device:
+                raise UserError(f"{name} on {tensor.device}: should be on the parameters' {weight.device}")
         h_0 = hx if batched else hx.unsqueeze(1)
         last = []
-        for layer in range(self.num_layers):
+        for layer, parameters in enumerate(weights):
             if layer > 0 and self.dropout > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-            weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh"))
-            bias = None
-            if self.bias:
-                bias = (getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}")).unsqueeze(0)
-            x, h0, weight_ih, weight_hh = (tensor.unsqueeze(0) for tensor in (x, h_0[layer], weight_ih, weight_hh))
-            x = gru_layer(x, h0, weight_ih, weight_hh, bias, compute=compute).squeeze(0)
+            x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
             last.append(x[-1])
         h_n = torch.stack(last)
         if not batched:
             return x.squeeze(1), h_n.squeeze(1)
         return (x.transpose(0, 1) if self.batch_first else x), h_n
+
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A layer's weight_ih, weight_hh and bias as of one run; each is read once, for parametrizations compute it."""
+        weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}").unsqueeze(0) for name in ("weight_ih", "weight_hh"))
+        if not self.bias:
+            return weight_ih, weight_hh, None
+        bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh"))
+        return weight_ih, weight_hh, (bias_ih + bias_hh).unsqueeze(0)
+
+
+def _check_dense(name: str, argument: object) -> None:
+    """Raises `UserError` for what is not a dense tensor: packed or nested sequences, tuples, arrays."""
+    if not isinstance(argument, Tensor):
+        kind = type(argument).__name__
+    elif argument.is_nested or argument.layout != torch.strided:
+        kind = "nested tensor" if argument.is_nested else f"tensor of layout {argument.layout}"
+    else:
+        return
+    raise UserError(f"{name} is a {kind}, which gruclip.GRU does not take; pass a dense tensor, padded")

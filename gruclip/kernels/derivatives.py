@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,14 +22,26 @@ def in_functorch() -> bool:
 
 def is_transformed() -> bool:
     """Whether the tensors of this call stand for others, on which no kernel can be called: under `torch.compile`,
-    `torch.export`, `torch.jit.trace` and the transforms of `torch.func`."""
-    return torch.compiler.is_compiling() or in_functorch() or torch.jit.is_tracing()
+    `torch.export`, `make_fx`, `torch.jit.trace` and the transforms of `torch.func`."""
+    return (
+        torch.compiler.is_compiling()
+        or in_functorch()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch.jit.is_tracing()
+    )
 
 
-def refuse_second(*_: Any) -> NoReturn:
-    """The gradient of a gradient: raises `UserError`."""
+def refuse_second(ctx: Any, *grads: Any) -> Any:
+    """For the gradient of a gradient: raises `UserError`."""
     raise UserError(
         "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
+    )
+
+
+def refuse_forward(ctx: Any, *tangents: Any) -> Any:
+    """For derivatives in forward mode: raises `UserError`."""
+    raise UserError(
+        "jvp, jacfwd: gruclip's layers have derivatives in reverse mode only; gruclip.gru.plain_gru has both"
     )
 
 
@@ -60,7 +72,7 @@ def backward(function: Callable[[Any, Tensor], T]) -> Callable[[Any, Tensor], T]
     @functools.wraps(function)
     def run(ctx: Any, grad: Tensor) -> T:
         if torch.is_grad_enabled():
-            refuse_second()
+            refuse_second(ctx)
         with without_autocast(grad.device):
             return function(ctx, grad)
 

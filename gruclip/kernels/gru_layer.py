@@ -7,7 +7,8 @@ dtype, for one run or several side by side; the compiled kernels for one run in 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from gruclip.kernels import compiled
 from gruclip.kernels.dropout import product_of_kept
 from gruclip.kernels.products import matmul, repeated_product
+
+#: Multiply-adds of a product up to which a batch of them is faster by one call.
+BATCHED = 4_000_000
 
 
 class Saved(NamedTuple):
@@ -40,9 +44,9 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
-def is_compiled(runs: int, compute: torch.dtype | None, *tensors: Tensor | None) -> bool:
-    """Whether a layer of these tensors is computed by the compiled kernels."""
-    return runs == 1 and compute in (None, torch.float32, torch.bfloat16) and compiled.takes(*tensors)
+def is_compiled(compute: torch.dtype | None, *tensors: Tensor | None) -> bool:
+    """Whether a layer of these tensors is computed by the compiled kernels, run by run."""
+    return compute in (None, torch.float32, torch.bfloat16) and compiled.takes(*tensors)
 
 
 def forward(
@@ -55,14 +59,21 @@ def forward(
     compute: torch.dtype | None,
     mask: Tensor | None = None,
 ) -> Saved:
-    """Arguments as of `gruclip.gru.gru_layer`, whose result is in the states; a mask only where `is_compiled`."""
-    if x.shape[0] > 1:
-        return _forward_by_torch(x, h0, weight_ih, weight_hh, bias, keep, compute)
-    # A single run goes through two-dimensional products: the same bits alone and in any stack.
-    x, h0, weight_ih, weight_hh = x.squeeze(0), h0.squeeze(0), weight_ih.squeeze(0), weight_hh.squeeze(0)
-    bias, keep, mask = (None if tensor is None else tensor.squeeze(0) for tensor in (bias, keep, mask))
-    if is_compiled(1, compute, x, h0, weight_ih, weight_hh, bias, keep):
-        return _forward_compiled(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+    """Arguments as of `gruclip.gru.gru_layer`, whose result is in the states; a mask only of one run, compiled."""
+    by_kernels = is_compiled(compute, x, h0, weight_ih, weight_hh, bias, keep)
+    if x.shape[0] == 1:
+        # A single run goes through two-dimensional products: the same bits alone and in any stack.
+        x, h0, weight_ih, weight_hh = x.squeeze(0), h0.squeeze(0), weight_ih.squeeze(0), weight_hh.squeeze(0)
+        bias, keep, mask = (None if tensor is None else tensor.squeeze(0) for tensor in (bias, keep, mask))
+        if by_kernels:
+            return _forward_compiled(x, h0, weight_ih, weight_hh, bias, keep, mask, compute)
+    elif by_kernels:
+        keep = None if keep is None else keep.expand(x.shape[:-1]).contiguous()
+        weight_hh = weight_hh.contiguous()
+        each = _each_run(x, h0, weight_ih, weight_hh, bias, keep)
+        runs = [_forward_compiled(*run, None, compute) for run in each]  # type: ignore[call-arg]
+        states, gates = torch.stack([run.states for run in runs]), torch.stack([run.gates for run in runs])
+        return Saved(x, weight_ih, weight_hh, keep, None, states, gates, None)
     return _forward_by_torch(x, h0, weight_ih, weight_hh, bias, keep, compute)
 
 
@@ -74,11 +85,23 @@ def backward(
     groups: the batch falls into so many equal parts, one after the other, and each has gradients of the weights and the
     bias of its own: (R, groups, 3n, k). With one there is no such axis.
     """
-    if grad.shape[0] > 1:
-        return _backward_by_torch(grad, saved, compute, wants_x, wants_bias, groups)
-    run = _backward_compiled if saved.candidate is None else _backward_by_torch
-    gradients = run(grad.squeeze(0), saved, compute, wants_x, wants_bias, groups)
-    return Gradients(*[None if gradient is None else gradient.unsqueeze(0) for gradient in gradients])  # type: ignore[arg-type]
+    options = compute, wants_x, wants_bias, groups
+    by_kernels = saved.candidate is None
+    if grad.shape[0] == 1:
+        run = _backward_compiled if by_kernels else _backward_by_torch
+        gradients = run(grad.squeeze(0), saved, *options)
+        return Gradients(*[None if gradient is None else gradient.unsqueeze(0) for gradient in gradients])  # type: ignore
+    if by_kernels:
+        runs = [_backward_compiled(one, Saved(*of_one), *options) for one, *of_one in _each_run(grad, *saved)]
+        return Gradients(*[None if parts[0] is None else torch.stack(parts) for parts in zip(*runs, strict=True)])  # type: ignore
+    return _backward_by_torch(grad, saved, *options)
+
+
+def _each_run(*tensors: Tensor | None) -> Iterator[list[Any]]:
+    """What belongs to each run of a stack, (R, ...); None to all."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    for run in range(len(first)):
+        yield [None if tensor is None else tensor[run] for tensor in tensors]
 
 
 def _rows(sequence: Tensor, groups: int = 1) -> Tensor:
@@ -208,8 +231,8 @@ def _forward_compiled(
     weight_hh: Tensor,
     bias: Tensor | None,
     keep: Tensor | None,
-    compute: torch.dtype | None,
     mask: Tensor | None,
+    compute: torch.dtype | None,
 ) -> Saved:
     """The recurrence is one call; what is zero in the mask takes no time where the input is read."""
     steps, batch, _ = x.shape
@@ -254,16 +277,24 @@ def _backward_compiled(
         d_x = matmul(d_sums, weight_ih, compute).view_as(x)
         d_x = d_x if mask is None else d_x.mul_(mask)
     if groups > 1:
-        d_sums, inputs, h, rh = (
-            _rows(rows.view(steps, batch, -1), groups) for rows in (d_sums, inputs.contiguous(), h, rh)
-        )
+        d_sums, inputs, h, rh = (_rows(rows.view(steps, batch, -1), groups) for rows in (d_sums, inputs, h, rh))
     if mask is None:
-        d_weight_ih = matmul(d_sums.mT, inputs, compute)
+        d_weight_ih = _products(d_sums.mT, inputs, compute)
     else:
         d_weight_ih = torch.empty_like(weight_ih)
         product_of_kept(inputs.mT, d_sums, out=d_weight_ih.mT)
     d_weight_hh = d_sums.new_empty(*d_sums.shape[:-2], 3 * n, n)
-    matmul(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[..., : 2 * n, :])
-    matmul(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[..., 2 * n :, :])
+    _products(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[..., : 2 * n, :])
+    _products(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[..., 2 * n :, :])
     d_bias = d_sums.sum(-2) if wants_bias else None
     return Gradients(d_x, d_h0, d_weight_ih, d_weight_hh, d_bias)
+
+
+def _products(a: Tensor, b: Tensor, compute: torch.dtype | None, out: Tensor | None = None) -> Tensor:
+    """``a @ b``; where they are batches of larger matrices one by one, by the best kernel of a single product."""
+    if a.dim() == 2 or a.shape[1] * a.shape[2] * b.shape[2] < BATCHED:
+        return matmul(a, b, compute, out)
+    out = a.new_empty(*a.shape[:2], b.shape[2]) if out is None else out
+    for one, other, result in zip(a, b, out, strict=True):
+        matmul(one, other, compute, result)
+    return out

@@ -41,6 +41,8 @@ def layer(
 class GRULayer(torch.autograd.Function):
     """The layer by itself."""
 
+    jvp = staticmethod(derivatives.refuse_forward)
+
     @staticmethod
     @derivatives.forward
     def forward(  # type: ignore[override]
@@ -57,8 +59,8 @@ class GRULayer(torch.autograd.Function):
         saved = gru_layer.forward(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
         ctx.save_for_backward(*saved)
         ctx.compute, ctx.has_bias = compute, bias is not None
-        result = saved.states[..., 1:, :, :].clone()  # what its user does to it must not reach the backward pass
-        return result if x.shape[0] > 1 else result.unsqueeze(0)
+        states = saved.states if x.shape[0] > 1 else saved.states.unsqueeze(0)
+        return states[:, 1:].clone()  # what its user does to it must not reach the backward pass
 
     @staticmethod
     @derivatives.backward
@@ -111,11 +113,10 @@ def operator_backward(
     """`gru_layer.backward`, with an axis for the groups also of one; empty what is not wanted."""
     n = grad.shape[-1]
     parts: tuple[Tensor, Tensor | None] = gates[..., : 2 * n], gates[..., 2 * n :]
-    if gru_layer.is_compiled(grad.shape[0], compute, grad, x, weight_ih, weight_hh, keep):
+    if gru_layer.is_compiled(compute, grad, x, weight_ih, weight_hh, keep):
         parts = gates, None
     saved = Saved(x, weight_ih, weight_hh, keep, None, states, *parts)
-    if grad.shape[0] == 1:
-        saved = _each(lambda tensor: tensor.squeeze(0).contiguous(), saved)
+    saved = _each(lambda tensor: (tensor.squeeze(0) if grad.shape[0] == 1 else tensor).contiguous(), saved)
     with derivatives.without_autocast(grad.device):
         d_x, d_h0, *of_weights = gru_layer.backward(grad, saved, compute, wants_x, wants_bias, groups)
     if groups == 1:
@@ -196,6 +197,7 @@ class _Layer(torch.autograd.Function):
 
     generate_vmap_rule = True
     setup_context, backward = staticmethod(_remember), staticmethod(_gradient)
+    jvp = staticmethod(derivatives.refuse_forward)
 
     @staticmethod
     def forward(x, h0, weight_ih, weight_hh, bias, keep, compute):  # type: ignore[no-untyped-def, override]
