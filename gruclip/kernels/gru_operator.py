@@ -179,6 +179,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, T
     x, _, weight_ih, weight_hh, bias, keep, compute = inputs
     _, states, gates = output
     ctx.save_for_backward(x, weight_ih, weight_hh, keep, states, gates)
+    ctx.mark_non_differentiable(states, gates)
+    ctx.set_materialize_grads(False)
     ctx.compute, ctx.has_bias = compute, bias is not None
 
 
