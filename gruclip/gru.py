@@ -71,7 +71,8 @@ def gru_layer(
 
     mask (R, T, B, k): dropout's factors. Cost, forward and backward: 9 T B n (n + k) multiply-adds a run, 6 T B n**2
     of them in sequence; 6 T B n k of them need not be done for what the mask sets to zero, and on the CPU are not.
-    Raises `UserError` where second derivatives are asked for, which `plain_gru` has.
+    Under torch's transforms nothing is skipped. Raises `UserError` where second or forward-mode derivatives are asked
+    for, which `plain_gru` has.
     """
     if x.shape[2] == 0:  # no rows
         return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
@@ -96,8 +97,14 @@ class GRU(nn.Module):
     and ``bias_hh_l0`` (3n,), gates in the order r, z, n; the candidate's two biases are added, so that ``bias_hh`` is
     no part of the reset product. Initial weights as torch's: uniform in +-1/sqrt(n).
 
-    Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'. First
-    derivatives only: ``create_graph=True`` raises `UserError`, and so do packed sequences, wrong shapes and dtypes.
+    Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'.
+
+    Under `torch.compile` (``fullgraph=True``, dynamic shapes) and `torch.export` a layer is the operator
+    ``gruclip::gru_layer``, with the bits of a plain call; dropout's masks are a plain call's too for the same seed, but
+    inductor's own without ``torch._inductor.config.fallback_random``. `torch.func` takes it: `functional_call`, `grad`,
+    `vmap` over stacked parameters, inputs or both, `jacrev`, and one in the other; in a compiled function these are left
+    to Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only: ``create_graph=True``, `hessian`
+    and `jvp` raise `UserError`, and so do packed, nested and sparse sequences, wrong shapes, dtypes and devices.
 
     >>> gru = GRU(3, 5, num_layers=2)
     >>> states, last = gru(torch.zeros(7, 4, 3))
