@@ -103,7 +103,7 @@ class GRU(nn.Module):
     ``gruclip::gru_layer``, with the bits of a plain call; dropout's masks are a plain call's too for the same seed, but
     inductor's own without ``torch._inductor.config.fallback_random``. `torch.func` takes it: `functional_call`, `grad`,
     `vmap` over stacked parameters, inputs or both, `jacrev`, one in the other; in a compiled function these are left to
-    Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only: ``create_graph=True``, `hessian` and
+    Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only: ``create_graph=True``, `hessian`,
     `jvp` raise `UserError`, and so do packed, nested and sparse sequences, wrong shapes, dtypes and devices.
 
     >>> gru = GRU(3, 5, num_layers=2)
