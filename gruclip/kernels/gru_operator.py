@@ -2,8 +2,8 @@
 
 By itself it is an autograd function. Under `torch.compile`, `torch.export` and the transforms of `torch.func` it is the
 operator ``gruclip::gru_layer``, which they ask for shapes, for gradients and for many calls at once; it computes the
-same bits, in 1.4 times the time where a layer has next to nothing to do. Of a batch of calls (`torch.vmap`) with weights
-of their own each is a run of a stack; with the same weights their batches are one.
+same bits, in 1.4 times the time where a layer has next to nothing to do. Of a batch of calls (`torch.vmap`) with
+weights of their own each is a run of a stack; with the same weights their batches are one.
 """
 
 from __future__ import annotations
