@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gruclip.errors import UserError
-from gruclip.kernels import compiled, dropout
-from gruclip.kernels.gru_layer import CompiledGRULayer, GRULayer
+from gruclip.kernels import derivatives, dropout, gru_operator
 
 
 def plain_gru(
@@ -72,22 +71,21 @@ def gru_layer(
 
     mask (R, T, B, k): dropout's factors. Cost, forward and backward: 9 T B n (n + k) multiply-adds a run, 6 T B n**2
     of them in sequence; 6 T B n k of them need not be done for what the mask sets to zero, and on the CPU are not.
-    Raises `UserError` where second derivatives are asked for, which `plain_gru` has.
+    Under torch's transforms nothing is skipped. Raises `UserError` where second or forward-mode derivatives are asked
+    for, which `plain_gru` has.
     """
     if x.shape[2] == 0:  # no rows
         return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
-    skips = x.shape[0] == 1 and compute in (None, torch.float32) and dropout.pays(mask, x, h0, weight_ih, weight_hh)
-    if mask is not None and not skips:
+    if mask is not None and not _skips(mask, compute, x, h0, weight_ih, weight_hh):
         x, mask = x * mask, None
-    if x.shape[0] > 1:
-        return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute)
-    # A single run goes through two-dimensional products: the same bits alone and in any stack. Its axis is not taken
-    # off by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
-    tensors = x, h0, weight_ih, weight_hh, bias, keep
-    single = [None if tensor is None else tensor.squeeze(0) for tensor in tensors]
-    if compute in (None, torch.float32, torch.bfloat16) and compiled.takes(*tensors):
-        return CompiledGRULayer.apply(*single, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
-    return GRULayer.apply(*single, compute).unsqueeze(0)
+    return gru_operator.layer(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+
+
+def _skips(mask: Tensor, compute: torch.dtype | None, x: Tensor, *others: Tensor) -> bool:
+    """Whether what the mask sets to zero is left out of the products."""
+    if derivatives.is_transformed() or x.shape[0] > 1 or compute not in (None, torch.float32):
+        return False
+    return dropout.pays(mask, x, *others)
 
 
 class GRU(nn.Module):
@@ -99,8 +97,14 @@ class GRU(nn.Module):
     and ``bias_hh_l0`` (3n,), gates in the order r, z, n; the candidate's two biases are added, so that ``bias_hh`` is
     no part of the reset product. Initial weights as torch's: uniform in +-1/sqrt(n).
 
-    Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'. First
-    derivatives only: ``create_graph=True`` raises `UserError`, and so do packed sequences, wrong shapes and dtypes.
+    Under `torch.autocast` the products' operands are of its dtype, and states and results of the parameters'.
+
+    Under `torch.compile` (``fullgraph=True``, dynamic shapes) and `torch.export` a layer is the operator
+    ``gruclip::gru_layer``, with the bits of a plain call; dropout's masks are a plain call's too for the same seed, but
+    inductor's own without ``torch._inductor.config.fallback_random``. `torch.func` takes it: `functional_call`, `grad`,
+    `vmap` over stacked parameters, inputs or both, `jacrev`, one in the other; in a compiled function these are left to
+    Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only: ``create_graph=True``, `hessian`,
+    `jvp` raise `UserError`, and so do packed, nested and sparse sequences, wrong shapes, dtypes and devices.
 
     >>> gru = GRU(3, 5, num_layers=2)
     >>> states, last = gru(torch.zeros(7, 4, 3))
@@ -129,6 +133,8 @@ class GRU(nn.Module):
                 raise UserError(f"{name}={size!r}: should be a whole number of at least 1")
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise UserError(f"dropout={dropout}: should be a number from 0 to 1")
+        if dtype is not None and not dtype.is_floating_point:
+            raise UserError(f"dtype={dtype}: should be a floating dtype")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):
@@ -160,8 +166,9 @@ class GRU(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The last layer's states and each layer's last one; shapes and errors as the class says."""
-        if isinstance(input, nn.utils.rnn.PackedSequence):
-            raise UserError("input is a PackedSequence, which gruclip.GRU does not take; pass the padded tensor")
+        _check_dense("input", input)
+        if hx is not None:
+            _check_dense("hx", hx)
         layout = "(T, k)" if input.dim() == 2 else "(B, T, k)" if self.batch_first else "(T, B, k)"
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
             raise UserError(f"input of shape {tuple(input.shape)}: should be {layout} with k = {self.input_size}")
@@ -169,7 +176,11 @@ class GRU(nn.Module):
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
-        weight, device = self.get_parameter("weight_hh_l0"), x.device.type
+        weights = [self._weights(layer) for layer in range(self.num_layers)]
+        weight = weights[0][1]
+        device = weight.device.type
+        if not weight.is_floating_point():
+            raise UserError(f"parameters of {weight.dtype}: should be of a floating dtype")
         batch = (x.shape[1],) if batched else ()
         expected = (self.num_layers, *batch, self.hidden_size)
         if hx is None:
@@ -183,19 +194,35 @@ class GRU(nn.Module):
         for name, tensor in (("input", x), ("hx", hx)):
             if tensor.dtype != weight.dtype:
                 raise UserError(f"{name} of {tensor.dtype}: should be of the parameters' {weight.dtype}")
+            if tensor.device != weight.device:
+                raise UserError(f"{name} on {tensor.device}: should be on the parameters' {weight.device}")
         h_0 = hx if batched else hx.unsqueeze(1)
         last = []
-        for layer in range(self.num_layers):
+        for layer, parameters in enumerate(weights):
             if layer > 0 and self.dropout > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-            weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh"))
-            bias = None
-            if self.bias:
-                bias = (getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}")).unsqueeze(0)
-            x, h0, weight_ih, weight_hh = (tensor.unsqueeze(0) for tensor in (x, h_0[layer], weight_ih, weight_hh))
-            x = gru_layer(x, h0, weight_ih, weight_hh, bias, compute=compute).squeeze(0)
+            x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
             last.append(x[-1])
         h_n = torch.stack(last)
         if not batched:
             return x.squeeze(1), h_n.squeeze(1)
         return (x.transpose(0, 1) if self.batch_first else x), h_n
+
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A layer's weight_ih, weight_hh and bias as of one run; each is read once, for parametrizations compute it."""
+        weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}").unsqueeze(0) for name in ("weight_ih", "weight_hh"))
+        if not self.bias:
+            return weight_ih, weight_hh, None
+        bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh"))
+        return weight_ih, weight_hh, (bias_ih + bias_hh).unsqueeze(0)
+
+
+def _check_dense(name: str, argument: object) -> None:
+    """Raises `UserError` for what is not a dense tensor: packed or nested sequences, tuples, arrays."""
+    if not isinstance(argument, Tensor):
+        kind = type(argument).__name__
+    elif argument.is_nested or argument.layout != torch.strided:
+        kind = "nested tensor" if argument.is_nested else f"tensor of layout {argument.layout}"
+    else:
+        return
+    raise UserError(f"{name} is a {kind}, which gruclip.GRU does not take; pass a dense tensor, padded")

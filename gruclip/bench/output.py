@@ -14,7 +14,7 @@ from gruclip.bench.floor import Floor, Machine
 from gruclip.bench.timing import Timing
 from gruclip.errors import UserError
 from gruclip.report.render import Table, markdown
-from gruclip.runs.environment import describe_environment
+from gruclip.runs.environment import describe_environment, processor_family
 
 
 def timing_table(
@@ -85,7 +85,9 @@ def write(
     """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`; of a GPU where `device` is one."""
     environment = describe_environment(device or torch.device("cpu"))
     versions = f"{environment['threads']} threads, torch {torch.__version__}"
-    machine = environment["processor"] if environment["device"] == "cpu" else environment["device"]
+    environment["processor_family"] = processor_family()
+    processor = ", ".join(filter(None, (environment["processor"], environment["processor_family"])))
+    machine = processor if environment["device"] == "cpu" else environment["device"]
     head = f"`gruclip bench {bench}`: {machine}, {versions}"
     text = f"{head}\n\n{markdown(tables)}"
     content = {

@@ -8,18 +8,19 @@ import torch
 
 import gruclip
 from gruclip.kernels import compiled
-from gruclip.runs.environment import git_revision, processor_name
+from gruclip.runs.environment import git_revision, processor_family, processor_name
 
 
 def describe() -> str:
     """Versions, revision, threads, and which compiled kernels are in use; compiles them if need be."""
     kernels = compiled.loaded()
+    capability = torch.backends.cpu.get_cpu_capability()
     lines = {
         "gruclip": gruclip.__version__,
         "revision": git_revision() or "not a checkout",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "processor": f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()} in torch",
+        "processor": ", ".join(filter(None, (processor_name(), processor_family(), f"{capability} in torch"))),
         "threads": str(torch.get_num_threads()),
         "kernels": kernels.origin,
     }

@@ -3,7 +3,8 @@
 - `compiled`: loads the C++ beside it (``*.cpp``), and makes the calls; `arguments`: what each takes, checked.
 - `build`: compiles it, on first use or for a wheel; `cache`: where that is kept, and whether to trust it.
 - `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
-- `gru_layer`: the paper's GRU with derivatives of its own; `derivatives`: what such autograd functions share.
+- `gru_layer`: the paper's GRU, forward and backward; `gru_operator`: a differentiable layer of it, also under torch's
+  transforms; `derivatives`: what autograd functions with derivatives of their own share.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
 
 Imports torch and the standard library, and of gruclip `errors` alone. Start with ``README.md`` beside this file, then

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gruclip.errors import UserError
 from gruclip.kernels import build, cache
@@ -52,11 +53,17 @@ class Loaded(NamedTuple):
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can work on these: float32 on the CPU, and compiled."""
+    """Whether the kernels can work on these: float32 on the CPU, and compiled.
+
+    Not where something looks on at torch's operations (FakeTensor, make_fx, a counter of FLOP) or a tensor is of a
+    class that is not torch's own: what a kernel does to bare memory they would not see, or there is none.
+    """
     for tensor in tensors:
-        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+        if tensor is not None and not (
+            tensor.dtype is torch.float32 and tensor.is_cpu and type(tensor) in (Tensor, Parameter)
+        ):
             return False
-    return library() is not None
+    return torch._C._len_torch_dispatch_stack() == 0 and library() is not None
 
 
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:

@@ -15,6 +15,36 @@ from gruclip.errors import UserError
 T = TypeVar("T")
 
 
+def in_functorch() -> bool:
+    """Whether this call is under a transform of `torch.func`."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_transformed() -> bool:
+    """Whether the tensors of this call stand for others, on which no kernel can be called: under `torch.compile`,
+    `torch.export`, `make_fx`, `torch.jit.trace` and the transforms of `torch.func`."""
+    return (
+        torch.compiler.is_compiling()
+        or in_functorch()
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch.jit.is_tracing()
+    )
+
+
+def refuse_second(ctx: Any, *grads: Any) -> Any:
+    """For the gradient of a gradient: raises `UserError`."""
+    raise UserError(
+        "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
+    )
+
+
+def refuse_forward(ctx: Any, *tangents: Any) -> Any:
+    """For derivatives in forward mode: raises `UserError`."""
+    raise UserError(
+        "jvp, jacfwd: gruclip's layers have derivatives in reverse mode only; gruclip.gru.plain_gru has both"
+    )
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off: it would change the dtype of products whose memory a kernel then reads as another."""
     on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
@@ -42,9 +72,7 @@ def backward(function: Callable[[Any, Tensor], T]) -> Callable[[Any, Tensor], T]
     @functools.wraps(function)
     def run(ctx: Any, grad: Tensor) -> T:
         if torch.is_grad_enabled():
-            raise UserError(
-                "create_graph=True: gruclip's layers have first derivatives only; gruclip.gru.plain_gru has second ones"
-            )
+            refuse_second(ctx)
         with without_autocast(grad.device):
             return function(ctx, grad)
 

@@ -21,6 +21,19 @@ PACKAGES = ("gruclip", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "pa
 #: Those of them that a run's numbers depend on.
 NUMERICAL = ("gruclip", "torch", "numpy", "scipy")
 
+#: AMD's by family, each with its models from and to, as arch/x86/kernel/cpu/amd.c in Linux has them.
+GENERATIONS: dict[int, dict[str, list[tuple[int, int]]]] = {
+    0x17: {
+        "Zen": [(0x00, 0x2F), (0x50, 0x5F)],
+        "Zen 2": [(0x30, 0x4F), (0x60, 0x7F), (0x90, 0x91), (0xA0, 0xAF)],
+    },
+    0x19: {"Zen 3": [(0x00, 0x0F), (0x20, 0x5F)], "Zen 4": [(0x10, 0x1F), (0x60, 0xAF)]},
+    0x1A: {
+        "Zen 5": [(0x00, 0x2F), (0x40, 0x4F), (0x60, 0x7F)],
+        "Zen 6": [(0x50, 0x5F), (0x80, 0xAF), (0xC0, 0xCF)],
+    },
+}
+
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Plain data for ``environment.json`` and for the files of ``gruclip bench``."""
@@ -61,12 +74,28 @@ def check_versions(name: str, before: Mapping[str, Any] | None, now: Mapping[str
 
 def processor_name() -> str:
     """The CPU's model name, as the kernel gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    return cpuinfo().get("model name") or platform.processor()
+
+
+def processor_family(info: Mapping[str, str] | None = None) -> str:
+    """Which processor it is where its name says nothing, as of virtual machines: "family 26 model 2 (Zen 5)".
+
+    By `cpuinfo`, or what is given in its place; empty where that has no family, as on ARM.
+    """
+    info = cpuinfo() if info is None else info
+    if not {"vendor_id", "cpu family", "model"} <= info.keys():
+        return ""
+    family, model = int(info["cpu family"]), int(info["model"])
+    models = GENERATIONS.get(family, {}) if info["vendor_id"] == "AuthenticAMD" else {}
+    names = [name for name, ranges in models.items() if any(low <= model <= high for low, high in ranges)]
+    return f"family {family} model {model}" + "".join(f" ({name})" for name in names)
+
+
+def cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").partition("\n\n")[0].splitlines() if path.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def git_revision() -> str | None:

@@ -23,6 +23,7 @@ from gruclip.bench.timing import Timing, interleave
 from gruclip.data import MusicCorpus
 from gruclip.errors import UserError
 from gruclip.gru import GRU, plain_gru
+from gruclip.runs.environment import processor_family
 
 CPU = torch.device("cpu")
 SMALL = ["--threads", "1", "--repetitions", "2"]
@@ -290,12 +291,29 @@ def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
 # -- the commands --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "named"),
+    [
+        ("AuthenticAMD", 25, 1, "family 25 model 1 (Zen 3)"),
+        ("AuthenticAMD", 25, 17, "family 25 model 17 (Zen 4)"),
+        ("AuthenticAMD", 26, 2, "family 26 model 2 (Zen 5)"),
+        ("AuthenticAMD", 26, 255, "family 26 model 255"),
+        ("GenuineIntel", 6, 207, "family 6 model 207"),
+    ],
+)
+def test_a_processor_is_named_by_its_family_where_its_name_says_nothing(vendor, family, model, named):
+    assert processor_family({"vendor_id": vendor, "cpu family": str(family), "model": str(model)}) == named
+    assert processor_family({"CPU implementer": "0x41"}) == ""
+
+
 def test_bench_gru_prints_a_table_and_writes_it_with_the_machine(tmp_path, capsys):
     assert gru.main([*SMALL, "--shapes", "3,2,8", "4,2,8", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "**Layer, T=3, B=2, n=8.**" in printed
     content = read(tmp_path, "gru")
     assert content["environment"]["threads"] == 1
+    assert processor_family() == content["environment"]["processor_family"]
+    assert processor_family() in printed.splitlines()[0]
     assert set(content["tables"]) == {"Layer, T=3, B=2, n=8", "Layer, T=4, B=2, n=8", "Products"}
     rows = {row["contestant"]: row for row in content["tables"]["Layer, T=3, B=2, n=8"]}
     ours = {f"gruclip.GRU, {precision}" for precision in precisions()}

@@ -152,6 +152,13 @@ def test_module_takes_batch_first_and_unbatched_input() -> None:
         (lambda: GRU(5, 7).double()(torch.zeros(2, 3, 5)), r"input of torch\.float32: should be .* torch\.float64"),
         (lambda: GRU(5, 7)(torch.zeros(2, 5), torch.zeros(1, 7).half()), r"hx of torch\.float16: should be .*float32"),
         (lambda: GRU(5, 7)(nn.utils.rnn.pack_sequence([torch.zeros(2, 5)])), "PackedSequence"),
+        (lambda: GRU(5, 7)(torch.nested.nested_tensor([torch.zeros(2, 5)])), "input is a nested tensor"),
+        (lambda: GRU(5, 7)(torch.zeros(2, 3, 5).to_sparse()), r"layout torch\.sparse_coo"),
+        (lambda: GRU(5, 7)(torch.zeros(2, 3, 5), (torch.zeros(1, 3, 7),) * 2), "hx is a tuple"),
+        (lambda: GRU(5, 7)(torch.zeros(2, 3, 5, device="meta")), "input on meta: should be on the parameters' cpu"),
+        (lambda: GRU(5, 7, device="meta")(torch.zeros(2, 3, 5)), "input on cpu: should be on the parameters' meta"),
+        (lambda: GRU(5, 7, dtype=torch.complex64), r"dtype=torch\.complex64: should be a floating dtype"),
+        (lambda: GRU(5, 7).to(torch.complex64)(torch.zeros(2, 3, 5)), r"parameters of torch\.complex64"),
     ],
 )
 def test_what_the_module_does_not_take_is_refused_by_name(call: object, named: str) -> None:
