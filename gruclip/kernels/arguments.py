@@ -151,8 +151,7 @@ KERNELS: dict[str, Kernel] = {
     "gruclip_orthonormalise": Kernel(
         _single("columns against"),
         lambda n, count, others: (n * count, n * others),
-        flags=(),
-        allows=lambda n, count, others: 0 < count <= n - others,
+        allows=lambda n, count, others, threads: 0 < count <= n - others,
     ),
     "gruclip_product": Kernel(
         _single("result left right"),

@@ -62,7 +62,8 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     # QR takes more columns than there are dimensions, too, and gives as many as there are.
     if compiled.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
         basis = columns.clone(memory_format=torch.contiguous_format)
-        compiled.call("gruclip_orthonormalise", [basis, others], [*basis.shape, others.shape[1]])
+        counts = [*basis.shape, others.shape[1]]
+        compiled.call("gruclip_orthonormalise", [basis, others], counts, torch.get_num_threads())
         if not math.isnan(basis[0, 0]):
             return basis
     return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
@@ -167,7 +168,7 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0) ->
     """Rayleigh-Ritz on a subspace that is filtered until `judge` is content with it; None where it gives up.
 
     Chebyshev's polynomial of W^T W keeps what belongs to singular values up to `end` below 1 and lets the rest grow, by
-    the degree times `growth`; `end` is an estimate of what the subspace leaves out, no less than the smallest Ritz value.
+    the degree times `growth`; `end` is an estimate of what the subspace leaves out, not below the smallest Ritz value.
     """
     for _ in range(MOST_ROUNDS):
         block = rayleigh_ritz(weight, columns)

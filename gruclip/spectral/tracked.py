@@ -26,7 +26,6 @@ from gruclip.spectral.subspace import (
     gram,
     imprecision,
     number_above,
-    orthonormal,
 )
 from gruclip.spectral.thin import distance, thin_product
 
@@ -197,9 +196,7 @@ def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw:
         return False
     left_out = block.values[count]
     guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
-    # The Ritz vectors' rounding adds up where there are many.
-    basis = orthonormal(block.right[:, :count])
-    beta = bound(weight, basis, guess, target, probes(weight.shape[1], weight, draw))
+    beta = bound(weight, block.right[:, :count], guess, target, probes(weight.shape[1], weight, draw))
     if beta > target:
         return False
     kappa = ceiling**2 / (ceiling**2 - beta**2)
