@@ -146,7 +146,8 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
 
     if squares.far is None or not bool(squares.far.isfinite().all()):
         return 0
-    block = subspace.converge(weight, squares.far, judge)
+    found = subspace.converge(weight, squares.far, judge)
+    block = None if found is None else found.block
     count = 0 if block is None else subspace.clip_leading(weight, block, limit, ceiling)
     # Where all that was found is far, there may be more.
     if block is not None and 0 < count < len(block.values):

@@ -19,6 +19,8 @@ from gruclip.spectral.thin import there_and_back, thin_product
 #: How often the basis is filtered at most, by a polynomial of what degree, and the degrees between two times that it is
 #: made orthonormal: fewer where the largest value's column grows by more than e to `MOST_GROWTH`.
 MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
+#: The same for columns that are no Ritz vectors.
+FIRST_DEGREES = 2
 #: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
 MARGIN, SLOWEST_RATE = 1.0, 0.1
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
@@ -126,6 +128,13 @@ def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> 
 Judge = Callable[[Block], list[float] | None]
 
 
+class Found(NamedTuple):
+    """What `converge` came to."""
+
+    block: Block
+    degree: int  #: of the filter that would have done
+
+
 def chebyshev(
     weight: Tensor,
     x: Tensor,
@@ -164,32 +173,36 @@ def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
     return ritz_triplets(weight, basis, values, Y)
 
 
-def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0) -> Block | None:
+def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, degree: int = 0) -> Found | None:
     """Rayleigh-Ritz on a subspace that is filtered until `judge` is content with it; None where it gives up.
 
     Chebyshev's polynomial of W^T W keeps what belongs to singular values up to `end` below 1 and lets the rest grow, by
     the degree times `growth`; `end` is an estimate of what the subspace leaves out, not below the smallest Ritz value.
+    `degree`: that of a filter before the first look, if `end` is known.
     """
+    done, most = 0, FIRST_DEGREES
     for _ in range(MOST_ROUNDS):
+        while degree:
+            now = min(degree, most)
+            # Columns that are no Ritz vectors all turn to the largest value's.
+            columns = chebyshev(weight, orthonormal(columns), end, now)[0]
+            degree, done, most = degree - now, done + now, max(most, DEGREES)
         block = rayleigh_ritz(weight, columns)
         excess = judge(block)
         if excess is None:
             return None
-        wanted = [(value, one) for value, one in zip(block.values, excess, strict=False) if not one <= 1]
+        asked = [(value, one) for value, one in zip(block.values, excess, strict=False) if one > 0]
+        wanted = [pair for pair in asked if not pair[1] <= 1]
+        smallest, largest = (wanted or [(block.values[0], 0.0)])[-1][0], block.values[0]
+        end = min(max(end, block.values[-1]), 0.99 * smallest)
         if not wanted:
-            return block
-        edge, largest = min(max(end, block.values[-1]), 0.99 * wanted[-1][0]), block.values[0]
-        if not 1e-18 * largest < edge or not all(math.isfinite(one) for _, one in wanted):
+            slack = [-(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in asked]
+            return Found(block, max(done - int(max(min(slack, default=done), 0.0)), 0))
+        if not 1e-18 * largest < end or not all(math.isfinite(one) for _, one in wanted):
             return None
-        degrees = [(math.log(one) + MARGIN) / max(growth(value, edge), SLOWEST_RATE) for value, one in wanted]
-        degree = min(math.ceil(max(degrees)), MOST_DEGREE)
-        columns = block.right.contiguous()
-        most = max(1, min(DEGREES, int(MOST_GROWTH / growth(largest, edge))))
-        while degree:
-            now = min(degree, most)
-            columns, degree = chebyshev(weight, columns, edge, now)[0], degree - now
-            if degree:
-                columns = orthonormal(columns)
+        degrees = [(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in wanted]
+        degree, columns = min(math.ceil(max(degrees)), MOST_DEGREE), block.right.contiguous()
+        most = max(1, min(DEGREES, int(MOST_GROWTH / growth(largest, end))))
     return None
 
 

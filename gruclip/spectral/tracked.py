@@ -60,6 +60,7 @@ class Tracked(NamedTuple):
     previous: Tensor  #: W (m, n) after the last step
     bulk: Tensor  #: an estimate of the largest value that they leave out, a float64 number on the CPU
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
+    degree: Tensor  #: of the filter that the last step would have needed, on the CPU
 
 
 class Clipped(NamedTuple):
@@ -86,7 +87,7 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     if not 0 < width < values.shape[0]:
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
-    return Tracked(leading, weight.clone(), values[width].cpu().double(), torch.tensor(draws))
+    return Tracked(leading, weight.clone(), values[width].cpu().double(), torch.tensor(draws), torch.tensor(0))
 
 
 def pairs_wanted(near: int, size: int) -> int:
@@ -117,7 +118,8 @@ def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: flo
     vectors = torch.randn(weight.shape[1], SEARCHED, generator=torch.Generator().manual_seed(SKETCHES + draws + 1)).to(
         weight
     )
-    unknown = Tracked(vectors, weight, torch.zeros((), dtype=torch.float64), torch.tensor(draws + 1))
+    none = torch.zeros((), dtype=torch.float64)
+    unknown = Tracked(vectors, weight, none, torch.tensor(draws + 1), torch.tensor(0))
     return _clip(weight, norm, limit, vectors, unknown, tolerance)
 
 
@@ -137,24 +139,25 @@ def _clip(
         return both(precise, _uncertainty(block, limit, ceiling, near))
 
     before, count = None, 0
-    block = converge(weight, columns, judge, end)
-    if block is not None and FARTHEST * limit < block.values[0] < torch.inf:
+    found = converge(weight, columns, judge, end, int(tracked.degree))
+    degree = found.degree if found else 0
+    if found is not None and FARTHEST * limit < found.block.values[0] < torch.inf:
         # A difference from so far away loses digits: once more, from near the limit.
         before = weight.clone()
-        count = clip_leading(weight, block, limit, ceiling)
-        block = converge(weight, block.right.contiguous(), judge, end)
-    if block is None or not _certified(weight, limit, ceiling, block, int(tracked.draws)):
+        count = clip_leading(weight, found.block, limit, ceiling)
+        found = converge(weight, found.block.right.contiguous(), judge, end)
+    if found is None or not _certified(weight, limit, ceiling, found.block, int(tracked.draws)):
         if before is not None:
             weight.copy_(before)
         return None
-    again = clip_leading(weight, block, limit, ceiling)
-    near = number_above(block.values, NEAR * limit) if limit < torch.inf else 0
-    width = min(width_for(near, size) or GUARD, len(block.values))
-    bulk = torch.tensor(block.values[min(width, len(block.values) - 1)], dtype=torch.float64)
-    leading = block.right[:, :width].contiguous()
-    return Clipped(
-        max(count, again), min(block.values[0], limit), Tracked(leading, weight.clone(), bulk, tracked.draws)
-    )
+    values, right = found.block.values, found.block.right
+    again = clip_leading(weight, found.block, limit, ceiling)
+    near = number_above(values, NEAR * limit) if limit < torch.inf else 0
+    width = min(width_for(near, size) or GUARD, len(values))
+    bulk = torch.tensor(values[min(width, len(values) - 1)], dtype=torch.float64)
+    leading = right[:, :width].contiguous()
+    kept = Tracked(leading, weight.clone(), bulk, tracked.draws, torch.tensor(degree))
+    return Clipped(max(count, again), min(values[0], limit), kept)
 
 
 def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:

@@ -75,4 +75,5 @@ def _leading(
         pairs = zip(found.size[:s], found.values, strict=False)
         return subspace.both(precise, [size / max(RESIDUAL * value, sys.float_info.min) for size, value in pairs])
 
-    return subspace.converge(weight, start, judge)
+    done = subspace.converge(weight, start, judge)
+    return None if done is None else done.block

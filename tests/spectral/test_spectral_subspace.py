@@ -157,8 +157,9 @@ def test_what_is_asked_of_the_leading_pairs_is_reached_and_no_more_than_rounding
     values = torch.cat((torch.tensor([5.0, 1.2, 1.01]), torch.linspace(0.98, 0, 297))).double()
     weight = (left * values @ right.mT).float()
     start = torch.randn(300, 24, generator=generator)
-    block = subspace.converge(weight, start, lambda block: [size / 3e-5 for size in block.size[:3]])
-    assert block is not None
+    found = subspace.converge(weight, start, lambda block: [size / 3e-5 for size in block.size[:3]])
+    assert found is not None
+    block = found.block
     torch.testing.assert_close(torch.tensor(block.values[:3]).double(), values[:3], rtol=2e-6, atol=0)
     assert (block.right[:, :3].double().mT @ right[:, :3]).diagonal().abs().min() > 1 - 1e-6
 
