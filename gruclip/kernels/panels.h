@@ -68,16 +68,16 @@ template <int ROWS, bool ADD, int VECS = 2>
     vec s[ROWS][VECS];
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int v = 0; v < VECS; v++) s[m][v] = vec{};
     for (long k = 0; k < depth; k++) {
         vec row[VECS];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int v = 0; v < VECS; v++) row[v] = load(panel + v * LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; m++) {
             const vec element = splat(matrix[m * down]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int v = 0; v < VECS; v++) s[m][v] += element * row[v];
         }
         panel += VECS * LANES;
@@ -85,7 +85,7 @@ template <int ROWS, bool ADD, int VECS = 2>
     }
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int v = 0; v < VECS; v++) {
             float* place = sums + m * stride + v * LANES;
             store(place, ADD ? load(place) + s[m][v] : s[m][v]);

@@ -62,19 +62,19 @@ struct Thin {
         vec t[ROWS][VECS];
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int v = 0; v < VECS; v++) t[r][v] = in_register(load(there + r * WIDTH + v * LANES));
         for (long j = 0; j < n; j++, sums += WIDTH) {
             vec s[VECS];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int v = 0; v < VECS; v++) s[v] = load(sums + v * LANES);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const vec element = splat(rows[r * down + j]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
                 for (int v = 0; v < VECS; v++) s[v] += element * t[r][v];
             }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int v = 0; v < VECS; v++) store(sums + v * LANES, s[v]);
         }
     }
@@ -133,10 +133,15 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
 // width), in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads) {
-    for (long left = 0; left < width; left += PANEL) {
-        const long used = std::min<long>(PANEL, width - left);
-        (used > LANES ? Thin<2>::there_and_back : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width,
-                                                                           left, used, down, threads);
+    for (long left = 0, used; left < width; left += used) {
+        const long rest = width - left;
+        // A third vector costs less than a panel of its own, where there are registers for it.
+        const bool three = REGISTERS >= 32 && rest > PANEL && rest <= PANEL + LANES;
+        used = three ? rest : std::min<long>(PANEL, rest);
+        (three ? Thin<3>::there_and_back
+         : used > LANES
+             ? Thin<2>::there_and_back
+             : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width, left, used, down, threads);
     }
 }
 

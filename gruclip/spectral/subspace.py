@@ -22,7 +22,7 @@ MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
 #: The same for columns that are no Ritz vectors.
 FIRST_DEGREES = 2
 #: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
-MARGIN, SLOWEST_RATE = 1.0, 0.1
+MARGIN, SLOWEST_RATE = 0.5, 0.1
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: Distance of a value above the limit from the others, relative to it, that is taken at least.
@@ -30,7 +30,7 @@ LEAST_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 FARTHEST = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
-PRECISION = {torch.float32: 1.2e-6, torch.float64: 2e-10}
+PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
 

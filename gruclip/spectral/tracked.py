@@ -30,9 +30,9 @@ from gruclip.spectral.subspace import (
 from gruclip.spectral.thin import distance, thin_product
 
 #: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
-NEAR, GUARD = 0.95, 8
+NEAR, GUARD = 0.95, 4
 #: Pairs beside those, at least, in a step.
-SPARE = 4
+SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
 SKETCH, PANEL = 8, 16
 #: Columns filtered, at most: a decomposition is cheaper then. And share of min(m, n).
@@ -42,7 +42,7 @@ STILL = 2e-3
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
 #: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
-LEAST_TRACKED = 0.85
+LEAST_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
 GUESS = 0.1
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
