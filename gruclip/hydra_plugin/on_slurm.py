@@ -67,8 +67,8 @@ def _largest_array() -> int:
 
 
 def _wait(submitted: Sequence[Submitted], display: Display, interrupted: Interrupts) -> None:
-    """Until no job is in the queue: by squeue, for submitit's sacct needs an accounting database and may lag behind."""
-    running, begun, silent = list(submitted), time.monotonic(), 0
+    """Until no job is in the queue: by squeue, for submitit's sacct needs an accounting database, and warns without."""
+    running, begun, told = list(submitted), time.monotonic(), set[str]()
     while running:
         # Soon after the start, and then with the patience that a sweep of days allows; squeue asks the controller.
         if interrupted.wait(min(60.0, 1.0 + (time.monotonic() - begun) / 20)):
@@ -76,11 +76,12 @@ def _wait(submitted: Sequence[Submitted], display: Display, interrupted: Interru
             raise interrupted.error()
         queued = scheduler.states(_arrays(running))
         if queued is None:
-            silent += 1
-            if silent == 1:
-                display.note("squeue does not answer; asking again")
-            continue
-        silent = 0
-        ended = [one for one in running if one.name not in queued]
-        report(ended, display)
-        running = [one for one in running if one.name in queued]
+            words = {"squeue does not answer; asking again"}
+        else:
+            words = {f"SLURM lets jobs wait: {state.reason}" for state in queued.values() if state.name == "PENDING"}
+            ended = [one for one in running if one.name not in queued]
+            report(ended, display)
+            running = [one for one in running if one.name in queued]
+        for line in sorted(words - told):
+            display.note(line)
+        told |= words

@@ -70,5 +70,6 @@ def _start_again_when_preempted() -> None:
 def _is_wanted(environment: Any) -> bool:
     """Whether the job was neither ended by its user nor started again by SLURM itself, which send SIGTERM as well."""
     if environment.cluster == "slurm":
-        return (scheduler.states([environment.job_id]) or {}).get(environment.job_id) == "RUNNING"
+        state = (scheduler.states([environment.job_id]) or {}).get(environment.job_id)
+        return state is not None and state.name == "RUNNING"
     return not os.path.lexists(environment.paths.folder / STOPPED)

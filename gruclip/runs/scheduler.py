@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Of a node that answers; a state with ``*`` is of one that does not, and `down` may be only what SLURM thinks.
 _ANSWERS = re.compile(r"(idle|mixed|allocated|completing|draining|drained|planned|reserved)\+?")
@@ -27,14 +27,23 @@ def this_job() -> dict[str, Any] | None:
     return {**job, "restarts": int(os.environ.get(RESTARTS, 0))}
 
 
-def states(jobs: Iterable[str]) -> dict[str, str] | None:
-    """The state of each of `jobs` in SLURM's queue, arrays by their tasks; None where SLURM does not answer."""
-    found: dict[str, str] = {}
+class State(NamedTuple):
+    """Of a job in SLURM's queue: e.g. RUNNING, or PENDING, and why."""
+
+    name: str
+    reason: str
+
+
+def states(jobs: Iterable[str]) -> dict[str, State] | None:
+    """Of each of `jobs` in SLURM's queue, arrays by their tasks; None where SLURM does not answer."""
+    found: dict[str, State] = {}
     for job in jobs:  # one by one: of several, one that SLURM has forgotten would hide the others
-        answer = _ask("squeue", "--noheader", "--array", "--jobs", job, "--format", "%i %T")
+        answer = _ask("squeue", "--noheader", "--array", "--jobs", job, "--format", "%i %T %r")
         if answer is None:
             return None
-        found |= dict(line.split() for line in answer.splitlines())
+        for line in answer.splitlines():
+            name, state, reason = line.split(maxsplit=2)
+            found[name] = State(state, reason)
     return found
 
 
