@@ -71,14 +71,14 @@ def _wait(submitted: Sequence[Submitted], display: Display, interrupted: Interru
     running, begun, told = list(submitted), time.monotonic(), set[str]()
     while running:
         # Soon after the start, and then with the patience that a sweep of days allows; squeue asks the controller.
-        if interrupted.wait(min(60.0, 1.0 + (time.monotonic() - begun) / 20)):
+        if interrupted.wait(min(60.0, 1.0 + (time.monotonic() - begun) / 60)):
             display.note(f"the jobs go on; scancel {' '.join(_arrays(running))} ends them")
             raise interrupted.error()
         queued = scheduler.states(_arrays(running))
         if queued is None:
             words = {"squeue does not answer; asking again"}
         else:
-            words = {f"SLURM lets jobs wait: {state.reason}" for state in queued.values() if state.name == "PENDING"}
+            words = {f"SLURM lets jobs wait: {state.reason}" for state in queued.values() if state.reason != "None"}
             ended = [one for one in running if one.name not in queued]
             report(ended, display)
             running = [one for one in running if one.name in queued]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
@@ -38,6 +39,7 @@ class Training:
     seconds_left: float | None
     host: str
     pid: int
+    job: str | None = None  #: of SLURM
 
 
 @dataclass
@@ -82,7 +84,7 @@ def status(place: Path) -> Status:
         if owner is None:
             result.unfinished.append((_name(folder, place), int(_last(folder / "epochs.csv", "epoch") or 0)))
         else:
-            result.training.append(_training(folder, place, str(owner["host"]), int(owner["pid"])))
+            result.training.append(_training(folder, place, owner))
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
     result.seconds_left = _seconds_left(result, taken)
     return result
@@ -107,11 +109,12 @@ def _add_planned(result: Status, known: set[str]) -> None:
         (result.waiting if waiting else result.not_begun).append(name)
 
 
-def _training(folder: Path, place: Path, host: str, pid: int) -> Training:
+def _training(folder: Path, place: Path, owner: dict[str, Any]) -> Training:
     config, _ = read_config(folder)
     epoch, step = int(_last(folder / "epochs.csv", "epoch") or 0), int(_last(folder / "steps.csv", "step") or 0)
     loss = _last(folder / "epochs.csv", "valid_loss")
-    return Training(_name(folder, place), epoch, step, loss, _left(config, folder, epoch, step), host, pid)
+    left, job = _left(config, folder, epoch, step), owner["job"] and owner["job"]["id"]
+    return Training(_name(folder, place), epoch, step, loss, left, owner["host"], owner["pid"], job)
 
 
 def _left(config: RunConfig, folder: Path, epoch: int, step: int) -> float | None:
@@ -191,4 +194,5 @@ def text(found: Status) -> str:
 def _cells(run: Training) -> list[str]:
     loss = "" if run.valid_loss is None else f"{run.valid_loss:.4f}"
     left = "" if run.seconds_left is None else clock(run.seconds_left)
-    return [str(run.epoch), str(run.step), loss, left, f"{run.host}:{run.pid}", run.name]
+    host = f"{run.host}:{run.pid}" + (f" job {run.job}" if run.job else "")
+    return [str(run.epoch), str(run.step), loss, left, host, run.name]
