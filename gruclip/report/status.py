@@ -27,6 +27,9 @@ from gruclip.training.display import clock
 #: Of steps.csv and epochs.csv this much is read from the end, which holds the last line.
 _TAIL = 4096
 
+#: Finished runs whose times are read for what the waiting ones will take.
+SAMPLE = 200
+
 
 @dataclass(frozen=True)
 class Training:
@@ -72,12 +75,11 @@ def status(place: Path) -> Status:
     rows = folders.read(place, result.unreadable)
     files = [path for path in sorted(place.glob("*.csv")) if collected.looks_collected(path)]
     rows = merged([*rows, *(run for path in files for run, _ in collected.read(path))])
-    taken: list[float] = []
+    finished: list[Row] = []
     for row in rows:
         if row["status"] in FINISHED:
             result.finished[row["status"]] += 1
-            if (seconds := _seconds(row)) is not None:
-                taken.append(seconds)
+            finished.append(row)
             continue
         folder = Path(row["folder"])
         owner = living_owner(folder)
@@ -86,7 +88,9 @@ def status(place: Path) -> Status:
         else:
             result.training.append(_training(folder, place, owner))
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
-    result.seconds_left = _seconds_left(result, taken)
+    if result.training:
+        some = finished[:: 1 + len(finished) // SAMPLE]
+        result.seconds_left = _seconds_left(result, [took for row in some if (took := _seconds(row)) is not None])
     return result
 
 
@@ -155,8 +159,6 @@ def _seconds(row: Row) -> float | None:
 
 def _seconds_left(result: Status, taken: Sequence[float]) -> float | None:
     """Until everything that is trained or waits is done, by as many runs side by side as there are now."""
-    if not result.training:
-        return None
     mean = sum(taken) / len(taken) if taken else math.nan
     left = [mean if run.seconds_left is None else run.seconds_left for run in result.training]
     waiting = len(result.waiting) * mean if result.waiting else 0.0
