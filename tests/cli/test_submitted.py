@@ -25,7 +25,7 @@ from gruclip.training.jobs import Job, check_runs
 from hydra_plugins.gruclip import on_slurm, work
 from hydra_plugins.gruclip.stacks import stacks_for_job, stacks_here
 
-SWEEP = ["seed=0,1,2,3", "model.hidden_size=64", "trainer.max_steps=300", "trainer.radius_every=10"]
+SWEEP = ["seed=0,1,2,3", "model.hidden_size=64", "trainer.max_steps=150", "trainer.radius_every=10"]
 COMPARED = ("epochs.csv", "steps.csv", "summary.json")
 
 
