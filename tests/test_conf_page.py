@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gruclip import choices, config
+from gruclip.cli import allowed
 from gruclip.config import RunConfig
 
 PAGE = conf_page.PAGE.read_text()
@@ -61,5 +62,5 @@ def test_the_page_names_the_environment_variables_that_the_code_reads() -> None:
 def test_the_page_names_the_launchers_there_are() -> None:
     pyproject = (REPOSITORY / "pyproject.toml").read_text()
     named = set(re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Launchers")[2].partition("## ")[0], re.MULTILINE))
-    assert named == {"basic", "stacked", "submitit_slurm", "joblib"}
+    assert named == set(allowed.LAUNCHERS)
     assert all(f'"hydra-{name}-launcher"' in pyproject for name in ("submitit", "joblib"))

@@ -6,6 +6,7 @@ and makes folders of its own. All of that is refused before Hydra sees it.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,7 +21,9 @@ from gruclip.errors import UserError
 #: Options of Hydra's that read or run something else than gruclip's configuration.
 REFUSED_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
 
-LAUNCHERS = ("basic", "stacked", "joblib", "submitit_local", "submitit_slurm")
+LAUNCHERS = ("basic", "stacked", "slurm", "local", "joblib")
+#: The package that a launcher needs, and the extra of gruclip's that has it.
+NEEDS = {"slurm": ("submitit", "slurm"), "local": ("submitit", "slurm"), "joblib": ("joblib", "joblib")}
 CHOICES = {"hydra/launcher": LAUNCHERS, "hydra/sweeper": ("grids",)}
 
 #: A setting of a launcher, which takes plain values.
@@ -91,6 +94,9 @@ def _check_hydra(text: str, key: str) -> None:
         for value in text.partition("=")[2].split(","):
             if value not in CHOICES[key]:
                 raise UserError(f"{key}={value}: should be one of {', '.join(CHOICES[key])}")
+            name, extra = NEEDS.get(value, (None, None))
+            if name and importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher") is None:
+                raise UserError(f"{key}={value}: needs hydra-{name}-launcher: pip install 'gruclip[{extra}]'")
     elif not LAUNCHER_SETTING.fullmatch(key) and key not in OTHERS:
         raise UserError(
             f"{text}: not a setting of gruclip's; of Hydra's there are {', '.join(CHOICES)} and hydra.launcher.SETTING"

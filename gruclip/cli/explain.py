@@ -9,10 +9,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from gruclip.config import RunConfig
+from gruclip.errors import UserError
 
 
 def explain(error: Exception) -> str | None:
     """One line for an error about what was typed; None for any other."""
+    if isinstance(error.__cause__, UserError):  # of a launcher that Hydra made
+        return str(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: no such option; there are {', '.join(error.options)}"
@@ -31,6 +34,8 @@ def explain(error: Exception) -> str | None:
 
 
 def _no_such_setting(name: str) -> str:
+    if name.startswith("hydra."):
+        return f"{name}: no such setting of this launcher; its settings are in conf/hydra/launcher and conf/README.md"
     settings = list(RunConfig().flat())
     group = name.rpartition(".")[0]
     siblings = [setting for setting in settings if group and setting.startswith(f"{group}.")]

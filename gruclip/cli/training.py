@@ -56,13 +56,14 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
 
 
 def register_plugins() -> None:
-    """Make the sweeper and the launcher known to Hydra, whose own search misses them in an editable install."""
+    """Make the sweeper and the launchers known to Hydra, whose own search misses them in an editable install."""
     plugins = Plugins.instance()
     from hydra_plugins.gruclip.launcher import StackedLauncher
+    from hydra_plugins.gruclip.submitted import LocalLauncher, SlurmLauncher
     from hydra_plugins.gruclip.sweeper import GridSweeper
 
-    plugins.register(GridSweeper)
-    plugins.register(StackedLauncher)
+    for plugin in (GridSweeper, StackedLauncher, LocalLauncher, SlurmLauncher):
+        plugins.register(plugin)
 
 
 def _with_plus(argv: Sequence[str]) -> list[str]:

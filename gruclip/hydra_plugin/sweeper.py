@@ -15,6 +15,7 @@ from gruclip.runs.files import told_by_name
 from gruclip.runs.sweeps import record_sweeps
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run
+from hydra_plugins.gruclip.submitted import SubmittedLauncher
 
 
 class GridSweeper(Sweeper):
@@ -33,15 +34,16 @@ class GridSweeper(Sweeper):
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)
         runs = [to_run(settings) for settings in settings_of(jobs, loader, self.composed)]
-        planned = check_runs(runs, defaults_of(runs, loader))
-        for folder in dict.fromkeys(run.output_dir for run in runs):
-            with told_by_name(Path(folder)):  # Hydra's launchers make it too, without a word for what forbids it
-                Path(folder).mkdir(parents=True, exist_ok=True)
-        record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed
         )
+        planned = check_runs(runs, defaults_of(runs, loader))
+        for folder in dict.fromkeys(run.output_dir for run in runs):
+            with told_by_name(Path(folder)):  # Hydra's launchers make it too, without a word for what forbids it
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
+            record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
         returns = launcher.launch(jobs, initial_job_idx=0)
         for job in returns:
             if job.status is JobStatus.FAILED:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
@@ -26,6 +27,9 @@ from gruclip.training.display import clock
 #: Of steps.csv and epochs.csv this much is read from the end, which holds the last line.
 _TAIL = 4096
 
+#: Finished runs whose times are read for what the waiting ones will take.
+SAMPLE = 200
+
 
 @dataclass(frozen=True)
 class Training:
@@ -38,6 +42,7 @@ class Training:
     seconds_left: float | None
     host: str
     pid: int
+    job: str | None = None  #: of SLURM
 
 
 @dataclass
@@ -70,21 +75,22 @@ def status(place: Path) -> Status:
     rows = folders.read(place, result.unreadable)
     files = [path for path in sorted(place.glob("*.csv")) if collected.looks_collected(path)]
     rows = merged([*rows, *(run for path in files for run, _ in collected.read(path))])
-    taken: list[float] = []
+    finished: list[Row] = []
     for row in rows:
         if row["status"] in FINISHED:
             result.finished[row["status"]] += 1
-            if (seconds := _seconds(row)) is not None:
-                taken.append(seconds)
+            finished.append(row)
             continue
         folder = Path(row["folder"])
         owner = living_owner(folder)
         if owner is None:
             result.unfinished.append((_name(folder, place), int(_last(folder / "epochs.csv", "epoch") or 0)))
         else:
-            result.training.append(_training(folder, place, str(owner["host"]), int(owner["pid"])))
+            result.training.append(_training(folder, place, owner))
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
-    result.seconds_left = _seconds_left(result, taken)
+    if result.training:
+        some = finished[:: 1 + len(finished) // SAMPLE]
+        result.seconds_left = _seconds_left(result, [took for row in some if (took := _seconds(row)) is not None])
     return result
 
 
@@ -107,11 +113,12 @@ def _add_planned(result: Status, known: set[str]) -> None:
         (result.waiting if waiting else result.not_begun).append(name)
 
 
-def _training(folder: Path, place: Path, host: str, pid: int) -> Training:
+def _training(folder: Path, place: Path, owner: dict[str, Any]) -> Training:
     config, _ = read_config(folder)
     epoch, step = int(_last(folder / "epochs.csv", "epoch") or 0), int(_last(folder / "steps.csv", "step") or 0)
     loss = _last(folder / "epochs.csv", "valid_loss")
-    return Training(_name(folder, place), epoch, step, loss, _left(config, folder, epoch, step), host, pid)
+    left, job = _left(config, folder, epoch, step), owner["job"] and owner["job"]["id"]
+    return Training(_name(folder, place), epoch, step, loss, left, owner["host"], owner["pid"], job)
 
 
 def _left(config: RunConfig, folder: Path, epoch: int, step: int) -> float | None:
@@ -154,8 +161,6 @@ def _seconds(row: Row) -> float | None:
 
 def _seconds_left(result: Status, taken: Sequence[float]) -> float | None:
     """Until everything that is trained or waits is done, by as many runs side by side as there are now."""
-    if not result.training:
-        return None
     mean = sum(taken) / len(taken) if taken else math.nan
     left = [mean if run.seconds_left is None else run.seconds_left for run in result.training]
     waiting = len(result.waiting) * mean if result.waiting else 0.0
@@ -193,4 +198,5 @@ def text(found: Status) -> str:
 def _cells(run: Training) -> list[str]:
     loss = "" if run.valid_loss is None else f"{run.valid_loss:.4f}"
     left = "" if run.seconds_left is None else clock(run.seconds_left)
-    return [str(run.epoch), str(run.step), loss, left, f"{run.host}:{run.pid}", run.name]
+    host = f"{run.host}:{run.pid}" + (f" job {run.job}" if run.job else "")
+    return [str(run.epoch), str(run.step), loss, left, host, run.name]

@@ -3,8 +3,9 @@
 On one host the kernel's lock on ``.lock`` says so (`flock`), and goes with the process that held it. On a network file
 system that lock may hold on one host only, or not at all. So the owner also has ``.owner``, a second name that only one
 process can give (`link`), and shows there that it lives: it sets the file's time anew every `BEAT` seconds. Another
-host takes the folder once there was no sign for `LEASE` seconds, both times being the file server's. An owner that
-comes back after that finds the file another's, and stops before it writes.
+host takes the folder once there was no sign for `LEASE` seconds, both times being the file server's; sooner, after
+`SILENCE` seconds, where the owner was a SLURM job of which SLURM knows that it is over. An owner that comes back after
+that finds the file another's, and stops before it writes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from gruclip.errors import UserError
+from gruclip.runs import scheduler
 from gruclip.runs.files import PARTIAL, told_by_name
 
 LOCK, OWNER = ".lock", ".owner"
 BEAT, LEASE = 30.0, 300.0
+#: More than a living owner lets pass while it trains: SLURM may be wrong about a node that it did not hear of.
+SILENCE = 2 * BEAT
 
 
 class LockedError(UserError):
@@ -36,7 +40,7 @@ class Ownership:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / OWNER
-        self.record = {**this_host(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self.record = {**this_host(), "pid": os.getpid(), "token": uuid.uuid4().hex, "job": scheduler.this_job()}
         self._lock: IO[str] | None = None
         self._last_beat = 0.0
 
@@ -74,7 +78,10 @@ class Ownership:
         except FileNotFoundError:
             return
         # Where the kernel's lock holds, this process would not have it if the other one of this host were there.
-        lives = not locks_here and _is_alive(other["pid"]) if _is_here(other) else age < LEASE
+        if _is_here(other):
+            lives = not locks_here and _is_alive(other["pid"])
+        else:
+            lives = age < LEASE and not (age > SILENCE and scheduler.is_over(other["job"]))
         if lives:
             raise LockedError(
                 f"{self.folder}: another process is writing this run (process {other['pid']} on {other['host']}, last "
@@ -116,13 +123,20 @@ class Ownership:
 
 
 def read_owner(folder: Path) -> dict[str, Any]:
-    """Host, boot, process and token of the owner; FileNotFoundError where there is none, `UserError` for no record."""
+    """Host, boot, process, token and SLURM job (None: in none) of the owner.
+
+    FileNotFoundError where there is none, `UserError` for no record.
+    """
     path = folder / OWNER
     try:
         record = json.loads(path.read_text())
+        job = record.get("job") and {
+            **{name: str(record["job"][name]) for name in ("id", "node", "cluster")},
+            "restarts": int(record["job"]["restarts"]),
+        }
         return {"host": str(record["host"]), "boot": str(record["boot"]), "pid": int(record["pid"]),
-                "token": str(record["token"])}  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+                "token": str(record["token"]), "job": job}  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it if no process is writing this run") from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gruclip.config import RunConfig
-from gruclip.errors import UserError
+from gruclip.errors import ConfigError, UserError
 from gruclip.layers import GATES
 from gruclip.model.evaluation import EVALUATION_STEPS
 
@@ -57,6 +57,12 @@ def free_bytes(device: torch.device) -> int:
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
     return free
+
+
+def check_stack_size(asked: object) -> None:
+    """Raise `ConfigError` for what is no number of runs, nor None for as many as fit."""
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be a whole number of at least 1, or null")
 
 
 def stack_size(needs: Sequence[int], device: torch.device, asked: int | None) -> int:

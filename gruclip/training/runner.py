@@ -6,17 +6,16 @@ the runs follow each other or share the cores in processes; on a GPU, runs of on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gruclip.config import RunConfig
-from gruclip.errors import ConfigError
 from gruclip.model.device import SMALL_MODEL
 from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
-from gruclip.training.capacity import run_bytes
+from gruclip.training.capacity import check_stack_size, run_bytes
 from gruclip.training.capacity import stack_size as stack_size_of
 from gruclip.training.display import Display
 from gruclip.training.interrupts import Interrupts, deferred_interrupts
@@ -63,11 +62,22 @@ def train(
     >>> train([run], quiet=True)[0].skipped
     True
     """
-    jobs = check_runs(runs, defaults)
+    return train_jobs(check_runs(runs, defaults), stack=stack, stack_size=stack_size, quiet=quiet)
+
+
+def train_jobs(
+    jobs: Sequence[Job],
+    *,
+    stack: bool = False,
+    stack_size: int | None = None,
+    quiet: bool = False,
+    part_of_sweep: bool = False,
+) -> list[RunResult]:
+    """`train` of checked runs; of those that are part of a sweep another process has recorded that it begins."""
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
     groups = list(_groups(pending, stack, stack_size))
-    if len(jobs) > 1:
+    if len(jobs) > 1 and not part_of_sweep:
         record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
     with Display(total=len(pending), quiet=quiet) as display, deferred_interrupts() as interrupted:
         for path in sorted(skipped):
@@ -77,7 +87,12 @@ def train(
                 f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
                 "cores and follow each other"
             )
-        _train_groups(groups, display, interrupted)
+        _train_groups(groups, display, interrupted, alone=len(pending) == 1 and not part_of_sweep)
+    return results_of(jobs, skipped)
+
+
+def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult]:
+    """The results of runs that are all finished; those in `skipped` were before."""
     results = []
     for job in jobs:
         summary = job.folder.summary()
@@ -86,9 +101,10 @@ def train(
     return results
 
 
-def _train_groups(groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts) -> None:
-    """Train group after group; what other processes are training is waited for, unless it is all there is to do."""
-    alone = sum(len(group) for group, _ in groups) == 1
+def _train_groups(
+    groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, alone: bool
+) -> None:
+    """Train group after group; what other processes are training is waited for, unless it is `alone` what there is."""
     waited_for: set[Path] = set()
     while groups:
         locked: list[tuple[list[Job], int]] = []
@@ -112,8 +128,7 @@ def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tup
 
     On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
     """
-    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
-        raise ConfigError(f"hydra.launcher.stack_size={asked}: should be a whole number of at least 1, or null")
+    check_stack_size(asked)
     groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
         key: Any = index

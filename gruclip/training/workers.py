@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -86,7 +87,7 @@ class _Pool:
                 try:
                     kind, *content = worker.pipe.recv()
                 except (EOFError, ConnectionError):
-                    self._ended(worker)
+                    self._ended(worker, interrupted)
                     continue
                 if kind == READY:
                     self._hand_out(worker, *content)
@@ -100,9 +101,10 @@ class _Pool:
             self.locked.append(worker.job)
         worker.started = True
         worker.job = self.waiting.popleft() if self.waiting else None
-        worker.pipe.send(None if worker.job is None else (worker.job.config, worker.job.default))
+        with suppress(ConnectionError):  # it was ended since it asked: its pipe says so next
+            worker.pipe.send(None if worker.job is None else (worker.job.config, worker.job.default))
 
-    def _ended(self, worker: _Worker) -> None:
+    def _ended(self, worker: _Worker, interrupted: Interrupts) -> None:
         """A worker's pipe is closed: it had nothing left to do, or was ended from outside."""
         worker.process.join()
         self.workers.remove(worker)
@@ -118,6 +120,9 @@ class _Pool:
             return
         fault = f"a process of the stack was ended from outside (exit code {code}), perhaps for memory"
         if self.waiting and not self.workers:
+            # What is sent to all processes of a job may end the last worker before this one has heard of it.
+            if interrupted.wait(POLL_SECONDS):
+                return
             raise UserError(
                 f"{fault}, and none is left; take a smaller hydra.launcher.stack_size, and start the same command "
                 "again to continue"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gruclip.runs import ownership
+from gruclip.runs import ownership, scheduler
 from gruclip.runs.ownership import LEASE, LockedError, Ownership, living_owner, read_owner
 
 
@@ -148,7 +148,7 @@ def test_two_hosts_never_both_get_a_folder(tmp_path: Path) -> None:
     code = f"""
 import os, sys, time
 from pathlib import Path
-from gruclip.runs import ownership
+from gruclip.runs import ownership, scheduler
 ownership.fcntl.flock = lambda *a: None
 ownership.this_host = lambda: {{"host": sys.argv[1], "boot": sys.argv[1]}}
 folder, taken, end = Path({str(tmp_path)!r}), 0, time.monotonic() + 2
@@ -194,3 +194,80 @@ def test_locks_that_fail_otherwise_are_told(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="Input/output error"):
         Ownership(tmp_path).take()
     assert json.loads(json.dumps(ownership.this_host())).keys() == {"host", "boot"}
+
+
+# -- jobs of SLURM --------------------------------------------------------------------------------------
+
+IN_JOB = {"SLURM_JOB_ID": "8", "SLURMD_NODENAME": "n2", "SLURM_CLUSTER_NAME": "c"}
+
+
+def left_by_a_job(folder: Path, seconds: float, **job: object) -> None:
+    """The mark of an owner on another host that was a SLURM job, last seen `seconds` ago."""
+    record = {"id": "7", "node": "n1", "cluster": "c", "restarts": 0, **job}
+    (folder / ".owner").write_text(json.dumps({"host": "n1", "boot": "b", "pid": 1, "token": "t", "job": record}))
+    then = time.time() - seconds
+    os.utime(folder / ".owner", (then, then))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """This process is job 8, started for the second time; what SLURM answers, by command; None: nothing."""
+    for name, value in {**IN_JOB, "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    answers: dict[str, str | None] = {"squeue": "", "sinfo": "idle\n"}
+    monkeypatch.setattr(scheduler, "_ask", lambda command, *arguments: answers[command])
+    return answers
+
+
+@pytest.mark.parametrize("job", [{"id": "7"}, {"id": "8", "restarts": 0}])
+def test_a_run_of_a_job_that_is_over_is_taken_without_waiting_for_the_lease(
+    job: dict[str, object], slurm: dict[str, str | None], tmp_path: Path
+) -> None:
+    left_by_a_job(tmp_path, ownership.SILENCE + 5, **job)
+    mine = Ownership(tmp_path)
+    mine.take()
+    assert read_owner(tmp_path)["job"] == {"id": "8", "node": "n2", "cluster": "c", "restarts": 1}
+    mine.release()
+
+
+@pytest.mark.parametrize(
+    ("job", "answers", "seconds"),
+    [
+        ({}, {"squeue": "7 RUNNING None\n"}, 100),
+        ({}, {"squeue": None}, 100),  # SLURM does not answer
+        ({}, {"sinfo": "down*\n"}, 100),  # its node may have lost SLURM only
+        ({}, {"sinfo": "idle*\n"}, 100),
+        ({}, {"sinfo": ""}, 100),  # a node that SLURM does not know
+        ({"cluster": "d"}, {}, 100),
+        ({"id": "8", "restarts": 1}, {}, 100),  # another process of this very job
+        ({}, {}, 20),  # shows signs of life
+    ],
+)
+def test_where_slurm_is_not_sure_the_lease_holds(
+    job: dict[str, object],
+    answers: dict[str, str | None],
+    seconds: float,
+    slurm: dict[str, str | None],
+    tmp_path: Path,
+) -> None:
+    slurm.update(answers)
+    left_by_a_job(tmp_path, seconds, **job)
+    with pytest.raises(LockedError, match="process 1 on n1"):
+        Ownership(tmp_path).take()
+
+
+def test_outside_of_slurm_the_lease_holds(
+    slurm: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    left_by_a_job(tmp_path, 100)
+    with pytest.raises(LockedError):
+        Ownership(tmp_path).take()
+
+
+def test_a_task_of_an_array_is_named_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**IN_JOB, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert scheduler.this_job() == {"id": "7_3", "node": "n2", "cluster": "c", "restarts": 0}
