@@ -6,7 +6,7 @@ the runs follow each other or share the cores in processes; on a GPU, runs of on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,17 @@ def train(
     defaults: Mapping[str, RunConfig] | None = None,
     stack: bool = False,
     stack_size: int | None = None,
+    batched: bool = False,
     quiet: bool = False,
+    ended: Callable[[Path], object] | None = None,
 ) -> list[RunResult]:
     """Train every run that is not finished yet; the results in the order of `runs`.
 
     defaults: for each experiment's name the configuration that its folder names are told apart from.
     stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
     `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
+    batched: a stack is one program on a CPU too, as it is on a GPU; slower there, for tests and rehearsals.
+    ended: called with the folder of each run that is trained here, as soon as its summary is written.
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
     fit into the memory, and `Interrupted`, a KeyboardInterrupt, after a checkpoint when a signal asks for it. Runs that
     other processes are training are waited for. The losses of a summary are in nats per token or per time step.
@@ -66,18 +70,19 @@ def train(
     jobs = check_runs(runs, defaults)
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
-    groups = list(_groups(pending, stack, stack_size))
+    groups = list(_groups(pending, stack, stack_size, batched))
     if len(jobs) > 1:
         record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
-    with Display(total=len(pending), quiet=quiet) as display, deferred_interrupts() as interrupted:
+    with Display(len(pending), quiet, ended=ended) as display, deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")
-        if (stack_size or 1) > 1 and any(job.device.type == "cpu" and job.threads > 1 for job in pending):
+        many_threads = any(job.device.type == "cpu" and job.threads > 1 for job in pending)
+        if many_threads and (stack_size or 1) > 1 and not batched:
             display.note(
                 f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
                 "cores and follow each other"
             )
-        _train_groups(groups, display, interrupted)
+        _train_groups(groups, display, interrupted, batched)
     results = []
     for job in jobs:
         summary = job.folder.summary()
@@ -86,14 +91,17 @@ def train(
     return results
 
 
-def _train_groups(groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts) -> None:
+def _train_groups(
+    groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, batched: bool
+) -> None:
     """Train group after group; what other processes are training is waited for, unless it is all there is to do."""
     alone = sum(len(group) for group, _ in groups) == 1
     waited_for: set[Path] = set()
     while groups:
         locked: list[tuple[list[Job], int]] = []
         for group, size in groups:
-            train = train_in_processes if size > 1 and group[0].device.type == "cpu" else train_stack
+            in_processes = size > 1 and group[0].device.type == "cpu" and not batched
+            train = train_in_processes if in_processes else train_stack
             if left := train(group, size, display, interrupted):
                 locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}
@@ -107,21 +115,22 @@ def _train_groups(groups: Sequence[tuple[list[Job], int]], display: Display, int
         groups = locked
 
 
-def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tuple[list[Job], int]]:
+def _groups(jobs: Sequence[Job], stack: bool, asked: int | None, batched: bool) -> Iterator[tuple[list[Job], int]]:
     """Runs that are trained together, and how many of them at a time; without `stack` each alone.
 
-    On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
+    As one program those of one shape, in processes all that take one thread. Raises `UserError` where they do not fit.
     """
     if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
         raise ConfigError(f"hydra.launcher.stack_size={asked}: should be a whole number of at least 1, or null")
     groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
         key: Any = index
-        if stack and job.device.type == "cuda":
+        if stack and (batched or job.device.type == "cuda"):
             key = job.shape()
         elif stack and job.threads == 1:
             key = "cpu"
         groups.setdefault(key, []).append(job)
     for group in groups.values():
         needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
-        yield group, stack_size_of(needs, group[0].device, asked if len(group) > 1 else None)
+        wanted = len(group) if batched and asked is None else asked
+        yield group, stack_size_of(needs, group[0].device, wanted if len(group) > 1 else None)
