@@ -21,7 +21,7 @@ from gruclip.kernels.graphs import Capture, Phase, capture_on
 from gruclip.kernels.memory import keep_freed_memory
 from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
-from gruclip.model.evaluation import evaluate, stack_lanes
+from gruclip.model.evaluation import Evaluation, stack_lanes
 from gruclip.model.stacked import Parameters, dropout_masks, initial_parameters, nll, zero_states
 from gruclip.spectral import ClipResult
 from gruclip.training.clock import Clock
@@ -106,6 +106,7 @@ class Engine:
         self._capture = (capture or capture_on(device)) if captures else None
         self._captured: tuple[Iteration, list[Phase]] | None = None
         self._iterations = 0
+        self._evaluations: dict[str, Evaluation] = {}
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -282,8 +283,10 @@ class Engine:
         self.clock.start()
         if self._iterations:
             self.projections.check(self.recurrent_blocks())
-        detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        losses = evaluate(detached, self.configs[0], self.corpus, split)
+        if split not in self._evaluations:
+            detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
+            self._evaluations[split] = Evaluation(detached, self.configs[0], self.corpus, split, self._capture)
+        losses = self._evaluations[split].losses()
         self.clock.book("evaluation")
         return losses
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
 from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
+from gruclip.model.evaluation import Evaluation, evaluate
 from gruclip.training.engine import WARM_UP, Engine, StepMetrics
 
 #: Operations whose result the host needs, by value or for a shape, or that copy from its memory.
@@ -60,9 +61,8 @@ class Recording(TorchDispatchMode):
                     held.detach().copy_(new)
 
 
-def recorded(engine: Engine, phases: Sequence[Phase]) -> list[Phase]:
-    """As `cuda_graphs`: to record the phases they have to be run, so that what they change is put back."""
-    changed = [*engine.parameters.values(), *engine.states]
+def recorded(changed: Sequence[Tensor], phases: Sequence[Phase]) -> list[Phase]:
+    """As `cuda_graphs`: to record the phases they have to be run, so that what they have changed is put back."""
     before = [tensor.detach().clone() for tensor in changed]
     recordings = []
     for phase in phases:
@@ -83,7 +83,7 @@ class RecordedEngine(Engine):
     def __init__(self, configs: Sequence[RunConfig], corpus: Any) -> None:
         def capture(phases: Sequence[Phase]) -> list[Phase]:
             self.phases_captured += len(phases)
-            return recorded(self, phases)
+            return recorded([*self.parameters.values(), *self.states], phases)
 
         super().__init__(configs, corpus, torch.device("cpu"), capture)
 
@@ -173,6 +173,27 @@ def test_a_replayed_projection_without_a_certificate_is_redone_before_the_next_s
         assert (metrics.spectral_norm <= 0.1 * (1 + 1e-9)).all()
         assert (torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2) <= 0.1 * (1 + 1e-9)).all()
     assert redone > 0
+
+
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_a_replayed_evaluation_gives_the_same_bits_of_other_weights_too(data_root: Path, dataset: str) -> None:
+    runs = runs_of(data_root, dataset)
+    corpus = load(dataset, runs[0].dataset.root)
+    engine = Engine(runs, corpus, torch.device("cpu"))
+    parameters = {name: parameter.detach() for name, parameter in engine.parameters.items()}
+    captured = 0
+
+    def capture(phases: Sequence[Phase]) -> list[Phase]:
+        nonlocal captured
+        captured += 1
+        return recorded([*evaluation.states, evaluation.total], phases)
+
+    evaluation = Evaluation(parameters, runs[0], corpus, "valid", capture)
+    for _ in range(2):
+        assert evaluation.losses() == evaluate(parameters, runs[0], corpus, "valid")
+        for parameter in parameters.values():
+            parameter.mul_(1.5)
+    assert captured == 1
 
 
 def test_layers_that_ask_the_host_where_the_resets_are_are_not_captured(data_root: Path) -> None:
