@@ -4,6 +4,7 @@
 - `build`: compiles it, on first use or for a wheel; `cache`: where that is kept, and whether to trust it.
 - `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
 - `gru_layer`: the paper's GRU with derivatives of its own; `derivatives`: what such autograd functions share.
+- `fused`: what Triton's kernels (`fused_triton`) do in one pass on a GPU.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
 
 Imports torch and the standard library, and of gruclip `errors` alone. Start with ``README.md`` beside this file, then
