@@ -21,8 +21,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: Where tests that need a GPU are, and what the names of those in the second file have in common.
-FILES = ("tests/test_gpu.py", "tests/kernels/test_graphs.py")
+#: Where tests that need a GPU are, or run on one; and what the names of those in the last file have in common.
+FILES = ("tests/test_gpu.py", "tests/kernels/test_fused.py", "tests/kernels/test_graphs.py")
 NAMED = "on_a_gpu"
 
 #: Seconds after which a test is taken to hang.
@@ -43,14 +43,14 @@ class Reporter:
     """A plugin of pytest that orders the tests and writes a line for each to a file as it begins and as it ends."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.files = path, tuple(path for path in FILES if path != FILES[0])
+        self.path = path
 
     def _write(self, **line: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if not item.nodeid.startswith(self.files) or NAMED in item.nodeid]
+        items[:] = [item for item in items if not item.nodeid.startswith(FILES[-1]) or NAMED in item.nodeid]
         items.sort(key=lambda item: size_of(item.nodeid))
         self._write(collected=[item.nodeid for item in items])
 
