@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,7 @@ class Stages:
         runs = [replace(run, output_dir=str(self.outputs), device=device) for run in made[stage]]
         return [_tiny(run) for run in runs][:9:4] if self.tiny else runs
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         """To the terminal, and to the end of gpu.md."""
         print(text, flush=True)
         with (self.out / "gpu.md").open("a", encoding="utf-8") as file:
@@ -88,7 +89,7 @@ class Stages:
     def _check(self, deadline: Deadline) -> bool:
         with tempfile.TemporaryDirectory() as scratch:
             # Without a card all are skipped, which is right in a rehearsal alone.
-            return check(deadline.left(), Path(scratch), self._tell) or self.tiny
+            return check(deadline.left(), Path(scratch), self.tell) or self.tiny
 
     def _bench(self, deadline: Deadline) -> bool:
         found, fine = [], True
@@ -102,11 +103,11 @@ class Stages:
                     error = "the stage's minutes are over"
                 # Also of one that did not come to its end: it writes as it goes.
                 for path in sorted(Path(scratch).glob("*.md")):
-                    self._tell(path.read_text(encoding="utf-8"))
+                    self.tell(path.read_text(encoding="utf-8"))
                 found += [json.loads(path.read_text()) for path in sorted(Path(scratch).glob("*.json"))]
             if error is not None:
                 fine = False
-                self._tell(f"bench {' '.join(arguments)}: {error}")
+                self.tell(f"bench {' '.join(arguments)}: {error}")
             (self.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
         return fine
 
@@ -149,8 +150,14 @@ def main(argv: Sequence[str]) -> int:
     environment = describe_environment(torch.device("cuda"))
     print(f"{environment['device']}, driver {environment['driver']}, revision {environment['revision']}", flush=True)
     stages = Stages(out, Path("outputs/gpu"), PAPER, arguments.seeds, tiny=False)
-    fine = [stages.run(stage, arguments.minutes or MINUTES[stage]) for stage in arguments.stages]
-    return 0 if all(fine) else 1
+    fine = True
+    for stage in arguments.stages:
+        try:
+            fine = stages.run(stage, arguments.minutes or MINUTES[stage]) and fine
+        except Exception as error:  # the next stage has minutes of its own
+            stages.tell(f"{stage}: {error}" if isinstance(error, UserError) else traceback.format_exc())
+            fine = False
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

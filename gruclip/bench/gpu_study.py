@@ -20,7 +20,7 @@ import torch
 
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.config import RunConfig
-from gruclip.errors import Interrupted
+from gruclip.errors import Interrupted, UserError
 from gruclip.report import collected
 from gruclip.report.paper import collect
 from gruclip.training.capacity import run_bytes, stack_size
@@ -77,7 +77,10 @@ class Results:
         self.ended += 1
         print(f"{self.ended} ended: {folder.name}", flush=True)
         if time.monotonic() - self._written >= WRITE_SECONDS:
-            self.write()
+            try:
+                self.write()
+            except UserError as error:  # told again at the end; the runs under way go on
+                print(error, flush=True)
 
     def write(self) -> None:
         for path, count, _ in collect([self.outputs], [self.experiment], self.out, [], MOST_BYTES):

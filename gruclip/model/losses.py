@@ -32,7 +32,7 @@ def softmax_nll(
     native = h.shape[0] == 1 and compute in (None, torch.float32, torch.bfloat16) and compiled.takes(h, weight, bias)
     if mask is not None and not (native and compute is not torch.bfloat16 and dropout.pays(mask)):
         h, mask = h * mask, None
-    if h.shape[0] > 1:
+    if h.shape[0] > 1 or h.device.type != "cpu":
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
     # Not by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
     arguments = [None if tensor is None else tensor.squeeze(0) for tensor in (h, weight, bias, targets, weights)]

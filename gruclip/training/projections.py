@@ -100,7 +100,7 @@ class Projections:
         In float64. All of a layer are inside where ``bound^2 I - W W^T`` has a Cholesky factor; a matrix for which it
         has none is decomposed. For the ends of epochs, not for every step.
         """
-        for layer, weight in enumerate(weights):
+        for layer, weight in enumerate(weights if len(self._limited) else ()):
             matrices = weight[self._limited].double()
             bounds = self.limits[self._limited] * (1 + CHECKED)
             gaps = torch.baddbmm(torch.diag_embed(bounds.square()[:, None].expand(matrices.shape[:2])), matrices,

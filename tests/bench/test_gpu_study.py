@@ -6,14 +6,17 @@ import dataclasses
 import json
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
-from gruclip.bench import gpu_check, gpu_study
+from gruclip.bench import gpu, gpu_check, gpu_study
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import Deadline, fitting, plateau_epochs, train_study
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.errors import ConfigError
 from gruclip.report import collected
 from gruclip.training.jobs import Job
 
@@ -135,3 +138,12 @@ def test_tests_that_do_not_pass_in_time_are_named(tmp_path: Path) -> None:
     assert "test_slow" in told[0]
     assert told[1].startswith("not begun in 6 s: ")
     assert told[1].endswith("::test_next")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU they would run")
+@pytest.mark.parametrize("arguments", gpu.BENCHES)
+def test_the_benches_take_the_arguments_that_they_are_given(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Up to the device, which is looked for once they are read."""
+    bench, *rest = arguments
+    with pytest.raises(ConfigError, match="torch finds no CUDA device here"):
+        import_module(f"gruclip.bench.{bench}").main([*rest, "--out", str(tmp_path)])
