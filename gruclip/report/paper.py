@@ -32,7 +32,7 @@ def collect(
     experiments: Sequence[str],
     out: Path,
     step_names: Sequence[str],
-    most_bytes: int = curves.MOST_BYTES,
+    most_bytes: int | None = None,
 ) -> Iterator[tuple[Path, int, int]]:
     """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
 
@@ -42,7 +42,7 @@ def collect(
     not at all. Yields each CSV file, its number of runs and how many of them are new.
 
     Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two places with other
-    results, and where the curves would grow beyond `most_bytes`.
+    results, and where the curves would grow beyond `most_bytes` (None: `curves.MOST_BYTES`).
     """
     files: dict[Path, _File] = {}
     for place in places:
@@ -57,7 +57,9 @@ def collect(
         where = ", ".join(map(str, places))
         raise UserError(f"{where}: no finished runs there{_of(experiments)}; train some, or name another with --runs")
     _check_names(step_names, made)
-    _check_size(out, {path: data for one in made for path, data in one.contents.items()}, most_bytes)
+    _check_size(
+        out, {path: data for one in made for path, data in one.contents.items()}, most_bytes or curves.MOST_BYTES
+    )
     for one in made:
         for path, data in one.contents.items():
             if not path.exists() or path.read_bytes() != data:

@@ -21,6 +21,8 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreted() -> Iterator[None]:
+    if not fused._installed():
+        pytest.fail("needs triton, of the dev extra: pip install triton==3.6.0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "INTERPRETED", INTERPRETED)
         yield
