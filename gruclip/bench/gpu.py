@@ -88,8 +88,8 @@ class Stages:
 
     def _check(self, deadline: Deadline) -> bool:
         with tempfile.TemporaryDirectory() as scratch:
-            # Without a card those that need one are skipped, which is right in a rehearsal alone; Triton's kernels would
-            # be interpreted there, as they are in the tests.
+            # Without a card those that need one are skipped, which is right in a rehearsal alone; Triton's kernels
+            # would be interpreted there, as they are in the tests.
             tests = (FILES[0], FILES[-1]) if self.tiny else FILES
             return check(deadline.left(), Path(scratch), self.tell, tests) or self.tiny
 
