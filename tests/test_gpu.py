@@ -77,6 +77,21 @@ def test_training_is_that_of_the_cpu_masks_included() -> None:
             torch.testing.assert_close(found[name].cpu(), expected[name], rtol=1e-7, atol=0)
 
 
+def test_in_bf16_replayed_iterations_are_those_that_are_not() -> None:
+    """With the Triton kernels and the rounded copies of the weights in both."""
+    configs = [dataclasses.replace(run, precision="bf16") for run in runs(4)]
+    replayed, plain = (Engine(configs, load("pydoc"), DEVICE, *capture) for capture in ((), (list,)))
+    for engine in (replayed, plain):
+        engine.begin_epoch([1] * 4)
+    for iteration in range(20):
+        one, other = (numbers(engine.step(iteration, with_radius=False)) for engine in (replayed, plain))
+        for name in ("loss", "grad_norm"):
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=0)
+    assert replayed.evaluate("valid") == pytest.approx(plain.evaluate("valid"), rel=1e-3)
+    assert set(replayed.operands) == set(replayed.parameters)
+    assert replayed.operands["output"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("n", [12, 200, 650])
 @pytest.mark.parametrize("spectrum", ["inside", "few above", "all near", "all at", "zero"])
 def test_a_projection_is_that_of_float64(n: int, spectrum: str) -> None:

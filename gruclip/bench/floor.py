@@ -29,9 +29,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NO_BF16 = "This processor has no bf16 products; bf16 was left out."
 
 
-def precisions() -> tuple[str, ...]:
-    """Those whose products the CPU has."""
-    return tuple(DTYPES) if has_bf16_products(torch.device("cpu")) else ("fp32",)
+def precisions(device: torch.device = CPU) -> tuple[str, ...]:
+    """Those whose products the device has."""
+    return tuple(DTYPES) if has_bf16_products(device) else ("fp32",)
 
 
 def notes() -> list[str]:
@@ -143,10 +143,13 @@ def _repeat(kernel: Contestant, repeats: int) -> None:
         torch.cuda.synchronize()
 
 
-def bandwidth(rounds: int = 7) -> float:
+def bandwidth(device: torch.device = CPU, rounds: int = 7) -> float:
     """Bytes a second, at the fastest, of c = a + b over arrays that no cache holds: two read, one written."""
-    a, b, c = (torch.ones(BANDWIDTH_BYTES // 4) for _ in range(3))
-    return 3 * BANDWIDTH_BYTES / min(interleave({"add": partial(torch.add, a, b, out=c)}, rounds)["add"].seconds)
+    a, b, c = (torch.ones(BANDWIDTH_BYTES // 4, device=device) for _ in range(3))
+    add, repeats = partial(torch.add, a, b, out=c), 1 if device.type == "cpu" else 20
+    return (
+        3 * BANDWIDTH_BYTES * repeats / min(interleave({"add": partial(_repeat, add, repeats)}, rounds)["add"].seconds)
+    )
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ class Machine:
         return Floor(work.operations / best, work.bytes / self.bandwidth)
 
 
-def measure_machine(works: Iterable[Work]) -> Machine:
+def measure_machine(works: Iterable[Work], device: torch.device = CPU) -> Machine:
     """Rates of a large square product and of those that tell most about `works`."""
     shapes = [LARGE, *(shape for work in works for shape in work.telling_products())]
-    rates = {precision: product_rates(shapes, DTYPES[precision]) for precision in precisions()}
-    return Machine(rates, bandwidth())
+    rates = {precision: product_rates(shapes, DTYPES[precision], device=device) for precision in precisions(device)}
+    return Machine(rates, bandwidth(device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from gruclip.bench.output import machine_table, timing_table, write
 from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
 from gruclip.bench.timing import Contestant, interleave
 from gruclip.gru import GRU, gru_layer
+from gruclip.kernels.graphs import capture_on
 
 #: T, B, n: Penn Treebank, a music model read in long windows, and the paper's music model.
 SHAPES = ((35, 20, 650), (200, 20, 200), (35, 20, 200))
@@ -31,36 +34,51 @@ class Bf16GRU(nn.Module):
         return states, states[-1:]
 
 
-def contestants(steps: int, batch: int, n: int) -> dict[str, Contestant]:
-    """Layers of n inputs and n units without biases; Keras last, where it is installed."""
+def contestants(steps: int, batch: int, n: int, device: torch.device) -> dict[str, Contestant]:
+    """Layers of n inputs and n units without biases; on a CPU Keras last, where it is installed; on a GPU ours also
+    as the runner calls them, replayed."""
     ours = GRU(n, n, bias=False)
     layers = {
         BASE: torch_gru(n, n),
         "gruclip.GRU, fp32": ours,
         "plain cell, autograd": PlainGRU(n, n),
     }
-    if "bf16" in precisions():
+    if "bf16" in precisions(device):
         layers["gruclip.GRU, bf16"] = Bf16GRU(ours)
-    callables: dict[str, Contestant] = {name: layer_step(layer, steps, batch, n, n) for name, layer in layers.items()}
+    callables: dict[str, Contestant] = {
+        name: layer_step(layer, steps, batch, n, n, device) for name, layer in layers.items()
+    }
+    if capture := capture_on(device):
+        for name in [name for name in callables if name.startswith("gruclip")]:
+            callables[name]()  # libraries set themselves up, which a graph cannot hold
+            callables[f"{name}, replayed"] = capture([callables[name]])[0]
+        return {name: partial(_to_the_end, step) for name, step in callables.items()}
     if keras_peer.is_installed():
         callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
     return callables
 
 
+def _to_the_end(step: Contestant) -> None:
+    step()
+    torch.cuda.synchronize()
+
+
 def main(argv: list[str]) -> int:
     parser = command.parser("gru", "One layer, forward and backward: gruclip.GRU beside its peers.", 15)
     parser.add_argument("--shapes", nargs="+", type=command.shape, default=SHAPES, metavar="T,B,n")
+    command.add_device(parser, "cpu")
     arguments = parser.parse_args(argv)
     command.prepare(arguments.threads)
+    device = command.device_of(arguments)
     missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
     works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
-    machine = measure_machine(works.values())
+    machine = measure_machine(works.values(), device)
     tables = []
     for (steps, batch, n), work in works.items():
-        timings = interleave(contestants(steps, batch, n), arguments.repetitions)
+        timings = interleave(contestants(steps, batch, n, device), arguments.repetitions)
         floors = {name: machine.floor(work, "bf16" if "bf16" in name else "fp32") for name in timings}
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
         tables.append(timing_table(title, caption, timings, BASE, floors, missing))
-    write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out)
+    write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out, device)
     return 0

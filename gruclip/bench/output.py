@@ -80,9 +80,17 @@ def number(value: float) -> str:
 
 
 def write(
-    bench: str, tables: Sequence[Table], settings: Mapping[str, Any], out: Path, device: torch.device | None = None
+    bench: str,
+    tables: Sequence[Table],
+    settings: Mapping[str, Any],
+    out: Path,
+    device: torch.device | None = None,
+    quiet: bool = False,
 ) -> None:
-    """Print the tables and write ``<bench>.md`` and ``<bench>.json`` into `out`; of a GPU where `device` is one."""
+    """Write ``<bench>.md`` and ``<bench>.json`` into `out`; of a GPU where `device` is one.
+
+    Printed unless `quiet`.
+    """
     environment = describe_environment(device or torch.device("cpu"))
     versions = f"{environment['threads']} threads, torch {torch.__version__}"
     environment["processor_family"] = processor_family()
@@ -98,11 +106,13 @@ def write(
         },
         "tables": {table.title: table.values.to_dict("records") for table in tables},
     }
-    print(text)
+    if not quiet:
+        print(text)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{bench}.md").write_text(text, encoding="utf-8")
         (out / f"{bench}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
-    print(f"bench {bench}: {out / f'{bench}.md'}, {out / f'{bench}.json'}")
+    if not quiet:
+        print(f"bench {bench}: {out / f'{bench}.md'}, {out / f'{bench}.json'}")

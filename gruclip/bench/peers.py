@@ -37,10 +37,13 @@ class PlainGRU(nn.Module):
         return states, states[-1:]
 
 
-def layer_step(layer: nn.Module, steps: int, batch: int, inputs: int, n: int) -> Callable[[], Tensor]:
+def layer_step(
+    layer: nn.Module, steps: int, batch: int, inputs: int, n: int, device: torch.device | None = None
+) -> Callable[[], Tensor]:
     """Forward and backward of one layer, its input's gradient included."""
-    x = torch.randn(steps, batch, inputs, requires_grad=True)
-    h, grad = torch.zeros(1, batch, n), torch.randn(steps, batch, n)
+    layer.to(device)
+    x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
+    h, grad = torch.zeros(1, batch, n, device=device), torch.randn(steps, batch, n, device=device)
     wanted = [x, *layer.parameters()]
 
     def step() -> Tensor:

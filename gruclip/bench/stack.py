@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import torch
 
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, output_work, product_rates
+from gruclip.bench.budget import Card, Shape, budget, measured_card, phases
+from gruclip.bench.floor import bandwidth, gru_work, output_work, product_rates
 from gruclip.bench.output import number, write
 from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_config
@@ -32,6 +35,16 @@ ON_CPU = (
 def seconds_of(step: Contestant, rounds: int) -> float:
     """Median over `rounds` calls, after those in which libraries set themselves up and an iteration is captured."""
     return interleave({"step": step}, rounds, WARM_UP + 2)["step"].median
+
+
+def measured(engine: Engine, rounds: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of an iteration, and the mean of each part of it by the engine's clock."""
+    step = engine_step(engine)
+    for _ in range(WARM_UP + 2):
+        step()
+    engine.clock.read()
+    taken = interleave({"step": step}, rounds, 0)["step"].median
+    return taken, {part: seconds / rounds for part, seconds in engine.clock.read().items()}
 
 
 def peak_bytes(device: torch.device) -> int | None:
@@ -66,19 +79,36 @@ def main(argv: list[str]) -> int:
 
     lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
     example = seconds_of(language_step(LanguageModel(arguments.vocabulary, n, torch_gru), lanes, steps), rounds)
-    rows, notes = [], [ON_CPU] if device.type == "cpu" else []
+    card = measured_card(rate, bandwidth(device), precision, device)
+    title = f"Stack, T={steps}, B={batch}, n={n}, {arguments.vocabulary:,} words, {precision}"
+    caption = (
+        f"An iteration of a run is {work.operations / 1e9:.1f} GFLOP; products of {PRODUCT_SIZE[device.type]} squared "
+        f"reach {number(rate / 1e9)} GFLOP/s here; a step of the {EXAMPLE} takes {number(1e3 * example)} ms."
+    )
+    rows: list[dict[str, Any]] = []
+    notes = [ON_CPU] if device.type == "cpu" else []
+    tables: list[Table] = []
     for runs in sorted(set(arguments.sizes)):
         peak_bytes(device)
         configs = [replace(base, seed=seed) for seed in range(runs)]
         try:
-            taken = seconds_of(engine_step(Engine(configs, corpus, device)), rounds)
+            taken, parts = measured(Engine(configs, corpus, device), rounds)
         except torch.OutOfMemoryError:
             notes.append(f"{runs} runs do not fit into the memory of {torch.cuda.get_device_name(device)}.")
             break
         done = work.operations * runs / taken
-        rows.append({"runs": runs, "seconds": taken, "rate": done, "share": done / rate, "bytes": peak_bytes(device)})
-    first = rows[0]["runs"] if rows else 0
-    alone = rows[0]["seconds"] / first if rows else 0.0
+        row = {"runs": runs, "seconds": taken, "rate": done, "share": done / rate, "bytes": peak_bytes(device)}
+        planned = phases(budget(Shape(steps, batch, n, arguments.vocabulary), runs, precision, card), card)
+        rows.append(row | {"measured": parts, "budget": planned, "example_seconds": example, "product_rate": rate})
+        tables = [Table(title, caption, _cells(rows, example), pd.DataFrame(rows), notes), _budget_table(rows, card)]
+        # What is there is kept, should a later stack take too long.
+        write("stack", tables, vars(arguments), arguments.out, device, quiet=True)
+    write("stack", tables, vars(arguments), arguments.out, device)
+    return 0
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], example: float) -> pd.DataFrame:
+    first, alone = rows[0]["runs"], rows[0]["seconds"] / rows[0]["runs"]
     cells = [
         {
             "runs": row["runs"],
@@ -92,11 +122,23 @@ def main(argv: list[str]) -> int:
         }
         for row in rows
     ]
-    values = pd.DataFrame([row | {"example_seconds": example, "product_rate": rate} for row in rows])
-    title = f"Stack, T={steps}, B={batch}, n={n}, {arguments.vocabulary:,} words, {precision}"
+    return pd.DataFrame(cells)
+
+
+def _budget_table(rows: Sequence[Mapping[str, Any]], card: Card) -> Table:
+    """What each phase took, and by `gruclip.bench.budget` should take here."""
+    cells = []
+    for row in rows:
+        pairs = {
+            f"{phase}, ms": f"{number(1e3 * row['measured'][phase])} / {number(1e3 * planned)}"
+            for phase, planned in row["budget"].items()
+        }
+        rest = sum(seconds for part, seconds in row["measured"].items() if part not in row["budget"])
+        whole = f"{number(1e3 * row['seconds'])} / {number(1e3 * sum(row['budget'].values()))}"
+        cells.append({"runs": row["runs"], **pairs, "rest, ms": number(1e3 * rest), "all, ms": whole})
     caption = (
-        f"An iteration of a run is {work.operations / 1e9:.1f} GFLOP; products of {PRODUCT_SIZE[device.type]} squared "
-        f"reach {number(rate / 1e9)} GFLOP/s here; a step of the {EXAMPLE} takes {number(1e3 * example)} ms."
+        "Measured / by the arithmetic of gruclip.bench.budget, with the rate of the products above, "
+        f"{number(card.bandwidth / 1e9)} GB/s of memory, measured here, and {number(1e6 * card.kernel)} microseconds "
+        "between the starts of two kernels."
     )
-    write("stack", [Table(title, caption, pd.DataFrame(cells), values, notes)], vars(arguments), arguments.out, device)
-    return 0
+    return Table("Budget", caption, pd.DataFrame(cells), pd.DataFrame(cells), [])

@@ -5,7 +5,8 @@
 - `own`: corpora of the user's own; `midi`: MIDI files as piano rolls and back; `isolated`: a reader that may crash;
   `convert`: pickled corpora, never by the runner.
 
-Imports torch, numpy, scipy and pooch, and of gruclip `errors` alone. CONTRIBUTING.md says how to add a dataset.
+Imports torch, numpy and scipy, where something is downloaded pooch, and of gruclip `errors` alone. CONTRIBUTING.md says
+how to add a dataset.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The corpora's files: where each may lie, its SHA-256, the public address of the same bytes.
 
 A file is looked for in the folder given, in ``$GRUCLIP_DATA``, in the user's cache, under the same relative
-path everywhere; the first that exists is taken and checked. Only the cache is ever written to.
+path everywhere; the first that exists is taken and checked. Only the cache is ever written to. pooch is needed where
+something is downloaded, and not before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -84,6 +84,10 @@ def files_of(name: str) -> tuple[DataFile, ...]:
 
 
 def cache_folder() -> Path:
+    try:
+        import pooch
+    except ImportError:  # where pooch puts it on Linux
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gruclip"
     return Path(pooch.os_cache("gruclip"))
 
 
@@ -158,6 +162,10 @@ def download(file: DataFile) -> Path:
     It is written beside its place and moved there once its sum is right, so processes that download it at
     the same time do not disturb each other. Raises `DataError` where it cannot be had.
     """
+    try:
+        import pooch
+    except ImportError:
+        raise DataError(f"{file.path}: cannot be downloaded without pooch; install that, or {remedy(file)}") from None
     place = cache_folder() / file.path
     # Pooch announces the download and its hash on stderr; the progress bar says enough.
     pooch.get_logger().setLevel(logging.WARNING)

@@ -51,7 +51,9 @@ def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor
         mask, number = like.new_empty(bits.shape), torch.tensor(factor, dtype=torch.float32)
         compiled.call("gruclip_mask", [mask, bits, number], [bits.numel(), threshold], torch.get_num_threads())
         return mask
-    return (bits < threshold).to(like.dtype) * factor
+    # A bound beyond int16, of a share below 2**-17, would be taken for a negative one.
+    kept = bits < threshold if threshold < 2**15 else torch.ones_like(bits, dtype=torch.bool)
+    return kept.to(like.dtype) * factor
 
 
 def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

@@ -135,10 +135,11 @@ def repeated_product(
     `f` may leave its result in `c`. With a leading axis on all of them, the product is taken for each index.
     `compute` as in `matmul`. The weight may be repacked here, so `f` must not outlive a change of it.
     """
-    if compute is not None and compute != weight.dtype:
-        dtype, weight = weight.dtype, operand(weight, compute)
+    # A weight that is rounded already is multiplied by rounded `x`, too, whose dtype the result has.
+    if compute is not None and (compute != weight.dtype or compute == torch.bfloat16):
+        weight = operand(weight, compute)
         return lambda x, c: (
-            (operand(x, compute) @ weight).to(dtype) if c is None else c.add_(operand(x, compute) @ weight)
+            (operand(x, compute) @ weight).to(x.dtype) if c is None else c.add_(operand(x, compute) @ weight)
         )
     if weight.dim() == 3:
         return lambda x, c: torch.bmm(x, weight) if c is None else c.baddbmm_(x, weight)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gruclip.config import RunConfig
 from gruclip.data import Lanes, MusicCorpus, WordCorpus, eval_lanes, predictions
+from gruclip.kernels.graphs import Capture, Phase
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.stacked import Parameters, nll, zero_states
 
@@ -16,27 +18,70 @@ from gruclip.model.stacked import Parameters, nll, zero_states
 EVALUATION_STEPS = 70
 
 
-def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
-    """Loss of stacked `parameters` on all of a split, without dropout: nats per token or time step, one a run.
+class Evaluation:
+    """The loss of stacked `parameters`, which are always the same tensors, on all of a split.
 
-    Words: `trainer.batch_size` lanes from a zero state, each token but a lane's first predicted; music:
-    every tune whole, from a zero state. Raises `RuntimeError` where not every target of the split was predicted once.
+    Without dropout: nats per token or time step, one a run. Words: `trainer.batch_size` lanes from a zero state, each
+    token but a lane's first predicted; music: every tune whole, from a zero state. `capture`: how a window is captured
+    after the first one, and then replayed for every whole one of all evaluations.
     """
-    like = parameters["output"]
-    runs = like.shape[0]
-    lanes = eval_lanes(corpus, split, config.trainer.batch_size)
-    stacked = stack_lanes([lanes], like.device)
-    states = zero_states(config.model, runs, stacked.inputs.shape[2], like)
-    total, steps = torch.zeros(runs, dtype=torch.float64, device=like.device), 0
-    with torch.no_grad():
-        for start in range(0, stacked.inputs.shape[1], EVALUATION_STEPS):
-            window = stacked.window(start, EVALUATION_STEPS, axis=1)
-            window_nll, states = nll(parameters, config.model, window, states, compute=COMPUTE_DTYPES[config.precision])
-            total += window_nll
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: RunConfig,
+        corpus: WordCorpus | MusicCorpus,
+        split: str,
+        capture: Capture | None = None,
+    ) -> None:
+        like = parameters["output"]
+        self._parameters, self._config, self._split, self._capture = parameters, config, split, capture
+        lanes = eval_lanes(corpus, split, config.trainer.batch_size)
+        self._predicted, self._expected = lanes.predicted, predictions(corpus, split, config.trainer.batch_size)
+        self._lanes = stack_lanes([lanes], like.device)
+        self.states = zero_states(config.model, like.shape[0], self._lanes.inputs.shape[2], like)
+        self.total = torch.zeros(like.shape[0], dtype=torch.float64, device=like.device)
+        self._held: tuple[Lanes, Phase] | None = None
+
+    @torch.no_grad()
+    def losses(self) -> list[float]:
+        """Raises `RuntimeError` where not every target of the split was predicted once."""
+        for tensor in (*self.states, self.total):
+            tensor.zero_()
+        length, steps = self._lanes.inputs.shape[1], 0
+        for start in range(0, length, EVALUATION_STEPS):
+            window = self._lanes.window(start, EVALUATION_STEPS, axis=1)
+            whole = window.inputs.shape[1] == EVALUATION_STEPS
+            if self._capture is not None and whole and start:
+                self._replay(window, self._capture)
+            else:
+                self._read(window)
             steps += window.inputs.shape[1]
-    if steps != stacked.inputs.shape[1] or lanes.predicted != predictions(corpus, split, config.trainer.batch_size):
-        raise RuntimeError(f"{split}: {lanes.predicted} predictions in {steps} steps, which are not the split's")
-    return (total / lanes.predicted).tolist()
+        if steps != length or self._predicted != self._expected:
+            raise RuntimeError(
+                f"{self._split}: {self._predicted} predictions in {steps} steps, which are not the split's"
+            )
+        return (self.total / self._predicted).tolist()
+
+    def _read(self, window: Lanes) -> None:
+        compute = COMPUTE_DTYPES[self._config.precision]
+        window_nll, states = nll(self._parameters, self._config.model, window, self.states, compute=compute)
+        self.total += window_nll
+        for held, new in zip(self.states, states, strict=True):
+            held.copy_(new)
+
+    def _replay(self, window: Lanes, capture: Capture) -> None:
+        if self._held is None:
+            held = window.clone()
+            self._held = held, capture([partial(self._read, held)])[0]
+        held, replay = self._held
+        held.copy_(window)
+        replay()
+
+
+def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
+    """`Evaluation` of these parameters once."""
+    return Evaluation(parameters, config, corpus, split).losses()
 
 
 def evaluate_weights(

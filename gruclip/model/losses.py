@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gruclip.kernels import compiled, derivatives, dropout
+from gruclip.kernels import compiled, derivatives, dropout, fused
 from gruclip.kernels.dropout import product_of_kept, product_where_kept
 from gruclip.kernels.products import matmul, operand
 
@@ -32,7 +32,7 @@ def softmax_nll(
     native = h.shape[0] == 1 and compute in (None, torch.float32, torch.bfloat16) and compiled.takes(h, weight, bias)
     if mask is not None and not (native and compute is not torch.bfloat16 and dropout.pays(mask)):
         h, mask = h * mask, None
-    if h.shape[0] > 1:
+    if h.shape[0] > 1 or h.device.type != "cpu":
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
     # Not by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
     arguments = [None if tensor is None else tensor.squeeze(0) for tensor in (h, weight, bias, targets, weights)]
@@ -55,8 +55,15 @@ class _SoftmaxNLL(torch.autograd.Function):
         weights: Tensor | None,
         compute: torch.dtype | None,
     ) -> Tensor:
+        ctx.weight_dtype = weight.dtype
         h, weight = operand(h, compute), operand(weight, compute)
         logits = matmul(h, weight)
+        ctx.is_gradient = logits.dim() == 3 and fused.takes_logits(logits)
+        if ctx.is_gradient:
+            nll = fused.softmax_nll_(logits, bias, targets, gradient=any(ctx.needs_input_grad))
+            ctx.save_for_backward(h, weight, targets)
+            ctx.probabilities, ctx.dtype = logits, bias.dtype
+            return (nll if weights is None else nll * weights).sum(-1)
         logits += bias.unsqueeze(-2).to(logits.dtype)
         target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).to(bias.dtype)
         largest = logits.amax(-1).to(bias.dtype)
@@ -74,13 +81,14 @@ class _SoftmaxNLL(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, weight, targets = ctx.saved_tensors
         d_logits, ctx.probabilities = ctx.probabilities, None
-        rows = d_logits.flatten(0, -2)
-        # By index: `scatter_add_` passes over the whole array in bf16.
-        rows[torch.arange(rows.shape[0], device=rows.device), targets.flatten()] -= 1
+        if not ctx.is_gradient:
+            rows = d_logits.flatten(0, -2)
+            # By index: `scatter_add_` passes over the whole array in bf16.
+            rows[torch.arange(rows.shape[0], device=rows.device), targets.flatten()] -= 1
         # The factor `grad` goes to the thin arrays and not over the (M, V) one.
         factor = grad.unsqueeze(-1).unsqueeze(-1)
         d_h = matmul(d_logits, weight.mT).to(ctx.dtype) * factor
-        d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.dtype)
+        d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.weight_dtype)
         d_bias = d_logits.sum(-2).to(ctx.dtype) * grad.unsqueeze(-1)
         return d_h, d_weight, d_bias, None, None, None
 

@@ -16,11 +16,14 @@ Parameters are a dict of tensors with a leading axis R, one slice a run:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gruclip.config import ModelConfig
 from gruclip.data import Lanes
+from gruclip.kernels import fused
 from gruclip.kernels.dropout import factors, random_bits
 from gruclip.layers import GATES, clipped_block
 from gruclip.model.cells import STATE_VECTORS, recurrent_layer
@@ -77,15 +80,15 @@ def nll(
     states: list[Tensor],
     masks: list[Tensor] | None = None,
     compute: torch.dtype | None = None,
-    sparse: bool = True,
+    embedded: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Negative log-likelihood of a window, summed over steps, lanes and notes: nats (R,); and the states after it.
 
     window: tensors (R, T, B, ...), or (1, T, B, ...) where all runs read the same; states as from
     `zero_states`; masks: dropout factors (R, T, B, n) for each layer's input and for the output layer's,
-    None without dropout; sparse: as in `embed`.
+    None without dropout; embedded: what `embed` gives of the window, where the caller has it.
     """
-    x, after = recurrent_outputs(parameters, config, window, states, masks, compute, sparse)
+    x, after = recurrent_outputs(parameters, config, window, states, masks, compute, embedded)
     h, mask = x.flatten(1, 2), None if masks is None else masks[-1].flatten(1, 2)
     output = parameters["output"], parameters["output_bias"]
     targets = window.targets.flatten(1, 2)
@@ -102,10 +105,12 @@ def recurrent_outputs(
     states: list[Tensor],
     masks: list[Tensor] | None = None,
     compute: torch.dtype | None = None,
-    sparse: bool = True,
+    embedded: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """What the last recurrent layer puts out over a window, (R, T, B, n), and all states after it; as in `nll`."""
-    x = config.input_scale * embed(parameters["input"], window.inputs, parameters["output"].shape[0], sparse)
+    if embedded is None:
+        embedded = embed(parameters["input"], window.inputs, parameters["output"].shape[0])
+    x = config.input_scale * embedded
     keep = None if window.keep is None else window.keep.to(x.dtype)
     after = []
     for layer, state in enumerate(states):
@@ -116,16 +121,15 @@ def recurrent_outputs(
     return x, after
 
 
-def embed(weight: Tensor, inputs: Tensor, runs: int, sparse: bool = True) -> Tensor:
-    """``W_in v_t`` for words or note vectors: (R, T, B, n).
+def word_rows(inputs: Tensor, runs: int, vocabulary: int) -> Tensor:
+    """The rows of the input's weight that words (R or 1, T, B) stand for, in each run: (R, T, B)."""
+    return inputs + torch.arange(runs, device=inputs.device).view(-1, 1, 1) * vocabulary
 
-    The gradient for words is sparse, of the rows that are used; or dense, where the host must not wait to count them.
-    """
+
+def embed(weight: Tensor, inputs: Tensor, runs: int) -> Tensor:
+    """``W_in v_t`` for words or note vectors: (R, T, B, n). The gradient for words is sparse, of the rows in use."""
     if inputs.dim() == 3:
-        vocabulary = weight.shape[0] // runs
-        rows = inputs + torch.arange(runs, device=inputs.device).view(-1, 1, 1) * vocabulary
-        # An index and not `embedding`, whose dense gradient counts on the host too.
-        return torch.nn.functional.embedding(rows, weight, sparse=True) if sparse else weight[rows]
+        return torch.nn.functional.embedding(word_rows(inputs, runs, weight.shape[0] // runs), weight, sparse=True)
     notes = inputs.to(weight.dtype).expand(runs, *inputs.shape[1:])
     return (notes.flatten(1, 2) @ weight).unflatten(1, inputs.shape[1:3])
 
@@ -133,19 +137,32 @@ def embed(weight: Tensor, inputs: Tensor, runs: int, sparse: bool = True) -> Ten
 def dropout_masks(
     config: ModelConfig, generators: list[torch.Generator], steps: int, batch: int, like: Tensor
 ) -> list[Tensor] | None:
-    """Factors 0 and 1/(1-p), one array (R, T, B, n) for each site of dropout; run r draws from its own generator.
+    """`masks_of` seeds that the runs' generators, of the CPU, give: the same on every device."""
+    seeds = mask_seeds(config, generators, like.device)
+    return None if seeds is None else masks_of(config, seeds, steps, batch, like)
 
-    A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. A generator, of the CPU, gives a seed
-    for all of them, so that they are the same on every device, and there seven times faster than the generator's own.
-    """
+
+def mask_seeds(config: ModelConfig, generators: list[torch.Generator], device: torch.device) -> Tensor | None:
+    """A seed of the masks of an iteration for each run, int64 (R,); None without dropout."""
     if config.dropout == 0:
         return None
-    sites, n = config.num_layers + 1, config.hidden_size
-    shape = (len(generators), sites, steps, batch, n)
     seeds = torch.empty(len(generators), dtype=torch.int64)
     for seed, generator in zip(seeds.split(1), generators, strict=True):
         seed.random_(-(2**63), None, generator=generator)
-    bits = random_bits(seeds.to(like.device), -(-sites * steps * batch * n // 4))
-    halves = bits.view(torch.int16)[:, : sites * steps * batch * n].view(shape)
+    return seeds.to(device)
+
+
+def masks_of(config: ModelConfig, seeds: Tensor, steps: int, batch: int, like: Tensor) -> list[Tensor]:
+    """Factors 0 and 1/(1-p), one array (R, T, B, n) for each site of dropout.
+
+    A unit is kept where 16 random bits are below (1-p) 2**16: p is met to 2**-17. They are made of a run's seed, seven
+    times faster than by the generator itself.
+    """
+    shape = config.num_layers + 1, steps, batch, config.hidden_size
+    numbers, factor = math.prod(shape), 1 / (1 - config.dropout)
     threshold = round((1 - config.dropout) * 2**16) - 2**15
-    return list(factors(halves, threshold, 1 / (1 - config.dropout), like).unbind(1))
+    if fused.takes(like):
+        return list(fused.random_factors(seeds, shape, threshold, factor, like).unbind(1))
+    bits = random_bits(seeds, -(-numbers // 4))
+    halves = bits.view(torch.int16)[:, :numbers].view(len(seeds), *shape)
+    return list(factors(halves, threshold, factor, like).unbind(1))

@@ -92,13 +92,13 @@ def environment_columns(environment: Mapping[str, Any]) -> dict[str, str | None]
 
 def _stage(environment: Mapping[str, Any]) -> dict[str, str | None]:
     on_cpu = environment["device"] == "cpu"
-    threads = environment["threads"]
+    threads, driver = environment["threads"], environment.get("driver")
     device = environment["processor"] if on_cpu else environment["device"]
     kernels, command = environment.get("kernels"), environment.get("command")
     return {
         "machine": _printable(f"{device}, {threads} thread{'s' * (threads != 1)}"),
         "processor": environment["processor"],
-        "accelerator": None if on_cpu else environment["device"],
+        "accelerator": None if on_cpu else f"{environment['device']}{f', driver {driver}' if driver else ''}",
         "threads": str(threads),
         "torch": environment.get("versions", {}).get("torch"),
         "revision": environment.get("revision"),

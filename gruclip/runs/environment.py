@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -42,6 +45,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "driver": driver_version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -99,15 +103,30 @@ def cpuinfo() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout this code runs from, with "+changes" where it differs; None outside a checkout."""
+    """Commit of the checkout this code runs from, with "+changes" where it differs; outside a checkout what
+    ``$GRUCLIP_REVISION`` says, or None."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("GRUCLIP_REVISION") or None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@functools.cache
+def driver_version() -> str | None:
+    """Of the NVIDIA driver, as the kernel or nvidia-smi gives it; None where neither does."""
+    loaded = Path("/proc/driver/nvidia/version")
+    if loaded.exists() and (found := re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", loaded.read_text())):
+        return found[1]
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return text.splitlines()[0].strip() if text.strip() else None
 
 
 def _version(name: str) -> str | None:

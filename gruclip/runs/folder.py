@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from torch import Tensor
 
 from gruclip.config import RunConfig
@@ -26,7 +25,7 @@ from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read
 from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
 from gruclip.runs.names import folder_name
 from gruclip.runs.ownership import LOCK, OWNER, Ownership
-from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_json, read_summary, strict
+from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_json, read_summary, strict, yaml_text
 from gruclip.runs.sums import SUMS, sums_of
 
 CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
@@ -134,7 +133,7 @@ class RunFolder:
     def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
         """Write ``config.yaml``, and open the CSV files at `offsets` (None: anew)."""
         record = {"identity": self.identity, "data_sha256": self.data_checksum}
-        text = yaml.safe_dump({**self.config.to_dict(), **record}, sort_keys=False)
+        text = yaml_text({**self.config.to_dict(), **record})
         write_whole(self.path / "config.yaml", text)
         for name in CSV_FILES:
             with told_by_name(self.path / name):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError, UserError
+
+yaml: Any
+try:
+    yaml = importlib.import_module("yaml")
+except ImportError:  # a machine with torch and little else: config.yaml is JSON there, which is YAML too
+    yaml = None
 
 FINISHED = ("success", "failed", "diverged")
 STATUSES = (*FINISHED, "unfinished")
@@ -20,7 +26,7 @@ STATUSES = (*FINISHED, "unfinished")
 MOST_LEVELS = 2000
 
 #: C's parser, where PyYAML has it, is ten times faster; both build plain data only.
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML_LOADER: Any = None if yaml is None else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -80,12 +86,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
         # Each level takes one of these characters, and the C loader recurs: too many levels would end the process.
         if sum(map(text.count, "[{-?:")) > MOST_LEVELS:
             raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}")
-        content = yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506 (a safe loader)
-    except yaml.YAMLError as error:
+        content = _parsed(path, text)
+    except ValueError as error:
         raise UserError(f"{path}: damaged ({_first_line(error)}); {MOVE_AWAY}") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: not a run's configuration; {MOVE_AWAY}")
     return content
+
+
+def _parsed(path: Path, text: str) -> Any:
+    """Raises ValueError where it is no YAML."""
+    if yaml is None:
+        if not text.startswith("{"):
+            raise UserError(f"{path}: cannot be read without PyYAML; install that")
+        return json.loads(text)
+    try:
+        return yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as error:
+        raise ValueError(_first_line(error)) from None
+
+
+def yaml_text(content: Mapping[str, Any]) -> str:
+    """Plain data as YAML; without PyYAML as JSON, in the form that YAML reads as the same."""
+    if yaml is not None:
+        return str(yaml.safe_dump(dict(content), sort_keys=False))
+    text = json.dumps(content, indent=2, ensure_ascii=True) + "\n"
+    # YAML's numbers have a point before the exponent.
+    return re.sub(r"(?<=: )(-?\d+)(?=e[-+]\d)", r"\1.0", text)
 
 
 def _text(path: Path) -> str:

@@ -20,6 +20,10 @@ from gruclip.training.engine import parameters_of
 from gruclip.training.jobs import Job
 from gruclip.training.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
 
+#: Seconds between the checkpoints at the ends of epochs. On a GPU those of a stack are seconds apart, and writing the
+#: files of a hundred runs takes longer than an epoch.
+EPOCH_CHECKPOINT_SECONDS = {"cpu": 0.0, "cuda": 120.0}
+
 
 class ActiveRun:
     """One run while it is trained: its progress and its folder."""
@@ -33,6 +37,8 @@ class ActiveRun:
         self.loggers: list[Logger] = []
         self.last_checkpoint = time.monotonic()
         self.tensors: dict[str, Tensor] | None = None
+        #: The best epoch's parameters and record, not written yet.
+        self._best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.progress = Progress.of(self.config)
         self.folder.lock()
         try:
@@ -120,13 +126,15 @@ class ActiveRun:
     def checkpoint_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
 
+    def epoch_checkpoint_due(self) -> bool:
+        return time.monotonic() - self.last_checkpoint >= EPOCH_CHECKPOINT_SECONDS[self.job.device.type]
+
     def end_epoch(self, valid_loss: float, tensors: dict[str, Tensor]) -> None:
         """Take the validation loss of an epoch's end; ends the run after its last."""
         progress = self.progress
         lr = progress.schedule.lr
         if progress.validated(valid_loss):
-            record = {"epoch": progress.epoch, "valid_loss": valid_loss}
-            self.folder.save("best", parameters_of(tensors), record)
+            self._best = parameters_of(tensors), {"epoch": progress.epoch, "valid_loss": valid_loss}
         row = progress.epoch_row(lr, valid_loss)
         self.folder.append("epochs.csv", row)
         self.folder.append("timing.csv", progress.timing_row())
@@ -144,15 +152,26 @@ class ActiveRun:
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
         self.folder.beat()
-        self.progress.offsets = self.folder.offsets()
-        self.folder.save("last", tensors, self.progress.to_json())
+        self._save(tensors)
         self.folder.write_summary(self._summary(finished=False))
         self.last_checkpoint = time.monotonic()
+
+    def _save(self, tensors: dict[str, Tensor]) -> None:
+        self._save_best()
+        self.progress.offsets = self.folder.offsets()
+        self.folder.save("last", tensors, self.progress.to_json())
+
+    def _save_best(self) -> None:
+        """Before the checkpoint that refers to it."""
+        if self._best is not None:
+            self.folder.save("best", *self._best)
+            self._best = None
 
     def end(self, message: str, tensors: dict[str, Tensor]) -> None:
         """Take the test loss of the best epoch's weights and write the run's last state and its summary."""
         self.ended = True
         progress = self.progress
+        self._save_best()
         if progress.best_epoch is not None and progress.test_loss is None:
             best = self.folder.best(progress.best_epoch)
             if best is None:
@@ -161,9 +180,8 @@ class ActiveRun:
                 )
             device = self.job.device
             progress.test_loss = evaluate_weights(best.tensors, self.config, self.job.corpus, "test", device)
-        progress.offsets = self.folder.offsets()
         # A run that is interrupted after this one is found to be over, and not trained on.
-        self.folder.save("last", tensors, progress.to_json())
+        self._save(tensors)
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)
         self.display.finish(self.name, summary["status"], message)

@@ -60,11 +60,18 @@ def clock(seconds: float) -> str:
 
 
 class Display:
-    """Shows `total` runs, those under way together in one table. ``quiet`` shows nothing."""
+    """Shows `total` runs, those under way together in one table. ``quiet`` shows nothing; `ended` is called with the
+    folder of each run that has ended."""
 
-    def __init__(self, total: int, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        quiet: bool = False,
+        console: Console | None = None,
+        ended: Callable[[Path], object] | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self.quiet = quiet
+        self.quiet, self._ended = quiet, ended
         self.total, self.done = total, 0
         self.rows: dict[str, _Row] = {}
         self._taken: list[float] = []  #: seconds of the runs that were trained here to their end
@@ -128,6 +135,8 @@ class Display:
             self._taken.append(row.seconds_in_all())
         label = row.label if row is not None else name
         self.note(f"  {label}: {status}" + (f" ({message})" if message else ""))
+        if self._ended is not None:
+            self._ended(Path(name))
 
     def _remaining(self) -> str:
         """Time to the end of all runs, h:mm:ss, if those that wait take as long as the others; empty if not known."""

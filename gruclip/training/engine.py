@@ -8,7 +8,6 @@ costs there what its runs cost: so a run's numbers are the same bits alone and i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,40 +20,25 @@ from gruclip.kernels.graphs import Capture, Phase, capture_on
 from gruclip.kernels.memory import keep_freed_memory
 from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
-from gruclip.model.evaluation import evaluate, stack_lanes
-from gruclip.model.stacked import Parameters, dropout_masks, initial_parameters, nll, zero_states
+from gruclip.model.evaluation import Evaluation, stack_lanes
+from gruclip.model.stacked import (
+    Parameters,
+    initial_parameters,
+    mask_seeds,
+    masks_of,
+    nll,
+    word_rows,
+    zero_states,
+)
 from gruclip.spectral import ClipResult
 from gruclip.training.clock import Clock
-from gruclip.training.optimizers import clipping_factors, gradient_norms, sgd_step_
+from gruclip.training.iteration import Iteration, StepMetrics
+from gruclip.training.operands import operands_of, round_to_
+from gruclip.training.optimizers import clipping_factors, gradient_norms, row_gradient, sgd_step_
 from gruclip.training.projections import Projected, Projections
 
 #: Iterations before one is captured: libraries set themselves up in the first.
 WARM_UP = 3
-
-
-@dataclass
-class StepMetrics:
-    """What one iteration measured, one entry a run."""
-
-    time_steps: int  #: of the window
-    loss: Tensor  #: nats per token or per time step, (R,)
-    grad_norm: Tensor  #: before clipping, (R,) float64
-    spectral_norm: Tensor  #: of each layer's W_hh after the update, (layers, R)
-    spectral_radius: Tensor | None  #: of each layer's Jacobian at the origin, (layers, R), when it was due
-    values_clipped: Tensor  #: singular values above the limit, all layers together, (R,)
-
-
-@dataclass
-class Iteration:
-    """What the phases of one iteration read and hand on."""
-
-    window: Lanes
-    masks: list[Tensor] | None
-    total: Tensor = field(init=False)  #: negative log-likelihood (R,)
-    states: list[Tensor] = field(init=False)  #: after the window
-    gradients: list[Tensor] = field(init=False)
-    grad_norm: Tensor = field(init=False)
-    projected: Projected = field(init=False)
 
 
 class Engine:
@@ -106,6 +90,9 @@ class Engine:
         self._capture = (capture or capture_on(device)) if captures else None
         self._captured: tuple[Iteration, list[Phase]] | None = None
         self._iterations = 0
+        rounded = self._capture is not None and self.compute == torch.bfloat16
+        self.operands = operands_of(self.parameters, self.compute, corpus) if rounded else self.parameters
+        self._evaluations: dict[str, Evaluation] = {}
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -137,8 +124,7 @@ class Engine:
         clock.start()
         window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
         steps, batch = window.inputs.shape[1:3]
-        masks = dropout_masks(self.model, self.generators, steps, batch, self.parameters["output"])
-        done, phases = self._program(window, masks)
+        done, phases = self._program(window, mask_seeds(self.model, self.generators, self.device))
         clock.book("data")
         for part, phase in zip(("forward", "backward", "update", "clipping"), phases, strict=True):
             phase()
@@ -152,7 +138,7 @@ class Engine:
         clock.book("metrics")
         return metrics
 
-    def _program(self, window: Lanes, masks: list[Tensor] | None) -> tuple[Iteration, list[Phase]]:
+    def _program(self, window: Lanes, seeds: Tensor | None) -> tuple[Iteration, list[Phase]]:
         """The phases of an iteration on these data, and where they leave what they find.
 
         Whole windows are captured after `WARM_UP` iterations, and then replayed on memory of their own. The
@@ -161,18 +147,18 @@ class Engine:
         self._iterations += 1
         whole = window.inputs.shape[1] == self.trainer.bptt
         if self._capture is None or not whole or self._iterations <= WARM_UP:
-            iteration = Iteration(window, masks)
+            iteration = Iteration(window, seeds)
             return iteration, self._phases(iteration)
         if self._captured is None:
-            iteration = Iteration(window.clone(), None if masks is None else [mask.clone() for mask in masks])
+            iteration = Iteration(window.clone(), None if seeds is None else seeds.clone())
             phases = self._phases(iteration)
             asks_nothing = len(phases) if self.projections.asks_nothing else len(phases) - 1
             self._captured = iteration, self._capture(phases[:asks_nothing])
         else:
             iteration = self._captured[0]
             iteration.window.copy_(window)
-            for held, new in zip(iteration.masks or [], masks or [], strict=True):
-                held.copy_(new)
+            if iteration.seeds is not None and seeds is not None:
+                iteration.seeds.copy_(seeds)
         iteration, replays = self._captured
         # The others are not kept: they hold the engine, whose memory must be free as soon as nobody else does.
         return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
@@ -182,21 +168,30 @@ class Engine:
         return [partial(phase, iteration) for phase in phases]
 
     def _forward(self, it: Iteration) -> None:
-        arguments = self.parameters, self.model, it.window, self.states, it.masks, self.compute
-        it.total, it.states = nll(*arguments, sparse=self._capture is None)
+        steps, batch = it.window.inputs.shape[1:3]
+        masks = None if it.seeds is None else masks_of(self.model, it.seeds, steps, batch, self.parameters["output"])
+        if self._capture is not None and it.window.inputs.dim() == 3:
+            runs = len(self.configs)
+            it.rows = word_rows(it.window.inputs, runs, self.parameters["input"].shape[0] // runs)
+            it.embedded = self.parameters["input"].detach()[it.rows].requires_grad_()
+        it.total, it.states = nll(self.operands, self.model, it.window, self.states, masks, self.compute, it.embedded)
 
     def _backward(self, it: Iteration) -> None:
         # Sum over the steps of the mean over the batch: the divisor is the number of lanes.
         objective = (it.total / it.window.inputs.shape[2]).sum()
-        gradients = torch.autograd.grad(objective, list(self.parameters.values()))
+        leaves = self.operands if it.embedded is None else {**self.operands, "input": it.embedded}
+        gradients = torch.autograd.grad(objective, list(leaves.values()))
         it.gradients = [g.coalesce() if g.is_sparse else g for g in gradients]
+        if it.embedded is not None:
+            place, it.embedded = list(leaves).index("input"), None
+            it.gradients[place] = row_gradient(it.rows.flatten(1), gradients[place].flatten(1, 2))
         # Without its graph, which belongs to the stream of the capture.
         it.total = it.total.detach()
 
     def _update(self, it: Iteration) -> None:
-        it.grad_norm = gradient_norms(it.gradients, len(self.configs))
-        factors = clipping_factors(it.grad_norm, self.thresholds)
-        sgd_step_(self.parameters.values(), it.gradients, self.rates * factors)
+        it.grad_norm = gradient_norms(it.gradients, len(self.configs), waits=self._capture is None)
+        step_sizes = self.rates * clipping_factors(it.grad_norm, self.thresholds)
+        sgd_step_(list(self.parameters.values()), it.gradients, step_sizes, list(self.operands.values()))
         it.gradients = []
         for held, new in zip(self.states, it.states, strict=True):
             held.copy_(new)
@@ -204,6 +199,7 @@ class Engine:
 
     def _clip(self, it: Iteration) -> None:
         it.projected = self.projections.project(self.recurrent_blocks())
+        round_to_(self.operands, self.parameters, [f"weight_hh_l{k}" for k in range(self.model.num_layers)])
 
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
@@ -218,8 +214,10 @@ class Engine:
             return
         metrics, deferred = reported
         projected = Projected(metrics.values_clipped, metrics.spectral_norm, deferred)
-        if self.projections.redo(self.recurrent_blocks(), projected) and metrics.spectral_radius is not None:
-            metrics.spectral_radius.copy_(self.spectral_radii())
+        if self.projections.redo(self.recurrent_blocks(), projected):
+            round_to_(self.operands, self.parameters, self.parameters)
+            if metrics.spectral_radius is not None:
+                metrics.spectral_radius.copy_(self.spectral_radii())
 
     def redone(self) -> list[int]:
         """How many matrices of each run had no certificate and were decomposed in full, since the last call.
@@ -264,6 +262,7 @@ class Engine:
             self._slice(name, parameter.detach(), index).copy_(state[f"parameters/{name}"])
         for layer, hidden in enumerate(self.states):
             hidden[index] = state[f"hidden/{layer}"].to(hidden)
+        round_to_(self.operands, self.parameters, self.parameters)
         for layer in range(self.model.num_layers):
             prefix = f"projection/{layer}/"
             saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
@@ -282,8 +281,10 @@ class Engine:
         self.clock.start()
         if self._iterations:
             self.projections.check(self.recurrent_blocks())
-        detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        losses = evaluate(detached, self.configs[0], self.corpus, split)
+        if split not in self._evaluations:
+            detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
+            self._evaluations[split] = Evaluation(detached, self.configs[0], self.corpus, split, self._capture)
+        losses = self._evaluations[split].losses()
         self.clock.book("evaluation")
         return losses
 

@@ -9,32 +9,65 @@ A step for every run of a stack, each with its own rate, threshold and limit:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gruclip.kernels import fused
 
-def gradient_norms(gradients: Iterable[Tensor], runs: int) -> Tensor:
+
+class RowGradient(NamedTuple):
+    """A gradient that is zero in all rows of a parameter (R V, n) but few, as a GPU takes it: of a fixed shape.
+
+    A row may stand more than once: its gradient is then in one place, and the others are zero.
+    """
+
+    rows: Tensor  #: (R M,)
+    values: Tensor  #: (R, M, n)
+
+
+Gradient = Tensor | RowGradient
+
+
+def row_gradient(rows: Tensor, gradient: Tensor) -> RowGradient:
+    """The gradient of a parameter of which ``parameter[rows]`` was taken: rows (R, M), gradient (R, M, n).
+
+    Which rows are equal must be the same in all runs, as it is where they read the same words. Equal rows are summed in
+    an order of their own, the same every time.
+    """
+    runs, count, n = gradient.shape
+    first = (rows[0, :, None] == rows[0]).int().argmax(1)
+    places = first + torch.arange(runs, device=rows.device)[:, None] * count
+    values = gradient.new_zeros(runs * count, n).index_put_(
+        (places.flatten(),), gradient.flatten(0, 1), accumulate=True
+    )
+    return RowGradient(rows.flatten(), values.view(runs, count, n))
+
+
+def gradient_norms(gradients: Iterable[Gradient], runs: int, waits: bool = True) -> Tensor:
     """Global norm of each run's gradient, float64 (R,): it overflows only where the gradient does.
 
-    Gradients are (R, ...), or sparse (R V, n) and coalesced.
+    Gradients are (R, ...), or sparse (R V, n) and coalesced. `waits`: whether the host may look at what it finds.
     """
     total: Tensor | float = 0.0
     for gradient in gradients:
-        if gradient.is_sparse:
+        if isinstance(gradient, RowGradient):
+            total = total + _row_norms(gradient.values, waits).square().view(runs, -1).sum(1)
+        elif gradient.is_sparse:
             rows = gradient.shape[0] // runs
-            squares = _row_norms(gradient.values()).square()
+            squares = _row_norms(gradient.values(), waits).square()
             total = total + squares.new_zeros(runs).index_add_(0, gradient.indices()[0] // rows, squares)
         else:
-            total = total + _row_norms(gradient).square().view(runs, -1).sum(1)
+            total = total + _row_norms(gradient, waits).square().view(runs, -1).sum(1)
     assert isinstance(total, Tensor)
     return total.sqrt()
 
 
-def _row_norms(a: Tensor) -> Tensor:
+def _row_norms(a: Tensor, waits: bool) -> Tensor:
     """Norms along the last axis, as float64: a few thousand squares at a time lose nothing in float32."""
-    if a.device.type == "cpu" and a.dtype == torch.float32:
+    if waits and a.device.type == "cpu" and a.dtype == torch.float32:
         norms = torch.linalg.vector_norm(a, dim=-1)
         # Their sum may overflow where the gradient does not; a pass in float64 takes twenty times as long on a CPU.
         if bool(torch.isfinite(norms).all()):
@@ -48,11 +81,26 @@ def clipping_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sgd_step_(parameters: Iterable[Tensor], gradients: Iterable[Tensor], step_sizes: Tensor) -> None:
-    """``p <- p - step_size * gradient`` in place; step_sizes (R,) float64; sparse gradients touch their rows only."""
+def sgd_step_(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Gradient],
+    step_sizes: Tensor,
+    copies: Sequence[Tensor] | None = None,
+) -> None:
+    """``p <- p - step_size * gradient`` in place; step_sizes (R,) float64; sparse gradients touch their rows only.
+
+    `copies`: of each parameter what is rounded to its dtype in the same pass, or the parameter itself.
+    """
     runs = step_sizes.shape[0]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient.is_sparse:
+    for parameter, gradient, copy in zip(parameters, gradients, copies or parameters, strict=True):
+        held = None if copy is parameter else copy
+        if isinstance(gradient, RowGradient):
+            values = gradient.values * step_sizes.to(parameter.dtype).view(-1, 1, 1)
+            parameter.index_add_(0, gradient.rows, values.flatten(0, 1), alpha=-1)
+        elif not gradient.is_sparse and parameter.shape[0] == runs and fused.takes(parameter, gradient, copy):
+            fused.update_(parameter, gradient, step_sizes, held)
+            held = None
+        elif gradient.is_sparse:
             indices, values = gradient.indices()[0], gradient.values()
             factors = step_sizes[indices // (parameter.shape[0] // runs)].to(values.dtype)
             parameter.index_add_(0, indices, values * factors.unsqueeze(1), alpha=-1)
@@ -62,4 +110,6 @@ def sgd_step_(parameters: Iterable[Tensor], gradients: Iterable[Tensor], step_si
             factors = step_sizes.to(parameter.dtype).view(-1, *[1] * parameter.dim())
             # Rows of several runs may lie one after the other: (R V, n) for the input.
             by_run = parameter.view(runs, -1, *parameter.shape[1:])
-            by_run.addcmul_(gradient.view_as(by_run), factors, value=-1)
+            by_run.addcmul_(gradient.view_as(by_run).to(parameter.dtype), factors, value=-1)
+        if held is not None:
+            held.copy_(parameter)

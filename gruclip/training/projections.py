@@ -95,15 +95,20 @@ class Projections:
         return any_redone
 
     def check(self, weights: Sequence[Tensor]) -> None:
-        """Raise `ProjectionError` where a clipped matrix is not inside its limit, by torch's own decomposition.
+        """Raise `ProjectionError` where a clipped matrix is not inside its limit, by torch's own decompositions.
 
-        In float64, a matrix at a time: for the ends of epochs, not for every step.
+        In float64. All of a layer are inside where ``bound^2 I - W W^T`` has a Cholesky factor; a matrix for which it
+        has none is decomposed. For the ends of epochs, not for every step.
         """
-        for layer, weight in enumerate(weights):
-            for run in self._limited.tolist():
+        for layer, weight in enumerate(weights if len(self._limited) else ()):
+            matrices = weight[self._limited].double()
+            bounds = self.limits[self._limited] * (1 + CHECKED)
+            gaps = torch.baddbmm(torch.diag_embed(bounds.square()[:, None].expand(matrices.shape[:2])), matrices,
+                                 matrices.mT, alpha=-1)  # fmt: skip
+            outside = torch.linalg.cholesky_ex(gaps).info != 0
+            finite = torch.isfinite(matrices).flatten(1).all(1)
+            for run in self._limited[outside & finite].tolist():
                 matrix, limit = weight[run].double(), float(self.limits[run])
-                if not bool(torch.isfinite(matrix).all()):
-                    continue
                 norm = float(torch.linalg.matrix_norm(matrix, 2))
                 if norm > limit * (1 + CHECKED):
                     raise ProjectionError(

@@ -6,7 +6,7 @@ the runs follow each other or share the cores in processes; on a GPU, runs of on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,17 @@ def train(
     defaults: Mapping[str, RunConfig] | None = None,
     stack: bool = False,
     stack_size: int | None = None,
+    batched: bool = False,
     quiet: bool = False,
+    ended: Callable[[Path], object] | None = None,
 ) -> list[RunResult]:
     """Train every run that is not finished yet; the results in the order of `runs`.
 
     defaults: for each experiment's name the configuration that its folder names are told apart from.
     stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
     `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
+    batched: a stack is one program on a CPU too, as it is on a GPU; slower there, for tests and rehearsals.
+    ended: called with the folder of each run that is trained here, as soon as its summary is written.
     Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
     fit into the memory, and `Interrupted`, a KeyboardInterrupt, after a checkpoint when a signal asks for it. Runs that
     other processes are training are waited for. The losses of a summary are in nats per token or per time step.
@@ -62,7 +66,8 @@ def train(
     >>> train([run], quiet=True)[0].skipped
     True
     """
-    return train_jobs(check_runs(runs, defaults), stack=stack, stack_size=stack_size, quiet=quiet)
+    jobs = check_runs(runs, defaults)
+    return train_jobs(jobs, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended, batched=batched)
 
 
 def train_jobs(
@@ -71,23 +76,26 @@ def train_jobs(
     stack: bool = False,
     stack_size: int | None = None,
     quiet: bool = False,
+    ended: Callable[[Path], object] | None = None,
+    batched: bool = False,
     part_of_sweep: bool = False,
 ) -> list[RunResult]:
     """`train` of checked runs; of those that are part of a sweep another process has recorded that it begins."""
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
-    groups = list(_groups(pending, stack, stack_size))
+    groups = list(_groups(pending, stack, stack_size, batched))
     if len(jobs) > 1 and not part_of_sweep:
         record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
-    with Display(total=len(pending), quiet=quiet) as display, deferred_interrupts() as interrupted:
+    with Display(len(pending), quiet, ended=ended) as display, deferred_interrupts() as interrupted:
         for path in sorted(skipped):
             display.note(f"{path}: finished before, skipped")
-        if (stack_size or 1) > 1 and any(job.device.type == "cpu" and job.threads > 1 for job in pending):
+        many_threads = any(job.device.type == "cpu" and job.threads > 1 for job in pending)
+        if many_threads and (stack_size or 1) > 1 and not batched:
             display.note(
                 f"hydra.launcher.stack_size={stack_size}: on a CPU runs of more than {SMALL_MODEL} units take all "
                 "cores and follow each other"
             )
-        _train_groups(groups, display, interrupted, alone=len(pending) == 1 and not part_of_sweep)
+        _train_groups(groups, display, interrupted, batched, alone=len(pending) == 1 and not part_of_sweep)
     return results_of(jobs, skipped)
 
 
@@ -102,14 +110,15 @@ def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult
 
 
 def _train_groups(
-    groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, alone: bool
+    groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, batched: bool, alone: bool
 ) -> None:
     """Train group after group; what other processes are training is waited for, unless it is `alone` what there is."""
     waited_for: set[Path] = set()
     while groups:
         locked: list[tuple[list[Job], int]] = []
         for group, size in groups:
-            train = train_in_processes if size > 1 and group[0].device.type == "cpu" else train_stack
+            in_processes = size > 1 and group[0].device.type == "cpu" and not batched
+            train = train_in_processes if in_processes else train_stack
             if left := train(group, size, display, interrupted):
                 locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}
@@ -123,20 +132,21 @@ def _train_groups(
         groups = locked
 
 
-def _groups(jobs: Sequence[Job], stack: bool, asked: int | None) -> Iterator[tuple[list[Job], int]]:
+def _groups(jobs: Sequence[Job], stack: bool, asked: int | None, batched: bool) -> Iterator[tuple[list[Job], int]]:
     """Runs that are trained together, and how many of them at a time; without `stack` each alone.
 
-    On a GPU those of one shape, on the CPU all that take one thread. Raises `UserError` where they do not fit.
+    As one program those of one shape, in processes all that take one thread. Raises `UserError` where they do not fit.
     """
     check_stack_size(asked)
     groups: dict[Any, list[Job]] = {}
     for index, job in enumerate(jobs):
         key: Any = index
-        if stack and job.device.type == "cuda":
+        if stack and (batched or job.device.type == "cuda"):
             key = job.shape()
         elif stack and job.threads == 1:
             key = "cpu"
         groups.setdefault(key, []).append(job)
     for group in groups.values():
         needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
-        yield group, stack_size_of(needs, group[0].device, asked if len(group) > 1 else None)
+        wanted = len(group) if batched and asked is None else asked
+        yield group, stack_size_of(needs, group[0].device, wanted if len(group) > 1 else None)

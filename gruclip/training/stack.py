@@ -192,7 +192,7 @@ def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Inter
     else:
         _validate(engine, active, [run for run in active if not run.ended])
     for index, run in enumerate(active):
-        if not run.ended:
+        if not run.ended and run.epoch_checkpoint_due():
             run.save(engine.run_state(index))
 
 

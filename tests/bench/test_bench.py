@@ -358,7 +358,11 @@ def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys,
     monkeypatch.setattr(stack, "PRODUCT_SIZE", {"cpu": 64, "cuda": 64})
     arguments = ["--shape", "5,2,16", "--vocabulary", "50", "--sizes", "2", "1", "--device", "cpu"]
     assert stack.main([*SMALL, *arguments, "--out", str(tmp_path)]) == 0
-    (rows,) = read(tmp_path, "stack")["tables"].values()
+    rows, budgets = read(tmp_path, "stack")["tables"].values()
+    for row, cells in zip(rows, budgets, strict=True):
+        assert set(row["budget"]) == {"forward", "backward", "update", "clipping"} <= set(row["measured"])
+        assert cells["update, ms"].startswith(f"{number(1e3 * row['measured']['update'])} / ")
+        assert sum(row["measured"].values()) == pytest.approx(row["seconds"], rel=0.5)
     assert [row["runs"] for row in rows] == [1, 2]
     operations = (gru_work(5, 2, 16, 16) + output_work(10, 16, 50)).operations
     assert all(row["rate"] == pytest.approx(operations * row["runs"] / row["seconds"]) for row in rows)

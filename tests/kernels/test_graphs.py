@@ -20,7 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
+from gruclip.kernels import compiled
 from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
+from gruclip.kernels.products import has_bf16_products
+from gruclip.model.evaluation import Evaluation, evaluate
 from gruclip.training.engine import WARM_UP, Engine, StepMetrics
 
 #: Operations whose result the host needs, by value or for a shape, or that copy from its memory.
@@ -60,9 +63,8 @@ class Recording(TorchDispatchMode):
                     held.detach().copy_(new)
 
 
-def recorded(engine: Engine, phases: Sequence[Phase]) -> list[Phase]:
-    """As `cuda_graphs`: to record the phases they have to be run, so that what they change is put back."""
-    changed = [*engine.parameters.values(), *engine.states]
+def recorded(changed: Sequence[Tensor], phases: Sequence[Phase]) -> list[Phase]:
+    """As `cuda_graphs`: to record the phases they have to be run, so that what they have changed is put back."""
     before = [tensor.detach().clone() for tensor in changed]
     recordings = []
     for phase in phases:
@@ -83,19 +85,27 @@ class RecordedEngine(Engine):
     def __init__(self, configs: Sequence[RunConfig], corpus: Any) -> None:
         def capture(phases: Sequence[Phase]) -> list[Phase]:
             self.phases_captured += len(phases)
-            return recorded(self, phases)
+            return recorded([*self.parameters.values(), *self.operands.values(), *self.states], phases)
 
         super().__init__(configs, corpus, torch.device("cpu"), capture)
 
 
-def runs_of(data_root: Path, dataset: str, algorithm: str = "products", cell: str = "gru") -> list[RunConfig]:
-    """Two runs, in float64: spectral and gradient clipping, with dropout."""
+@pytest.fixture(autouse=True)
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, and so that the dispatcher sees all of it."""
+    monkeypatch.setattr(compiled, "takes", lambda *_: False)
+
+
+def runs_of(
+    data_root: Path, dataset: str, algorithm: str = "products", cell: str = "gru", precision: str = "fp64"
+) -> list[RunConfig]:
+    """Two runs: spectral and gradient clipping, with dropout."""
     words = dataset == "pydoc"
     base = RunConfig(
         dataset=DatasetConfig(dataset, None if words else str(data_root)),
         model=ModelConfig(hidden_size=12, num_layers=1 if words else 2, cell=cell),
         trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=10),
-        precision="fp64",
+        precision=precision,
         device="cpu",
     )
     optimizers = [
@@ -131,6 +141,28 @@ def test_a_replayed_iteration_computes_what_the_iteration_computes(data_root: Pa
     assert engine._captured is not None
     assert engine._captured[0].total.grad_fn is None
     assert int(plain["values_clipped"][0]) > 0
+
+
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_in_bf16_products_read_copies_that_the_update_writes(data_root: Path, dataset: str) -> None:
+    runs = runs_of(data_root, dataset, precision="bf16")
+    corpus = load(dataset, runs[0].dataset.root)
+    engines = [Engine(runs, corpus, torch.device("cpu")), RecordedEngine(runs, corpus)]
+    for engine in engines:
+        engine.begin_epoch([1, 1])
+    for iteration in range(WARM_UP + 5):
+        if iteration == WARM_UP + 3:
+            for engine in engines:
+                engine.load_run_state(0, engine.run_state(1))
+        plain, replayed = (numbers(engine.step(iteration, with_radius=False)) for engine in engines)
+        # The same roundings, in sums of another order.
+        torch.testing.assert_close(replayed, plain, rtol=2e-3, atol=1e-6)
+    engine = engines[1]
+    copies = {name: copy for name, copy in engine.operands.items() if copy is not engine.parameters[name]}
+    names = {"weight_ih_l0", "weight_hh_l0", *(["output"] if dataset == "pydoc" else ["weight_ih_l1", "weight_hh_l1"])}
+    assert set(copies) == (names if has_bf16_products(torch.device("cpu")) else set())
+    for name, copy in copies.items():
+        assert torch.equal(copy, engine.parameters[name].bfloat16())
 
 
 def test_a_measure_alone_is_captured_too(data_root: Path) -> None:
@@ -173,6 +205,27 @@ def test_a_replayed_projection_without_a_certificate_is_redone_before_the_next_s
         assert (metrics.spectral_norm <= 0.1 * (1 + 1e-9)).all()
         assert (torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2) <= 0.1 * (1 + 1e-9)).all()
     assert redone > 0
+
+
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_a_replayed_evaluation_gives_the_same_bits_of_other_weights_too(data_root: Path, dataset: str) -> None:
+    runs = runs_of(data_root, dataset)
+    corpus = load(dataset, runs[0].dataset.root)
+    engine = Engine(runs, corpus, torch.device("cpu"))
+    parameters = {name: parameter.detach() for name, parameter in engine.parameters.items()}
+    captured = 0
+
+    def capture(phases: Sequence[Phase]) -> list[Phase]:
+        nonlocal captured
+        captured += 1
+        return recorded([*evaluation.states, evaluation.total], phases)
+
+    evaluation = Evaluation(parameters, runs[0], corpus, "valid", capture)
+    for _ in range(2):
+        assert evaluation.losses() == evaluate(parameters, runs[0], corpus, "valid")
+        for parameter in parameters.values():
+            parameter.mul_(1.5)
+    assert captured == 1
 
 
 def test_layers_that_ask_the_host_where_the_resets_are_are_not_captured(data_root: Path) -> None:

@@ -7,10 +7,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gruclip.config import OptimizerConfig, RunConfig, ScheduleConfig
 from gruclip.training.explosions import ExplosionDetector
-from gruclip.training.optimizers import clipping_factors, gradient_norms, sgd_step_
+from gruclip.training.optimizers import clipping_factors, gradient_norms, row_gradient, sgd_step_
 from gruclip.training.schedule import Schedule
 
 
@@ -113,3 +115,28 @@ def test_the_detector_looks_back_200_iterations() -> None:
         detector.observe(step, 50.0)
     detector.observe(402, 150.0)
     assert detector.first_step is None
+
+
+@given(st.integers(1, 3), st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 2**31))
+def test_a_gradient_by_rows_is_the_dense_one(runs: int, words: list[int], seed: int) -> None:
+    """Also where a word stands more than once."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(runs * 6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    rows = torch.tensor(words) + 6 * torch.arange(runs)[:, None]
+    weights = torch.randn(runs, len(words), 3, generator=generator, dtype=torch.float64)
+    [dense] = torch.autograd.grad((table[rows] * weights).sum(), table)
+    few = row_gradient(rows, weights)
+    torch.testing.assert_close(gradient_norms([few], runs), gradient_norms([dense.view(runs, 6, 3)], runs))
+    steps = torch.rand(runs, generator=generator, dtype=torch.float64)
+    expected, found = table.detach().clone(), table.detach().clone()
+    sgd_step_([expected.view(runs, 6, 3)], [dense.view(runs, 6, 3)], steps)
+    sgd_step_([found], [few], steps)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_rounded_copy_is_written_with_the_update() -> None:
+    parameter, gradient = torch.full((2, 3), 1.0), torch.full((2, 3), 0.3, dtype=torch.bfloat16)
+    copy = torch.zeros(2, 3, dtype=torch.bfloat16)
+    sgd_step_([parameter], [gradient], torch.tensor([1.0, 0.5], dtype=torch.float64), [copy])
+    torch.testing.assert_close(parameter[:, 0], torch.tensor([1.0, 1.0]) - torch.tensor([1.0, 0.5]) * gradient[:, 0])
+    assert torch.equal(copy, parameter.bfloat16())
