@@ -16,7 +16,7 @@ from gruclip.kernels import compiled
 from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.state import SpectralState
-from gruclip.spectral.thin import distance
+from gruclip.spectral.thin import distance, thin_product
 
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
 
@@ -70,8 +70,8 @@ def clip_singular_values_(
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
-    - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices of 80
-      to 224 columns and no fewer rows; apart from these ``gram`` below 128 rows or columns, and ``block``.
+    - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices whose
+      shorter side has 80 to 320; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
@@ -218,28 +218,32 @@ def _clip_one(
     near = tolerance(weight.dtype, algorithm)
     # Its square is a float32 number.
     in_range = 1e-15 < norm < 1e15
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     # So are the squares of W / L.
-    near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(weight)
+    near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
     if algorithm == "auto":
-        at_once = near_limit and single.SMALLEST <= weight.shape[1] <= single.LARGEST_AT_ONCE
+        at_once = near_limit and single.SMALLEST <= tall.shape[1] <= single.LARGEST_AT_ONCE
         algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
     known = tracks and in_range and _fits(held, weight)
+    done = None
     if known:
         entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
         done = tracked.clip(weight, norm, limit, entries, near)
-        if done is not None:
-            held.update(done.tracked._asdict())
-            return done.clipped, done.norm, limit < torch.inf, False
+    elif tracks and in_range and min(weight.shape) > single.LARGEST:
+        done = tracked.search(weight, norm, limit, _draws(held), near)
+    if done is not None:
+        held.update(done.tracked._asdict())
+        return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
     if algorithm in ("single", "block") and near_limit:
-        squares, wanted = single.Squares(weight, limit), partial(tracked.pairs_wanted, size=min(weight.shape))
-        quick = single.clip(weight, squares, near, tracked.NEAR, wanted)
+        squares, wanted = single.Squares(tall, limit), partial(tracked.pairs_wanted, size=min(weight.shape))
+        quick = single.clip(tall, squares, near, tracked.NEAR, wanted)
         if quick is None:
-            far = single.take_off_far_values(weight, squares, norm)
-            quick = single.clip(weight, squares, near, tracked.NEAR, wanted) if far else None
+            far = single.take_off_far_values(tall, squares, norm)
+            quick = single.clip(tall, squares, near, tracked.NEAR, wanted) if far else None
     if quick is not None:
         count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         if far:
@@ -247,10 +251,16 @@ def _clip_one(
             outside = limit * (1 + near + single.NOISE)
             count = far + min(count, int((quick.values > outside).sum()))
         if tracks:
-            _track(held, weight, limit, values, quick.right)
+            right = quick.right if tall is weight else thin_product(weight.mT, quick.right)
+            _track(held, weight, limit, values, right)
         else:
             held.clear()
         return count, float(values[0]), True, known
+    if algorithm == "gram" and near_limit and tall.shape[1] < SMALLEST_TRACKED:
+        done_near = exact.clip_near(tall, limit, near)
+        if done_near is not None:
+            held.clear()
+            return (*done_near, True, False)
     parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
         parts = exact.svd(weight)
@@ -265,11 +275,15 @@ def _clip_one(
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
     """Start tracking a matrix that was decomposed, or stop where that would not pay."""
-    # A step that came to nothing may have drawn random vectors: those that are next are others.
-    draws = int(held["draws"]) + 1 if "draws" in held else 0
+    draws = _draws(held)
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
     held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
+
+
+def _draws(held: dict[str, Tensor]) -> int:
+    """A step that came to nothing may have drawn random vectors: those that are next are others."""
+    return int(held["draws"]) + 1 if "draws" in held else 0
 
 
 def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:

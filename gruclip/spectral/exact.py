@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gruclip.spectral.thin import column_gram, thin_product
+
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
@@ -63,3 +65,23 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         excess = parts.values[:count] - limit
         weight.copy_(weight.double() - (parts.left[:, :count] * excess) @ parts.right[:, :count].mT)
     return count, parts.values.clamp(max=limit) if count else parts.values
+
+
+def clip_near(weight: Tensor, limit: float, tolerance: float) -> tuple[int, float] | None:
+    """`clip` by `gram` for a float32 matrix (m, n), m >= n, whose largest value is at most 4 limits; None for others.
+
+    As a difference in float32, of which only what is above the limit is computed: half of the time at n = 64.
+    """
+    squares, right = torch.linalg.eigh(column_gram(weight))
+    values = squares.clamp(min=0).sqrt()
+    largest = float(values[-1])
+    if not largest <= 4 * limit:
+        return None
+    if largest <= limit * (1 + tolerance):
+        return 0, largest
+    count = int((values > limit * (1 + tolerance / 2)).sum())
+    columns = right[:, -count:]
+    share = (1 - limit / values[-count:]).float()
+    columns = columns.float()
+    weight.addmm_(thin_product(weight, columns * share), columns.mT, alpha=-1)
+    return count, limit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
-from gruclip.spectral.thin import there_and_back, thin_product
+from gruclip.spectral.thin import column_gram, there_and_back, thin_product
 
 #: How often the basis is filtered at most, by a polynomial of what degree, and the degrees between two times that it is
 #: made orthonormal: fewer where the largest value's column grows by more than e to `MOST_GROWTH`.
@@ -71,20 +71,9 @@ def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
     return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
 
 
-def gram(columns: Tensor) -> Tensor:
-    """X^T X in float64."""
-    if compiled.takes(columns):
-        m, q = columns.shape
-        made = columns.new_empty(q, q, dtype=torch.float64)
-        compiled.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
-        return made
-    wide = columns.double()
-    return wide.mT @ wide
-
-
 def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
     """The singular values of W Q, descending, and its right singular vectors (q, q), float64."""
-    squares, Y = torch.linalg.eigh(gram(basis.image))
+    squares, Y = torch.linalg.eigh(column_gram(basis.image))
     return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
 
 
@@ -185,8 +174,10 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
         while degree:
             now = min(degree, most)
             # Columns that are no Ritz vectors all turn to the largest value's.
-            columns = chebyshev(weight, orthonormal(columns), end, now)[0]
-            degree, done, most = degree - now, done + now, max(most, DEGREES)
+            filtered, _, size = chebyshev(weight, orthonormal(columns), end, now)
+            if not math.isfinite(size):
+                break  # a value so large that one look tells more
+            columns, degree, done, most = filtered, degree - now, done + now, max(most, DEGREES)
         block = rayleigh_ritz(weight, columns)
         excess = judge(block)
         if excess is None:
@@ -208,7 +199,7 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
 
 def growth(value: float, end: float) -> float:
     """The logarithm of what a degree of the polynomial multiplies a column with, for a value above `end`."""
-    return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0))
+    return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0)) if end > 0 else math.inf
 
 
 def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: float) -> list[float]:

@@ -59,3 +59,14 @@ def column_squares(a: Tensor) -> Tensor:
         compiled.call("gruclip_column_squares", [squares, a], [*a.shape, a.stride(0)], torch.get_num_threads())
         return squares
     return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64).square()
+
+
+def column_gram(columns: Tensor) -> Tensor:
+    """X^T X in float64."""
+    if compiled.takes(columns):
+        m, q = columns.shape
+        made = columns.new_empty(q, q, dtype=torch.float64)
+        compiled.call("gruclip_gram", [made, columns.contiguous()], [m, q], torch.get_num_threads())
+        return made
+    wide = columns.double()
+    return wide.mT @ wide

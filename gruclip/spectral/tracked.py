@@ -23,11 +23,10 @@ from gruclip.spectral.subspace import (
     both,
     clip_leading,
     converge,
-    gram,
     imprecision,
     number_above,
 )
-from gruclip.spectral.thin import distance, thin_product
+from gruclip.spectral.thin import column_gram, distance, thin_product
 
 #: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
 NEAR, GUARD = 0.95, 4
@@ -204,6 +203,6 @@ def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw:
         return False
     kappa = ceiling**2 / (ceiling**2 - beta**2)
     room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
-    coupling = gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
+    coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
     schur = coupling.new_tensor(room).diag().sub_(coupling)
     return int(torch.linalg.cholesky_ex(schur)[1]) == 0

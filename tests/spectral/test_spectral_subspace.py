@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gruclip.spectral import subspace
-from gruclip.spectral.thin import column_squares, distance, there_and_back, thin_product
+from gruclip.spectral.thin import column_gram, column_squares, distance, there_and_back, thin_product
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -191,7 +191,7 @@ def test_a_thread_more_changes_no_bit_of_gram_matrix_and_triplets(threads: None)
         values, Y = subspace.ritz_values(basis)
         block = subspace.ritz_triplets(weight, basis, values, Y)
         sizes = torch.tensor(block.size, dtype=torch.float64)
-        made.append((subspace.gram(basis.image), block.left, block.right, block.residual, sizes))
+        made.append((column_gram(basis.image), block.left, block.right, block.residual, sizes))
     wide = basis.image.double()
     torch.testing.assert_close(made[0][0], wide.mT @ wide, rtol=1e-12, atol=1e-10)
     for others in made[1:]:
