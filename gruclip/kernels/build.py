@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-SOURCES = ("band.cpp", "dense.cpp", "dropout.cpp", "eigen.cpp", "gru.cpp", "ritz.cpp", "softmax.cpp", "thin.cpp")
-HEADERS = ("band.h", "pairs.h", "panels.h", "thin.h", "vectors.h")
+NAMES = ("band", "basis", "dense", "dropout", "eigen", "gru", "ritz", "softmax", "thin")
+SOURCES = tuple(f"{name}.cpp" for name in NAMES)
+HEADERS = ("band.h", "pairs.h", "panels.h", "tall.h", "thin.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 

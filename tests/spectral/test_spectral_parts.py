@@ -155,21 +155,21 @@ def test_a_bound_that_cannot_be_had_is_infinite() -> None:
 @pytest.mark.parametrize("size", [1.5, 2.0, 3.0])
 def test_values_far_above_the_limit_are_known_and_the_others_left(size: float) -> None:
     # As in training at a small limit: a step pushes values far, the others lie near the limit, some far below.
-    values = torch.cat((torch.linspace(0.95, 1.02, 230), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
+    values = torch.cat((torch.linspace(0.95, 1.02, 340), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
     for seed in range(10):
-        weight = (orthogonal(240, seed) * values.double() @ orthogonal(240, seed + 100).mT).float()
+        weight = (orthogonal(350, seed) * values.double() @ orthogonal(350, seed + 100).mT).float()
         before, squares = weight.clone(), single.Squares(weight, 1.0)
         assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
         assert torch.equal(weight, before)
         assert squares.far is not None
-        assert squares.far.shape == (240, 3)  # and the one after them
+        assert squares.far.shape == (350, 3)  # and the one after them
         quotients = (weight @ squares.far).norm(dim=0)
         torch.testing.assert_close(quotients[:2], torch.tensor([size, 1.2]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.usefixtures("kernels_or_not")
 def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
-    weight = 2 * orthogonal(240, 0).float()
+    weight = 2 * orthogonal(350, 0).float()
     squares = single.Squares(weight, 1.0)
     assert single.clip(weight, squares, 1.9e-6, 0.92, lambda near: 0) is None
     assert squares.far is None

@@ -1,0 +1,157 @@
+// Orthonormal bases of a few columns, and their Gram matrices, for gruclip/spectral: a few microseconds of work, for
+// which a dozen calls of a library take ten times as long.
+
+#include <cmath>
+#include <vector>
+
+#include "tall.h"
+
+namespace {
+
+// Columns of n numbers one after the other, `others` of them orthonormal: in place an orthonormal basis of the part of
+// the `count` that follow that is orthogonal to these. Gram and Schmidt's method, each column until nothing more comes
+// off; where a column has no part of its own, one of pseudo-random numbers takes its place. False where that comes to
+// nothing.
+bool orthonormalise(float* all, long n, long others, long count) {
+    constexpr double LOST = 1e-5, SETTLED = 0.7;
+    constexpr int MOST_ROUNDS = 30;
+    const long stride = apart(n);
+    unsigned long state = 1;
+    for (long c = others; c < others + count; c++) {
+        float* x = all + c * stride;
+        // First to a size whose square is a float32 number.
+        float largest = 0;
+        for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
+        if (largest > 0)
+            for (long i = 0; i < n; i++) x[i] /= largest;
+        double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
+        for (int round = 0;; round++) {
+            for (long k = 0; k < c; k++) {
+                const float* other = all + k * stride;
+                subtract(x, other, dot(x, other, n), n);
+            }
+            const double left = std::sqrt(dot(x, x, n));
+            if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) return false;
+            if (left <= least) {
+                for (long i = 0; i < n; i++)
+                    x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
+                least = 0, before = HUGE_VAL;
+                continue;
+            }
+            for (long i = 0; i < n; i++) x[i] *= static_cast<float>(1 / left);
+            if (left > SETTLED * before) break;
+            before = 1;
+        }
+    }
+    return true;
+}
+
+// gram (q, q) = image^T image for image (m, q), summed in double precision.
+void gram_matrix(double* gram, const float* image, long m, long q, int threads) {
+    constexpr long TILE = 4, WIDE = 3;  // products that are summed at once, so that a column is read a few times only
+    const long stride = apart(m);
+    const std::vector<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
+    if (m * q * q < WORTH_A_THREAD) threads = 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (long a = 0; a < q; a += TILE)
+        for (long b = 0; b < a + TILE; b += WIDE) {
+            dvec sums[TILE][WIDE] = {};
+            double rest[TILE][WIDE] = {};
+            const double *x = &turned[a * stride], *y = &turned[b * stride];
+            long i = 0;
+            for (; i + DOUBLES <= m; i += DOUBLES)
+#pragma GCC unroll 4
+                for (long c = 0; c < WIDE; c++) {
+                    const dvec along = load(y + c * stride + i);
+#pragma GCC unroll 4
+                    for (long r = 0; r < TILE; r++) sums[r][c] += load(x + r * stride + i) * along;
+                }
+            for (; i < m; i++)
+                for (long r = 0; r < TILE; r++)
+                    for (long c = 0; c < WIDE; c++) rest[r][c] += x[r * stride + i] * y[c * stride + i];
+            for (long r = a; r < std::min(a + TILE, q); r++)
+                for (long c = b; c < std::min(b + WIDE, r + 1); c++)
+                    gram[r * q + c] = gram[c * q + r] = total(sums[r - a][c - b]) + rest[r - a][c - b];
+        }
+}
+
+// The inverse of the upper triangular R with R^T R = gram (q, q), in float; false where rounding leaves none to speak
+// of. Of columns of equal size: `gram` is changed.
+bool inverse_root(float* inverse, double* gram, long q) {
+    constexpr double LOST = 1e-11;
+    for (long j = 0; j < q; j++) {
+        double* row = gram + j * q;
+        for (long i = 0; i < j; i++)
+            for (long k = j; k < q; k++) row[k] -= gram[i * q + j] * gram[i * q + k];
+        if (!(row[j] > LOST)) return false;
+        const double root = std::sqrt(row[j]);
+        for (long k = j; k < q; k++) row[k] /= root;
+    }
+    std::vector<double> column(q);
+    std::fill(inverse, inverse + q * q, 0.0f);
+    for (long j = 0; j < q; j++) {
+        std::fill(column.begin(), column.end(), 0.0);
+        column[j] = 1 / gram[j * q + j];
+        for (long k = j - 1; k >= 0; k--) {
+            double sum = 0;
+            for (long i = k + 1; i <= j; i++) sum += gram[k * q + i] * column[i];
+            column[k] = -sum / gram[k * q + k];
+        }
+        for (long k = 0; k <= j; k++) inverse[k * q + j] = static_cast<float>(column[k]);
+    }
+    return true;
+}
+
+// columns (n, count): in place an orthonormal basis of the same spans by two Cholesky factorisations of X^T X, as
+// Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015); false, and columns as they were,
+// where they are too nearly dependent for that.
+bool by_cholesky(float* columns, long n, long count, int threads) {
+    const long width = parts(count, PANEL) * PANEL;
+    std::vector<double> gram(count * count), sizes(count);
+    std::vector<float> inverse(count * count), made(columns, columns + n * count), before(n * count);
+    for (int round = 0; round < 2; round++) {
+        gram_matrix(gram.data(), made.data(), n, count, threads);
+        for (long j = 0; j < count; j++) {
+            if (!(gram[j * count + j] > 0 && gram[j * count + j] < HUGE_VAL)) return false;
+            sizes[j] = 1 / std::sqrt(gram[j * count + j]);
+            if (!(sizes[j] > 1e-30 && sizes[j] < 1e30)) return false;
+        }
+        for (long i = 0; i < count; i++)
+            for (long j = 0; j < count; j++) gram[i * count + j] *= sizes[i] * sizes[j];
+        if (!inverse_root(inverse.data(), gram.data(), count)) return false;
+        const Array panels = zeros(count * width);
+        for (long i = 0; i < count; i++)
+            for (long j = i; j < count; j++)
+                panels[(j / PANEL * count + i) * PANEL + j % PANEL] =
+                    static_cast<float>(inverse[i * count + j] * sizes[i]);
+        before.swap(made);
+#pragma omp parallel for schedule(static) num_threads(n * count * count < WORTH_A_THREAD ? 1 : threads)
+        for (long first = 0; first < n; first += 8 * BLOCK)
+            multiply_thin(made.data() + first * count, before.data() + first * count, panels.get(),
+                          std::min<long>(8 * BLOCK, n - first), count, count);
+    }
+    std::copy(made.begin(), made.end(), columns);
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// columns (n, count), count <= n - others: in place an orthonormal basis of their part that is orthogonal to `against`
+// (n, others), orthonormal itself. NaN where that comes to nothing.
+void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others, int threads) {
+    if (others == 0 && by_cholesky(columns, n, count, threads)) return;
+    std::vector<float> all = turn<float>(against, n, others, others + count);
+    float* mine = &all[others * apart(n)];
+    turn(columns, n, count, mine);
+    if (orthonormalise(all.data(), n, others, count)) turn_back(columns, count, mine, n, count);
+    else columns[0] = NAN;
+}
+
+// gram (q, q) = image^T image for image (m, q), summed in double precision.
+void gruclip_gram(double* gram, const float* image, long m, long q, int threads) {
+    gram_matrix(gram, image, m, q, threads);
+}
+
+}  // extern "C"

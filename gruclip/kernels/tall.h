@@ -1,0 +1,50 @@
+// What tall thin matrices share: basis.cpp and ritz.cpp. All are row-major.
+#pragma once
+
+#include <vector>
+
+#include "panels.h"
+
+namespace {
+
+constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
+
+// How far apart columns of n numbers are kept: by a power of two they would drive each other out of the cache.
+inline long apart(long n) { return n + 16; }
+
+// The columns of matrix (rows, columns), one after the other.
+template <typename Number>
+void turn(const float* matrix, long rows, long columns, Number* turned) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < columns; j++) turned[j * apart(rows) + i] = matrix[i * columns + j];
+}
+
+// The same, and zeros up to `most` of them.
+template <typename Number>
+std::vector<Number> turn(const float* matrix, long rows, long columns, long most) {
+    std::vector<Number> turned(apart(rows) * most);
+    turn(matrix, rows, columns, turned.data());
+    return turned;
+}
+
+[[maybe_unused]] void turn_back(float* matrix, long columns, const float* turned, long rows, long count) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < count; j++) matrix[i * columns + j] = turned[j * apart(rows) + i];
+}
+
+// result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
+[[maybe_unused]] void multiply_thin(float* result, const float* matrix, const float* panels, long rows, long depth,
+                                    long width) {
+    for (long left = 0; left < width; left += PANEL, panels += depth * PANEL) {
+        const long used = std::min<long>(PANEL, width - left);
+        for (long first = 0; first < rows; first += BLOCK) {
+            float sums[BLOCK * PANEL];
+            const long high = std::min<long>(BLOCK, rows - first);
+            multiply_rows<BLOCK, false>(sums, PANEL, matrix + first * depth, depth, 1, panels, high, depth);
+            for (long i = 0; i < high; i++)
+                std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));
+        }
+    }
+}
+
+}  // namespace
