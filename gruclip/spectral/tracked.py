@@ -36,8 +36,8 @@ SPARE = 3
 SKETCH, PANEL = 8, 16
 #: Columns filtered, at most: a decomposition is cheaper then. And share of min(m, n).
 WIDEST, WIDEST_SHARE = 64, 0.25
-#: ||W - W_old||_F / limit below which the old subspace is as good as one with a sketch.
-STILL = 2e-3
+#: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit and what is left out.
+STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
 #: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
@@ -102,8 +102,9 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     """
     tracked = tracked._replace(draws=tracked.draws + 1)
     columns = [tracked.right]
-    scale = limit if limit < torch.inf else max(float(tracked.bulk), norm / math.sqrt(min(weight.shape)))
-    if distance(weight, tracked.previous) > STILL * scale:
+    bulk = float(tracked.bulk)
+    gap = limit - bulk if limit < torch.inf else max(bulk, norm / math.sqrt(min(weight.shape)))
+    if distance(weight, tracked.previous) > STILL * gap:
         generator = torch.Generator().manual_seed(SKETCHES + int(tracked.draws))
         vectors = torch.randn(weight.shape[1], SKETCH, generator=generator).to(weight)
         # What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another.
