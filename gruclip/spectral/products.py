@@ -22,6 +22,8 @@ from torch import Tensor
 FARTHEST = 4.0
 #: Eigenvalues of X that are smaller, relative to its norm, have no sign: they move sigma by half as much.
 RESOLUTION = {torch.float32: 2e-7, torch.float64: 5e-9}
+#: How much X's norm is taken larger: beyond 1 the polynomials are so steep, 24 each, that they make much of rounding.
+MARGIN = 1e-3
 #: The polynomial that is flat at 1, where the others have come to FLAT_FROM of it, and how often it is applied: its
 #: error is some 2.5 times the third power of what was left.
 FLAT, FLAT_FROM = (15 / 8, -10 / 8, 3 / 8), 5e-4
@@ -121,7 +123,7 @@ def clipping_factor(squares: Tensor, norm: Tensor, polynomials: Polynomials, tol
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
-    sign = _sign(x / _over(size), identity, polynomials.sign)
+    sign = _sign(x / _over(size * (1 + MARGIN)), identity, polynomials.sign)
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
     above = (x + absolute) / 2
