@@ -12,7 +12,7 @@ from gruclip.report import origins, render
 from gruclip.report.collect import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import finished
-from gruclip.report.timing import PHASES
+from gruclip.report.timing import PHASES, later
 
 #: Runs of one line are timed on the same kind of machine, with as many threads and as many neighbours.
 PLACE = ("processor", "threads")
@@ -34,7 +34,7 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
 def _iteration(folder: Any) -> dict[str, float]:
     """The median over a run's epochs of the seconds that an iteration takes in each phase."""
     try:
-        times = read_timing(folder)
+        times = later(read_timing(folder))
     except UserError:
         return {}
     if times.empty:
@@ -61,9 +61,9 @@ def _costs(part: Section) -> render.Table:
         )
         values.append({**{name: first[name] for name in keys}, "runs": len(mine), **means})
     caption = (
-        f"{part.caption}. Of each run the median over its epochs of the seconds of an iteration, forward, backward, "
-        "update and clipping; means over runs of all learning rates. Runs trained beside others, or beside other work, "
-        "take longer in all phases: the share is what compares."
+        f"{part.caption}. Of each run the median over its epochs, without the first, of the seconds of an iteration, "
+        "forward, backward, update and clipping; means over runs of all learning rates. Runs trained beside others, or "
+        "beside other work, take longer in all phases: the share is what compares."
     )
     return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), origins.notes(part.runs))
 
