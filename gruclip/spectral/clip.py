@@ -232,7 +232,7 @@ def _clip_one(
     if known:
         entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
         done = tracked.clip(weight, norm, limit, entries, near)
-    elif tracks and in_range and min(weight.shape) > single.LARGEST:
+    elif tracks and in_range and limit < torch.inf and min(weight.shape) > single.LARGEST:
         done = tracked.search(weight, norm, limit, _draws(held), near)
     if done is not None:
         held.update(done.tracked._asdict())
