@@ -64,8 +64,8 @@ def clip_singular_values_(
       with 64 rows and columns at least, ``products`` for others; what it does not certify is redone by ``products`` on
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
     - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; ``products``
-      for others where float64 is fast; elsewhere the way out of ``block`` for float32 matrices whose
-      shorter side has 80 to 320; apart from these ``gram`` below 128 rows or columns, and ``block``.
+      for others where float64 is fast; elsewhere the way out of ``block`` for float32 matrices whose shorter side has
+      80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
@@ -191,7 +191,7 @@ def _clip_one(
     if known:
         entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
         done = tracked.clip(weight, norm, limit, entries, near)
-    elif tracks and in_range and min(weight.shape) > single.LARGEST:
+    elif tracks and in_range and limit < torch.inf and min(weight.shape) > single.LARGEST:
         done = tracked.search(weight, norm, limit, _draws(held), near)
     if done is not None:
         held.update(done.tracked._asdict())
