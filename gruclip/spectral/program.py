@@ -28,7 +28,7 @@ COLUMNS = CARRIED + SKETCH
 #: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
 DEGREES, BOUND_DEGREE = (2, 4, 4, 2), 12
 #: Clip the thin matrix.
-POLYNOMIALS = Polynomials.of(farthest=8.0, resolution=2e-9, flattenings=1, pieces=14)
+POLYNOMIALS = Polynomials.of(farthest=16.0, resolution=1e-9, flattenings=1, pieces=24)
 #: Squarings of its Gram matrix: for the power that brings the leading columns first, and beyond it for its norm.
 ORDERING, SQUARINGS = 4, (5, 5)
 #: Added to that power, and to a Gram matrix of unit columns, so that they have Cholesky factors.
@@ -111,10 +111,12 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     changed = certified & ~made.inside
     result = torch.where(_over(changed), clipped * _over(1 / scale).to(W.dtype), weight)
 
-    usable = torch.isfinite(X).all(-1).all(-1)
+    bulk = _lengths(basis.squares)[:, CARRIED] / scale
+    usable = torch.isfinite(X).all(-1).all(-1) & torch.isfinite(bulk) & (norm <= POLYNOMIALS.farthest * limit)
     state.right.copy_(torch.where(_over(usable), X[..., :CARRIED], state.right))
-    state.previous.copy_(result)
-    state.bulk.copy_(torch.where(usable, _lengths(basis.squares)[:, CARRIED] / scale, state.bulk))
+    # Of the others `redo_uncertified_` takes what it makes of them.
+    state.previous.copy_(torch.where(_over(certified), result, state.previous))
+    state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
     after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
     count = torch.where(changed, number_positive(made.sign), 0)
