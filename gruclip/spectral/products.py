@@ -115,7 +115,7 @@ def positive_part(
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
-    sign = _sign(x / _over(size * (1 + MARGIN)), identity, polynomials)
+    sign = _sign(x / _over(size * (1 + MARGIN)), polynomials)
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
     above = (x + absolute) / 2
@@ -172,11 +172,13 @@ def _over(vector: Tensor) -> Tensor:
     return vector[..., None, None]
 
 
-def _sign(x: Tensor, identity: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tensor:
+def _sign(x: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tensor:
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:])
     for a, b, c in polynomials:
         square = x @ x
-        x = x @ (a * identity + square @ (b * identity + c * square))
-    return x
+        x = torch.baddbmm(x, x, torch.baddbmm(square, square, square, beta=b, alpha=c), beta=a)
+    return x.view(shape)
 
 
 def _inverse_root(powers: list[Tensor], pieces: list[list[float]]) -> Tensor:

@@ -116,7 +116,9 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     result = torch.where(_over(changed), clipped * _over(1 / scale).to(W.dtype), weight)
 
     bulk = _lengths(basis.squares)[:, CARRIED] / scale
-    usable = torch.isfinite(X).all(-1).all(-1) & torch.isfinite(bulk) & reached
+    # No column has come to nothing, or to NaN.
+    whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > COLUMNS - 0.5
+    usable = whole & torch.isfinite(bulk) & reached
     state.right.copy_(torch.where(_over(usable), X[..., :CARRIED], state.right))
     # Of the others `redo_uncertified_` takes what it makes of them.
     state.previous.copy_(torch.where(_over(certified), result, state.previous))
@@ -181,8 +183,9 @@ def _roots(above: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     root, inverse = (identity + above) / size, identity
     for a, b, c in ROOT:
         both = inverse @ root
-        step = a * identity + b * both + c * (both @ both)
-        root, inverse = root @ step, step @ inverse
+        step = torch.baddbmm(both, both, both, beta=b, alpha=c)
+        root = torch.baddbmm(root, root, step, beta=a)
+        inverse = torch.baddbmm(inverse, step, inverse, beta=a)
     return inverse / size.sqrt(), root * size.sqrt()
 
 
