@@ -149,7 +149,7 @@ def _certificate(
     room = (ceiling.square()[:, None] - _diagonal(H)).clamp(min=torch.finfo(torch.float64).tiny)
     shares = _diagonal(J) / ((ceiling.square() - highest.square())[:, None] * room)
     counted = (shares.cumsum(-1) <= SHARE).double()
-    counted[:, CARRIED:] = 0
+    counted[:, CARRIED:].zero_()
     left_out = torch.maximum(((1 - counted) * _lengths(H)).amax(-1), end)
     left_out = torch.minimum(left_out, limit)
     leading = X * counted[:, None].to(X.dtype)

@@ -24,6 +24,7 @@ from gruclip.kernels import compiled
 from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
 from gruclip.kernels.products import has_bf16_products
 from gruclip.model.evaluation import Evaluation, evaluate
+from gruclip.spectral import SubspaceState, clip_singular_values_deferred_, redo_uncertified_
 from gruclip.training.engine import WARM_UP, Engine, StepMetrics
 
 #: Operations whose result the host needs, by value or for a shape, or that copy from its memory.
@@ -205,6 +206,37 @@ def test_a_replayed_projection_without_a_certificate_is_redone_before_the_next_s
         assert (metrics.spectral_norm <= 0.1 * (1 + 1e-9)).all()
         assert (torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2) <= 0.1 * (1 + 1e-9)).all()
     assert redone > 0
+
+
+def test_a_replayed_program_follows_its_subspaces_as_one_that_is_not_replayed() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def made(count: int, *sizes: float) -> Tensor:
+        values = torch.cat((torch.tensor(sizes), torch.linspace(0.9, 0, 80 - len(sizes))))
+        bases = [torch.linalg.qr(torch.randn(count, 80, 80, generator=generator))[0] for _ in range(2)]
+        return bases[0] * values @ bases[1]
+
+    # Inside, above and far above the limit, and one that is only measured.
+    memory = torch.stack([made(1, size)[0] for size in (0.95, 1.5, 9.0, 2.0)])
+    limits = torch.tensor([1.0, 1.0, 1.0, torch.inf], dtype=torch.float64)
+    state, plain_state = SubspaceState(memory), SubspaceState(memory)
+    held = [state.right, state.previous, state.bulk, state.draws]
+    results = []
+    (replay,) = recorded(
+        [memory, *held], [lambda: results.append(clip_singular_values_deferred_(memory, limits, state))]
+    )
+    certified = 0
+    for _ in range(5):
+        plain = memory.clone()
+        expected = clip_singular_values_deferred_(plain, limits, plain_state)
+        replay()
+        assert torch.equal(memory, plain)
+        assert all(torch.equal(one, other) for one, other in zip(results[0], expected, strict=True))
+        certified += int(expected.certified.sum())
+        redo_uncertified_(memory, limits, results[0], state)
+        redo_uncertified_(plain, limits, expected, plain_state)
+        memory += 0.05 * made(4, 6.0)
+    assert certified >= 16
 
 
 @pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
