@@ -80,11 +80,10 @@ def grid_figure(frame: pd.DataFrame, path: Path, formats: Sequence[str]) -> list
                 axes.set_title(f"{shape}, {'with' if known else 'without'} a state")
             row[0].set_ylabel("n")
             row[1].set_yticklabels([])
-        for axes in panels[-1]:
-            axes.set_xlabel("values above: share of n, or 10")
+        figure.supxlabel("values above the limit: a share of n, or 10")
 
-    title = "Time of auto over the best of torch's SVD, gram and truncated\nframed: above 1.1"
-    return style.save(draw, title, 1.0 + 0.55 * len(shapes) + 0.15 * sum(heights), path, formats)
+    title = "Time of auto over the best of\ntorch's SVD, gram and truncated; framed: above 1.1"
+    return style.save(draw, title, 0.9 + 0.45 * len(shapes) + 0.15 * sum(heights), path, formats)
 
 
 def _heat(axes: Axes, cells: pd.DataFrame, sizes: Sequence[int]) -> None:
@@ -94,7 +93,7 @@ def _heat(axes: Axes, cells: pd.DataFrame, sizes: Sequence[int]) -> None:
         shade, marked = float(norm(cell.factor)), cell.factor > MARKED
         edge = {"edgecolor": "black", "linewidth": 0.9, "zorder": 2} if marked else {"edgecolor": "white"}
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colormaps[SCALE](shade), **edge))
-        colour = "white" if abs(shade - 0.5) > 0.35 else "black"
+        colour = "white" if abs(shade - 0.5) > 0.27 else "black"
         weight = "bold" if marked else "normal"
         text = f"{cell.factor:.2f}".removeprefix("0") if cell.factor < 9.995 else f"{cell.factor:.0f}"
         axes.text(x, y, text, ha="center", va="center", fontsize=5, color=colour, fontweight=weight, zorder=3)
