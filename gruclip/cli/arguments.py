@@ -9,7 +9,7 @@ import gruclip
 from gruclip.choices import DATASETS, OWN_DATASETS
 from gruclip.errors import UserError
 
-TABLES = ("1", "2", "lr", "cells", "differences", "explosions")
+TABLES = ("1", "2", "lr", "cells", "differences", "explosions", "cost")
 FIGURES = ("1", "2", "lr")
 REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
 BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")

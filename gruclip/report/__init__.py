@@ -6,7 +6,8 @@
 - `sections`: which runs may stand in one table; `statistics`: success, means,
   bootstrap intervals; `origins`: on what revisions, versions and machines they were made.
 - `tables`, and `render` as Markdown, LaTeX or CSV: Tables 1 and 2, of rates, of cells; `figures`: 1, 2, and of rates.
-- `differences`: methods at their own best rates, paired by seed; `stability`: explosions by the spectral radius.
+- `differences`: methods at their own best rates, paired by seed; `stability`: explosions by the spectral radius;
+  `costs`: what clipping takes of an iteration.
 - `status`: where a sweep stands; `page`: an experiment as one HTML file.
 - `recalled`: the paper's values, from memory; `style`: one look for all figures.
 

@@ -16,6 +16,7 @@ import pandas as pd
 from gruclip.choices import CELLS, WORD_DATASETS
 from gruclip.errors import UserError
 from gruclip.report import origins, render
+from gruclip.report.costs import table_cost
 from gruclip.report.differences import table_differences
 from gruclip.report.recalled import HEADING, LOSS, VALUES, Recalled, paper_rate
 from gruclip.report.sections import (
@@ -104,6 +105,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[render.Table]]] = {
     "cells": table_cells,
     "differences": table_differences,
     "explosions": table_explosions,
+    "cost": table_cost,
 }
 
 

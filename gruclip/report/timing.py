@@ -17,7 +17,7 @@ PARTS = ("data", "forward", "backward", "update", "clipping", "metrics", "evalua
 PHASES = ("forward", "backward", "update", "clipping")
 
 #: Seconds of the whole training, in all and by part; then epochs timed, iterations of the longest and of the last one,
-#: runs in the stack, and of each phase the median over the epochs of the seconds of an iteration.
+#: runs in the stack, and of each phase the median over the epochs, without the `FIRST`, of the seconds of an iteration.
 TIMING = (
     "seconds",
     *(f"seconds.{part}" for part in PARTS),
@@ -27,6 +27,15 @@ TIMING = (
     "timing.stack_size",
     *(f"iteration.{phase}" for phase in PHASES),
 )
+
+
+#: Epochs in which iterations are not what they are in training: few values pass the limit yet, and memory is new.
+FIRST = 1
+
+
+def later(timing: pd.DataFrame) -> pd.DataFrame:
+    """The epochs that tell what an iteration costs: without the `FIRST`, where there are others."""
+    return timing[FIRST:] if len(timing) > FIRST else timing
 
 
 def read_timing(path: Path) -> pd.DataFrame:
@@ -58,7 +67,7 @@ def condensed(path: Path) -> dict[str, float | None]:
     values["timing.stack_size"] = int(max(columns["stack_size"]))
     for phase in PHASES:
         seconds = [taken / count for taken, count in zip(columns[phase], iterations, strict=True)]
-        values[f"iteration.{phase}"] = statistics.median(seconds)
+        values[f"iteration.{phase}"] = statistics.median(seconds[FIRST:] or seconds)
     return values
 
 

@@ -71,7 +71,7 @@ def clip_singular_values_(
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
     - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices whose
-      shorter side has 80 to 320; apart from these ``gram`` below 128 rows or columns, and ``block``.
+      shorter side has 80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
@@ -232,7 +232,7 @@ def _clip_one(
     if known:
         entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
         done = tracked.clip(weight, norm, limit, entries, near)
-    elif tracks and in_range and min(weight.shape) > single.LARGEST:
+    elif tracks and in_range and limit < torch.inf and min(weight.shape) > single.LARGEST:
         done = tracked.search(weight, norm, limit, _draws(held), near)
     if done is not None:
         held.update(done.tracked._asdict())

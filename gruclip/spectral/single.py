@@ -33,7 +33,7 @@ NOISE = 5e-7
 SMALLEST = 80
 #: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
 #: Nottingham: 2 ms against 7.7).
-LARGEST_AT_ONCE = 320
+LARGEST_AT_ONCE = 224
 #: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
 SET_APART = 1.05
 #: Share of the columns up to which they are.

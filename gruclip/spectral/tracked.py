@@ -115,9 +115,8 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 
 def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: float) -> Clipped | None:
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
-    vectors = torch.randn(weight.shape[1], SEARCHED, generator=torch.Generator().manual_seed(SKETCHES + draws + 1)).to(
-        weight
-    )
+    generator = torch.Generator().manual_seed(SKETCHES + draws + 1)
+    vectors = torch.randn(weight.shape[1], SEARCHED, generator=generator).to(weight)
     none = torch.zeros((), dtype=torch.float64)
     unknown = Tracked(vectors, weight, none, torch.tensor(draws + 1), torch.tensor(0))
     return _clip(weight, norm, limit, vectors, unknown, tolerance)

@@ -516,3 +516,55 @@ def test_the_spectral_norm_is_right_along_a_drift_and_after_a_jump():
         assert norm.dtype == torch.float64
         assert float(norm) == pytest.approx(sigma_1(matrix), rel=1e-4)
         assert torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize("shape", [(1040, 1100), (1100, 1040)])
+@pytest.mark.parametrize("above", [0, 5])
+def test_a_large_matrix_of_which_nothing_is_known_is_searched_and_not_decomposed(shape, above, monkeypatch):
+    generator = torch.Generator().manual_seed(16)
+    values = torch.linspace(0.85, 0, 1040, dtype=torch.float64)
+    values[:above] = torch.linspace(3.0, 1.01, above)
+    U, V = (torch.linalg.qr(random(generator, rows, 1040))[0] for rows in shape)
+    before, state = (U * values @ V.mT).float(), SpectralState()
+    monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed"))
+    after = before.clone()
+    result = clip_singular_values_(after, 1.0, state=state)
+    assert (int(result.values_clipped), bool(result.certified)) == (above, True)
+    assert_projected(before, after, 1.0, "auto")
+    assert above > 0 or torch.equal(before, after)
+    assert "previous" in state.matrices[0], "not tracked from now on"
+
+
+def test_a_large_matrix_with_many_values_above_is_decomposed():
+    generator = torch.Generator().manual_seed(17)
+    before = with_values(generator, torch.linspace(1.5, 0.5, 1030)).float()
+    after = before.clone()
+    clip_singular_values_(after, 1.0)
+    assert_projected(before, after, 1.0, "auto")
+
+
+@pytest.mark.parametrize("above", [0, 3, 100])
+@pytest.mark.parametrize("shape", [(100, 900), (250, 700), (400, 500)])
+def test_a_wide_matrix_is_projected_as_its_transpose_is(shape, above):
+    generator = torch.Generator().manual_seed(18)
+    rows, columns = shape
+    values = torch.linspace(0.9, 0.1, rows, dtype=torch.float64)
+    values[:above] = torch.linspace(1.3, 1.001, above)
+    before = (orthogonal(generator, rows) * values @ torch.linalg.qr(random(generator, columns, rows))[0].mT).float()
+    state = SpectralState()
+    for step in range(3):
+        after = before.clone()
+        result = clip_singular_values_(after, 1.0, state=state)
+        assert_projected(before, after, 1.0, "auto")
+        assert int(result.values_clipped) == above or step > 0
+        before = after + 0.05 * (random(generator, rows, 2) @ random(generator, 2, columns)).float() / rows
+
+
+@pytest.mark.parametrize("n", [2, 40, 64, 100])
+@pytest.mark.parametrize("far", [1.01, 3.9, 4.1, 30.0])
+def test_a_small_matrix_is_projected_however_far_it_is_above(n, far):
+    generator = torch.Generator().manual_seed(19)
+    before = with_values(generator, torch.linspace(far, 0, n)).float()
+    after = before.clone()
+    clip_singular_values_(after, 1.0)
+    assert_projected(before, after, 1.0, "auto")

@@ -16,7 +16,7 @@ from gruclip.report import style
 from gruclip.report.collect import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, in_order, sections, setting
 from gruclip.report.statistics import finished
-from gruclip.report.timing import PHASES
+from gruclip.report.timing import PHASES, later
 
 GREYS = {"forward": "#E3E3E3", "backward": "#BDBDBD", "update": "#8A8A8A"}
 
@@ -104,14 +104,15 @@ def _machines(runs: pd.DataFrame) -> list[str]:
 
 
 def seconds_by_method(runs: pd.DataFrame, timings: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Median seconds per iteration of each phase over the epochs of all seeds, a row per method and algorithm."""
+    """Median seconds per iteration of each phase over the `later` epochs of all seeds, by method and algorithm."""
     settings = runs[[*METHOD, "optimizer.algorithm"]].to_dict("records")
     rows = []
     for method, timing in zip(settings, timings, strict=True):
         if pd.isna(method["optimizer.delta"]):
             method["optimizer.algorithm"] = "auto"  # of a projection that the method does not have
         if len(timing):  # else the run diverged in its first epoch
-            rows.append(timing[list(PHASES)].div(timing["iterations"], axis="index").assign(**method))
+            counted = later(timing)
+            rows.append(counted[list(PHASES)].div(counted["iterations"], axis="index").assign(**method))
     keys = [*METHOD, "optimizer.algorithm"]
     return in_order(pd.concat(rows).groupby(keys, dropna=False).median().reset_index())
 

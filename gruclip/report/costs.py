@@ -1,0 +1,73 @@
+"""What clipping costs in training: each method's share of the seconds of an iteration, the paper's fourth claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from gruclip.errors import UserError
+from gruclip.report import origins, render
+from gruclip.report.collect import read_timing
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
+from gruclip.report.statistics import finished
+from gruclip.report.timing import PHASES, later
+
+#: Runs of one line are timed on the same kind of machine, with as many threads and as many neighbours.
+PLACE = ("processor", "threads")
+
+
+def table_cost(runs: pd.DataFrame) -> list[render.Table]:
+    """Milliseconds of an iteration by method and machine, and the share of them that clipping takes.
+
+    Raises `UserError` where no run has its times.
+    """
+    ended = finished(runs)
+    times = pd.DataFrame([_iteration(folder) for folder in ended["folder"]], index=ended.index, columns=list(PHASES))
+    timed = ended.join(times).dropna(subset=list(PHASES))
+    if timed.empty:
+        raise UserError(f"table cost: of none of these {len(runs)} runs the times are known; train one to its end")
+    return [_costs(part) for part in sections(timed, (*METHOD, "optimizer.lr"))]
+
+
+def _iteration(folder: Any) -> dict[str, float]:
+    """The median over a run's epochs of the seconds that an iteration takes in each phase."""
+    try:
+        times = later(read_timing(folder))
+    except UserError:
+        return {}
+    if times.empty:
+        return {}
+    return {phase: float((times[phase] / times["iterations"]).median()) for phase in PHASES}
+
+
+def _costs(part: Section) -> render.Table:
+    lines, values = [], []
+    keys = [*METHOD, *PLACE]
+    for _, mine in in_order(part.runs).groupby(keys, dropna=False, sort=False):
+        first, means = mine.iloc[0], mine[list(PHASES)].mean()
+        total = float(means.sum())
+        lines.append(
+            {
+                "method": METHOD_NAMES[first["optimizer.name"]],
+                "setting": setting(first),
+                "machine": _place(first),
+                "runs": str(len(mine)),
+                "iteration, ms": f"{1e3 * total:.3g}",
+                "clipping, ms": f"{1e3 * float(means['clipping']):.3g}",
+                "share of clipping": f"{float(means['clipping']) / total:.1%}" if total else "N/A",
+            }
+        )
+        values.append({**{name: first[name] for name in keys}, "runs": len(mine), **means})
+    caption = (
+        f"{part.caption}. Of each run the median over its epochs, without the first, of the seconds of an iteration, "
+        "forward, backward, update and clipping; means over runs of all learning rates. Runs trained beside others, or "
+        "beside other work, take longer in all phases: the share is what compares."
+    )
+    return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), origins.notes(part.runs))
+
+
+def _place(run: Mapping[str, Any] | pd.Series) -> str:
+    threads = run["threads"]
+    return f"{run['processor'] or 'unknown'}, {threads} thread{'' if threads == '1' else 's'}"
