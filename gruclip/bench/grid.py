@@ -93,16 +93,18 @@ def measure_cell(cell: Cell, rounds: int, device: torch.device) -> dict[str, flo
     sequence = cell.sequence(settling + rounds)
     running = contestants(sequence.limit, cell.known)
     taken: dict[str, list[float]] = {name: [] for name in running}
+    latest: dict[str, float] = {}
     for turn, matrix in enumerate(sequence.matrices):
         for name in shuffled(running, turn):
             needed = seconds_of(partial(running[name], matrix.to(device, copy=True)), device)
+            latest[name] = needed
             stateless = name == NAIVE or not cell.known
             if turn >= settling or (needed > LONG and stateless):
                 taken[name].append(needed)
-        best = min((median(seconds) for seconds in taken.values() if seconds), default=0.0)
+        best = min(median(taken[name] or [latest[name]]) for name in taken)
         for name in [name for name in running if taken[name]]:
             used_up = sum(taken[name]) > SECONDS and len(taken[name]) >= FEWEST
-            if used_up or (name != AUTO and best and median(taken[name]) > HOPELESS * best):
+            if used_up or (name != AUTO and median(taken[name]) > HOPELESS * best):
                 del running[name]
     return {name: median(seconds) for name, seconds in taken.items()}
 

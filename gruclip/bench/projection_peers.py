@@ -36,6 +36,10 @@ QUINTIC = (
     (1.8750, -1.2500, 0.3750),
 )
 
+#: By so much the arguments of all steps but the last are made smaller: rounding, in bf16 above all, takes values beyond
+#: 1, from where the first polynomials lead away.
+SAFETY = 1.01
+
 #: What people write: torch's float32 SVD of the whole matrix.
 NAIVE = "torch SVD"
 
@@ -66,7 +70,9 @@ def newton_schulz_clip(weight: Tensor, limit: float, dtype: torch.dtype) -> None
 def matrix_sign(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """msign(W) of W (m, n), m <= n, as far as `QUINTIC` finds it."""
     x = (weight / torch.linalg.vector_norm(weight).clamp(min=torch.finfo(weight.dtype).tiny)).to(dtype)
-    for a, b, c in QUINTIC:
+    for step, (a, b, c) in enumerate(QUINTIC, 1):
+        if step < len(QUINTIC):
+            a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
         square = x @ x.mT
         x = a * x + torch.addmm(square, square, square, beta=b, alpha=c) @ x
     return x.to(weight.dtype)
