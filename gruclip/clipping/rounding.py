@@ -50,12 +50,8 @@ def clip_matrices_(
 
     Afterwards sigma_1 <= limit (1 + 2e-6) in each dtype as in float32, and in float64 as `clip_singular_values_` says.
     """
-    m, n = matrices.shape[-2:]
-    if min(m, n) == 1:
+    if min(matrices.shape[-2:]) == 1:
         return _clip_vectors_(matrices, limits)
-    if m < n:
-        # The quick ways of `clip_singular_values_` are for matrices of no fewer rows than columns.
-        matrices = matrices.mT
     if matrices.dtype.itemsize < 4:
         return _clip_rounded_(matrices, limits, algorithm, state)
     limit: float | Tensor = limits[0] if len(set(limits)) == 1 else torch.tensor(limits, dtype=torch.float64)
