@@ -4,30 +4,28 @@
 - `exact`: full decompositions, the reference; `truncated`: the paper's; `single`: leading eigenvectors in float32, with
   `eigen`; `products`: matrix products alone, for GPUs.
 - `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `bound` (what the
-  certificate needs) and `state` (what is
-  carried from step to step); `thin`: products with a few columns.
+  certificate needs) and `state` (what is carried from step to step); `thin`: products with a few columns.
+- `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix.
 
 Imports torch and the standard library, and of gruclip `kernels` and `errors`.
 """
 
-from gruclip.spectral.clip import (
-    ALGORITHMS,
+from gruclip.spectral.clip import ALGORITHMS, check_algorithm, clip_singular_values_, spectral_norm
+from gruclip.spectral.deferred import (
     ClipResult,
-    algorithm_on,
-    check_algorithm,
-    clip_singular_values_,
+    algorithm_for,
     clip_singular_values_deferred_,
     redo_uncertified_,
-    spectral_norm,
     spectral_norm_deferred,
 )
-from gruclip.spectral.state import SpectralState
+from gruclip.spectral.state import SpectralState, SubspaceState
 
 __all__ = [
     "ALGORITHMS",
     "ClipResult",
     "SpectralState",
-    "algorithm_on",
+    "SubspaceState",
+    "algorithm_for",
     "check_algorithm",
     "clip_singular_values_",
     "clip_singular_values_deferred_",

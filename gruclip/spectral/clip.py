@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,34 +13,25 @@ from torch import Tensor
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
 from gruclip.spectral import exact, single, tracked, truncated
-from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
-from gruclip.spectral.state import SpectralState
+from gruclip.spectral.deferred import (
+    ClipResult,
+    algorithm_for,
+    clip_singular_values_deferred_,
+    has_fast_float64,
+    redo_uncertified_,
+    spectral_norm_deferred,
+    tolerance,
+)
+from gruclip.spectral.state import SpectralState, SubspaceState
 from gruclip.spectral.thin import distance, thin_product
 
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products")
+ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program")
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
 
 #: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
 FARTHEST = 1e6
-
-
-class ClipResult(NamedTuple):
-    """What a projection did, one entry a matrix."""
-
-    values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
-    spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
-    certified: Tensor  #: bool: shown to be within the tolerance
-    finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
-    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
-
-
-def tolerance(dtype: torch.dtype, algorithm: str) -> float:
-    """A value up to limit * (1 + tolerance) counts as inside: rounding moves it nearly as far."""
-    if dtype == torch.float32:
-        return 1.9e-6
-    return 5e-13 if algorithm == "full" else 5e-10
 
 
 def clip_singular_values_(
@@ -70,8 +60,12 @@ def clip_singular_values_(
       eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
-    - ``auto``: ``products`` on a GPU with fast float64; elsewhere the way out of ``block`` for float32 matrices whose
-      shorter side has 80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``.
+    - ``program``: ``block`` as a fixed program, all matrices at once (`gruclip.spectral.program`), for float32 matrices
+      with 64 rows and columns at least, ``products`` for others; what it does not certify is redone by ``products`` on
+      a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
+    - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; ``products``
+      for others where float64 is fast; elsewhere the way out of ``block`` for float32 matrices whose shorter side has
+      80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
@@ -85,13 +79,20 @@ def clip_singular_values_(
     _check_matrices(weight)
     batch = weight.shape[:-2]
     limits = _limits(limit, batch)
-    algorithm = algorithm_on(weight.device, algorithm)
+    algorithm = algorithm_for(weight, algorithm, followed=state is not None)
     with torch.no_grad():
         matrices = [weight[index] for index in _indices(batch)]
         norms = _frobenius_norms(weight, matrices)
-        if algorithm == "products":
+        if algorithm in ("products", "program"):
             on_device = torch.tensor(limits, dtype=torch.float64, device=weight.device).reshape(batch)
-            return redo_uncertified_(weight, on_device, clip_singular_values_deferred_(weight, on_device))
+            carried = SubspaceState(weight) if algorithm == "program" else None
+            if carried is not None and state is not None:
+                carried.load_state_dict(state.state_dict())
+            result = clip_singular_values_deferred_(weight, on_device, carried)
+            result = redo_uncertified_(weight, on_device, result, carried)
+            if carried is not None and state is not None:
+                state.load_state_dict(carried.state_dict())
+            return result
         entries = (state or SpectralState()).resize(len(matrices))
         done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
@@ -102,42 +103,6 @@ def clip_singular_values_(
     finite = torch.ones(batch, dtype=torch.bool, device=weight.device)
     flags = gather(certified, torch.bool), finite, gather(redone, torch.bool)
     return ClipResult(gather(counts, torch.int64), gather(leading, torch.float64), *flags)
-
-
-def clip_singular_values_deferred_(weight: Tensor, limit: Tensor) -> ClipResult:
-    """``clip_singular_values_(..., algorithm="products")`` that waits for nothing, and can be captured in a CUDA graph.
-
-    weight (..., m, n), float32 or float64; limit (...), on the same device, positive. Nothing is checked and nothing
-    raised: a matrix that is not `finite`, or whose result is not `certified`, is left as it was. Read these flags
-    when the host next waits for the device anyway, and hand the result to `redo_uncertified_`.
-    """
-    with torch.no_grad():
-        done = clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
-    return ClipResult(*done, torch.zeros_like(done.finite))
-
-
-def redo_uncertified_(weight: Tensor, limit: Tensor, result: ClipResult) -> ClipResult:
-    """Project the finite matrices of a deferred call that were not certified in full, in place; the result then."""
-    redone = result.finite & ~result.certified
-    values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
-    with torch.no_grad():
-        for where in redone.nonzero().tolist():
-            index = tuple(where)
-            full = clip_singular_values_(weight[index], float(limit[index]), algorithm="full")
-            values_clipped[index], norm[index] = full.values_clipped, full.spectral_norm
-    return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
-
-
-def algorithm_on(device: torch.device, algorithm: str) -> str:
-    """What ``auto`` is on a device: ``products`` on a GPU with fast float64, itself elsewhere."""
-    return "products" if algorithm == "auto" and has_fast_float64(device) else algorithm
-
-
-def has_fast_float64(device: torch.device) -> bool:
-    """Whether a GPU computes in float64 at a half of float32's rate or better, as those of data centres do."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    return torch.cuda.get_device_capability(device) in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
@@ -154,12 +119,6 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
         _frobenius_norms(weight.detach(), [])
         return spectral_norm_deferred(weight)
     return clip_singular_values_(weight.detach(), torch.inf, state=state).spectral_norm
-
-
-def spectral_norm_deferred(weight: Tensor) -> Tensor:
-    """`spectral_norm` by matrix products, without waiting for the device; NaN for a matrix that is not finite."""
-    finite, matrices = finite_matrices(weight.detach())
-    return torch.where(finite, norms_by_products(matrices), torch.nan)
 
 
 def check_algorithm(algorithm: str) -> None:

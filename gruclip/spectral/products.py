@@ -22,6 +22,8 @@ from torch import Tensor
 FARTHEST = 4.0
 #: Eigenvalues of X that are smaller, relative to its norm, have no sign: they move sigma by half as much.
 RESOLUTION = {torch.float32: 2e-7, torch.float64: 5e-9}
+#: How much X's norm is taken larger: beyond 1 the polynomials are so steep, 24 each, that they make much of rounding.
+MARGIN = 1e-3
 #: The polynomial that is flat at 1, where the others have come to FLAT_FROM of it, and how often it is applied: its
 #: error is some 2.5 times the third power of what was left.
 FLAT, FLAT_FROM = (15 / 8, -10 / 8, 3 / 8), 5e-4
@@ -66,16 +68,13 @@ def _sign_polynomials(low: float) -> list[tuple[float, float, float]]:
     return polynomials
 
 
-SIGN_POLYNOMIALS = {dtype: [*_sign_polynomials(low), *[FLAT] * FLATTENINGS[dtype]] for dtype, low in RESOLUTION.items()}
-
-
-def _root_pieces(pieces: int) -> list[list[float]]:
+def _root_pieces(farthest: float, pieces: int) -> list[list[float]]:
     """Coefficients c[j][i] with which (1 + a)^(-1/2) = sum over j and i of c[j][i] T_i(t) T_j(T_PIECE(t)),
-    a = (1 + t) (FARTHEST^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
+    a = (1 + t) (farthest^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
     points."""
     terms = pieces * PIECE
     angles = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
-    values = (1 + (1 + angles.cos()) * ((FARTHEST**2 - 1) / 2)).rsqrt()
+    values = (1 + (1 + angles.cos()) * ((farthest**2 - 1) / 2)).rsqrt()
     series = (torch.cos(torch.arange(terms)[:, None] * angles) @ values * (2 / terms)).tolist()
     series[0] /= 2
     cut = [[0.0] * PIECE for _ in range(pieces)]
@@ -88,7 +87,55 @@ def _root_pieces(pieces: int) -> list[list[float]]:
     return cut
 
 
-ROOT_PIECES = {dtype: _root_pieces(pieces) for dtype, pieces in PIECES.items()}
+class Polynomials(NamedTuple):
+    """What clips values of up to `farthest` limits."""
+
+    farthest: float
+    sign: list[tuple[float, float, float]]  #: polynomials a s + b s^3 + c s^5, one after another
+    root: list[list[float]]  #: pieces of the series of (1 + a)^(-1/2)
+
+    @classmethod
+    def of(cls, farthest: float, resolution: float, flattenings: int, pieces: int) -> Polynomials:
+        """That resolve the sign of eigenvalues of X from `resolution` on, relative to its norm."""
+        sign = [*_sign_polynomials(resolution), *[FLAT] * flattenings]
+        return cls(farthest, sign, _root_pieces(farthest, pieces))
+
+
+POLYNOMIALS = {
+    dtype: Polynomials.of(FARTHEST, low, FLATTENINGS[dtype], PIECES[dtype]) for dtype, low in RESOLUTION.items()
+}
+
+
+class Factor(NamedTuple):
+    """(I + A)^(-1/2) of equation (15), and what it was made of: all float64, one entry a matrix."""
+
+    factor: Tensor  #: (..., n, n)
+    above: Tensor  #: A (..., n, n)
+    sign: Tensor  #: S (..., n, n)
+    precise: Tensor  #: bool: (16) is small enough, and it is plain whether anything is outside
+    inside: Tensor  #: bool: nothing is
+
+
+def clipping_factor(squares: Tensor, norm: Tensor, polynomials: Polynomials, tolerance: float) -> Factor:
+    """Of matrices W, from W^T W / L^2 (..., n, n) and sigma_1 / L (...), an upper bound of it."""
+    identity = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
+    x = squares - identity
+    # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
+    size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
+    size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
+    sign = _sign(x / _over(size * (1 + MARGIN)), identity, polynomials.sign)
+    absolute = x @ sign
+    unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
+    above = (x + absolute) / 2
+    above = (above + above.mT) / 2
+    # Bounds of the largest eigenvalue of A, which is 2 (sigma_1 / L - 1) near the limit.
+    second = above @ above
+    third, fourth = second @ above, second @ second
+    cubed, fourth_norm = (torch.linalg.vector_norm(power, dim=(-2, -1)) for power in (third, fourth))
+    outside = fourth_norm > 2 * tolerance * cubed
+    inside = fourth_norm**0.25 <= 2 * tolerance
+    precise = (norm <= polynomials.farthest) & (unresolved <= tolerance / 2) & (inside | outside)
+    return Factor(_inverse_root([identity, above, second, third, fourth], polynomials), above, sign, precise, inside)
 
 
 def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Projected:
@@ -100,37 +147,26 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
         return clip_by_products_(weight.mT, limits, tolerance)
     finite, matrices = finite_matrices(weight)
     limits, wide = limits.to(torch.float64), matrices.double()
-    identity = torch.eye(weight.shape[-1], dtype=torch.float64, device=weight.device)
     norm = norms_by_products(wide)
-
     scaled = wide / _over(limits)
-    x = scaled.mT @ scaled - identity
-    # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
-    size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
-    size = torch.minimum(size, ((norm / limits) ** 2 - 1).clamp(min=1.0))
-    sign = _sign(x / _over(size), identity, SIGN_POLYNOMIALS[weight.dtype])
-    absolute = x @ sign
-    unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
-    above = (x + absolute) / 2
-    above = (above + above.mT) / 2
-    # Bounds of the largest eigenvalue of A, which is 2 (sigma_1 / L - 1) near the limit.
-    second = above @ above
-    third, fourth = second @ above, second @ second
-    cubed, fourth_norm = (torch.linalg.vector_norm(power, dim=(-2, -1)) for power in (third, fourth))
-    outside = fourth_norm > 2 * tolerance * cubed
-    inside = fourth_norm**0.25 <= 2 * tolerance
-    result = wide @ _inverse_root([identity, above, second, third, fourth], ROOT_PIECES[weight.dtype])
+    made = clipping_factor(scaled.mT @ scaled, norm / limits, POLYNOMIALS[weight.dtype], tolerance)
+    result = wide @ made.factor
 
-    certified = finite & (norm <= FARTHEST * limits) & (unresolved <= tolerance / 2) & (inside | outside)
-    changed = certified & ~inside
+    certified = finite & made.precise
+    changed = certified & ~made.inside
     weight.copy_(torch.where(_over(changed), result.to(weight.dtype), weight))
-    count = ((sign.diagonal(dim1=-2, dim2=-1).sum(-1) + identity.shape[0]) / 2).round().nan_to_num().long()
     return Projected(
-        torch.where(changed, count, 0),
+        torch.where(changed, number_positive(made.sign), 0),
         torch.where(finite, torch.where(certified, torch.minimum(norm, limits), norm), torch.nan),
         certified,
         finite,
     )
+
+
+def number_positive(sign: Tensor) -> Tensor:
+    """How many eigenvalues +1 a sign matrix (..., n, n) has."""
+    trace = sign.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return ((trace + sign.shape[-1]) / 2).round().nan_to_num().long()
 
 
 def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,9 +186,9 @@ def _sign(x: Tensor, identity: Tensor, polynomials: Iterable[tuple[float, float,
     return x
 
 
-def _inverse_root(powers: list[Tensor], pieces: list[list[float]]) -> Tensor:
-    """(I + A)^(-1/2) for eigenvalues of A from 0 to FARTHEST^2 - 1; powers: A^0 to A^4."""
-    half = (FARTHEST**2 - 1) / 2
+def _inverse_root(powers: list[Tensor], polynomials: Polynomials) -> Tensor:
+    """(I + A)^(-1/2) for eigenvalues of A from 0 to farthest^2 - 1; powers: A^0 to A^4."""
+    half, pieces = (polynomials.farthest**2 - 1) / 2, polynomials.root
     scaled = [power / half**k for k, power in enumerate(powers)]
     # T_k(A / half - I), by the coefficients of T_k(y - 1) as far as the powers go.
     terms = [_sum(row, scaled) for row in ((1,), (-1, 1), (1, -4, 2), (-1, 9, -12, 4), (1, -16, 40, -32, 8))]

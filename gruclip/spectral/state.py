@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from gruclip.kernels.dropout import random_bits
+
+#: Directions that a `SubspaceState` holds of each matrix.
+CARRIED = 56
 
 
 class SpectralState:
@@ -57,3 +63,57 @@ class SpectralState:
             self.matrices = [matrices.get(i, {}) for i in range(max(matrices, default=-1) + 1)]
         else:
             self.resize(max(len(self.matrices), index + 1))[index] = matrices.get(0, {})
+
+
+class SubspaceState:
+    """What `clip_singular_values_deferred_` carries from step to step for the matrices (..., m, n) of a batch.
+
+    Tensors on their device, written in place. A new state knows nothing.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        *batch, m, n = weight.shape
+        count, device = math.prod(batch), weight.device
+        #: (R, n, k): the leading right singular directions.
+        self.right = torch.zeros(count, n, CARRIED, dtype=weight.dtype, device=device)
+        #: (R, m, n): the matrices after the last step.
+        self.previous = torch.zeros(count, m, n, dtype=weight.dtype, device=device)
+        #: (R,): the largest value that the directions leave out, by an estimate.
+        self.bulk = torch.zeros(count, dtype=torch.float64, device=device)
+        #: (R,): how often random vectors were drawn.
+        self.draws = torch.zeros(count, dtype=torch.int64, device=device)
+        self.right.copy_(gaussian(self.draws, n, CARRIED))
+
+    def _entries(self, index: int) -> dict[str, Tensor]:
+        """Views."""
+        return {name: getattr(self, name)[index] for name in ("right", "previous", "bulk", "draws")}
+
+    def index_select(self, index: int | Sequence[int]) -> SpectralState:
+        """What is known of some of the matrices, in the order of `index`, as views."""
+        return SpectralState([self._entries(i) for i in ([index] if isinstance(index, int) else index)])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all tensors, by ``"<matrix>.<entry>"``."""
+        return self.index_select(range(len(self.draws))).state_dict()
+
+    def load_state_dict(
+        self, saved: Mapping[str, Tensor], index: int | None = None, device: torch.device | None = None
+    ) -> None:
+        """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Where nothing was saved, or
+        something of another algorithm's, nothing is known."""
+        for position in range(len(self.draws)) if index is None else [index]:
+            held, number = self._entries(position), 0 if index is not None else position
+            entries = {name: saved[f"{number}.{name}"] for name in held if f"{number}.{name}" in saved}
+            if any(name not in entries or entries[name].shape != tensor.shape for name, tensor in held.items()):
+                entries = SubspaceState(self.previous[position])._entries(0)
+            for name, tensor in held.items():
+                tensor.copy_(entries[name])
+
+
+def gaussian(seeds: Tensor, rows: int, columns: int) -> Tensor:
+    """(R, rows, columns) standard Gaussian numbers, float32, the same for equal seeds (R,): Box and Muller's."""
+    bits = random_bits(seeds, -(-rows * columns // 2))
+    radius = ((((bits >> 40) & 0xFFFFFF) + 1).float() * 2**-24).log().mul(-2).sqrt()
+    angle = (bits & 0xFFFFFF).float() * (2 * math.pi * 2**-24)
+    both = torch.cat((radius * angle.cos(), radius * angle.sin()), 1)
+    return both[:, : rows * columns].view(-1, rows, columns)

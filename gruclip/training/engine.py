@@ -83,7 +83,7 @@ class Engine:
         optimizers = [config.optimizer for config in configs]
         self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
         limits = [config.spectral_limit for config in configs]
-        self.projections = Projections(limits, self.model.num_layers, optimizers[0].algorithm, device)
+        self.projections = Projections(limits, self.recurrent_blocks(), optimizers[0].algorithm)
         self.rates = self._vector([o.lr for o in optimizers])
         # torch's layers are called once for every stretch without a reset, which the host has to find.
         captures = self.model.cell == "gru"

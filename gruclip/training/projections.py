@@ -12,7 +12,8 @@ from gruclip.errors import NonFiniteError
 from gruclip.spectral import (
     ClipResult,
     SpectralState,
-    algorithm_on,
+    SubspaceState,
+    algorithm_for,
     clip_singular_values_,
     clip_singular_values_deferred_,
     redo_uncertified_,
@@ -39,16 +40,19 @@ class Projected(NamedTuple):
 class Projections:
     """Clips or measures the matrices (R, n, n) of every layer.
 
-    `limits`: of each run, None where its matrices are only measured; `algorithm` as in `clip_singular_values_`.
+    `limits`: of each run, None where its matrices are only measured; `algorithm` as in `clip_singular_values_`;
+    weights: the matrices, or others of their shape, dtype and device.
     """
 
-    def __init__(self, limits: Sequence[float | None], num_layers: int, algorithm: str, device: torch.device) -> None:
-        self.states = [SpectralState() for _ in range(num_layers)]
+    def __init__(self, limits: Sequence[float | None], weights: Sequence[Tensor], algorithm: str) -> None:
+        device = weights[0].device
+        self.algorithm = algorithm_for(weights[0], algorithm, followed=True)
+        follows = self.algorithm == "program"
+        self.states = [SubspaceState(weight) if follows else SpectralState() for weight in weights]
         self.any_limit = any(limit is not None for limit in limits)
         self.limits = torch.tensor(
             [torch.inf if limit is None else limit for limit in limits], dtype=torch.float64, device=device
         )
-        self.algorithm = algorithm_on(device, algorithm)
         #: Runs whose matrices are clipped, and those whose are only measured.
         self._limited, self._free = (
             torch.tensor([run for run, limit in enumerate(limits) if (limit is None) is free], device=device).long()
@@ -59,14 +63,18 @@ class Projections:
     @property
     def asks_nothing(self) -> bool:
         """Whether the host decides nothing in `project`, so that it can be captured in a CUDA graph."""
-        return self.algorithm == "products"
+        return self.algorithm in ("products", "program")
 
     def project(self, weights: Sequence[Tensor]) -> Projected:
         """Clip in place, where runs are clipped, and measure."""
         clipped = torch.zeros(len(self.limits), dtype=torch.int64, device=self.limits.device)
         norms, deferred = [], []
         for weight, state in zip(weights, self.states, strict=True):
-            if not self.asks_nothing:
+            if isinstance(state, SubspaceState):
+                # What is only measured, too.
+                result = clip_singular_values_deferred_(weight, self.limits, state)
+                deferred.append(result)
+            elif not self.asks_nothing:
                 result = self._project_now(weight, state)
             elif self.any_limit:
                 result = self._project_deferred(weight)
@@ -84,9 +92,10 @@ class Projections:
         The host waits for the device.
         """
         any_redone = False
-        for layer, (weight, result) in enumerate(zip(weights, projected.deferred, strict=False)):
+        for layer, (weight, result, state) in enumerate(zip(weights, projected.deferred, self.states, strict=False)):
             if not bool((result.certified | ~result.finite).all()):
-                full = redo_uncertified_(weight, self.limits, result)
+                followed = state if isinstance(state, SubspaceState) else None
+                full = redo_uncertified_(weight, self.limits, result, followed)
                 self._count(full)
                 projected.values_clipped.add_(full.values_clipped - result.values_clipped)
                 norms = projected.spectral_norm

@@ -1,0 +1,101 @@
+"""Clipping that the host does not wait for: by the fixed programs, on flags that are read later."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral import exact
+from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
+from gruclip.spectral.program import COLUMNS, clip_by_program_
+from gruclip.spectral.state import SubspaceState
+
+#: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions.
+SMALLEST_PROGRAM = 256
+
+
+class ClipResult(NamedTuple):
+    """What a projection did, one entry a matrix."""
+
+    values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
+    spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
+    certified: Tensor  #: bool: shown to be within the tolerance
+    finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
+    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
+
+
+def tolerance(dtype: torch.dtype, algorithm: str) -> float:
+    """A value up to limit * (1 + tolerance) counts as inside: rounding moves it nearly as far."""
+    if dtype == torch.float32:
+        return 1.9e-6
+    return 5e-13 if algorithm == "full" else 5e-10
+
+
+def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: SubspaceState | None = None) -> ClipResult:
+    """``clip_singular_values_`` that waits for nothing, and can be captured in a CUDA graph.
+
+    By ``program`` with a state, which is written in place, and by ``products`` without one. weight (..., m, n), float32
+    or float64; limit (...), on the same device, positive; state: made for matrices of these shapes, of at least
+    `program.COLUMNS` rows and columns. Nothing is checked and nothing raised: a matrix that is not `finite`, or whose
+    result is not `certified`, is left as it was. Read these flags when the host next waits for the device anyway, and
+    hand the result to `redo_uncertified_`. With a state that knows nothing a first result may well not be certified.
+    """
+    with torch.no_grad():
+        if state is None:
+            done = clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
+        else:
+            done = clip_by_program_(weight, limit, tolerance(weight.dtype, "program"), state)
+    return ClipResult(*done, torch.zeros_like(done.finite))
+
+
+def redo_uncertified_(
+    weight: Tensor, limit: Tensor, result: ClipResult, state: SubspaceState | None = None
+) -> ClipResult:
+    """Project the finite matrices of a deferred call that were not certified, in place; the result then.
+
+    In full; what ``program`` did not certify (`state`: the one it had) by ``products`` first, where float64 is fast.
+    """
+    redone = result.finite & ~result.certified
+    values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
+    with torch.no_grad():
+        left = redone.nonzero()
+        if state is not None and len(left) and has_fast_float64(weight.device):
+            where = left.unbind(1)
+            matrices = weight[where]
+            quick = clip_singular_values_deferred_(matrices, limit[where])
+            weight[where] = matrices
+            values_clipped[where], norm[where] = quick.values_clipped, quick.spectral_norm
+            left = left[~quick.certified.reshape(-1)]
+        for where in left.tolist():
+            index = tuple(where)
+            parts, bound = exact.svd(weight[index]), float(limit[index])
+            count, values = exact.clip(weight[index], bound, parts, tolerance(weight.dtype, "full"))
+            values_clipped[index], norm[index] = count, values[0]
+        if state is not None:
+            state.previous.copy_(weight.reshape(state.previous.shape))
+    return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
+
+
+def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:
+    """What ``auto`` and ``program`` are for matrices (..., m, n) on their device, with a state or not (`followed`)."""
+    size, single = min(weight.shape[-2:]), weight.dtype == torch.float32
+    if algorithm == "auto" and weight.device.type == "cuda":
+        if followed and single and size >= SMALLEST_PROGRAM:
+            return "program"
+        return "products" if has_fast_float64(weight.device) else "auto"
+    return "products" if algorithm == "program" and not (single and size >= COLUMNS) else algorithm
+
+
+def has_fast_float64(device: torch.device) -> bool:
+    """Whether a GPU computes in float64 at a half of float32's rate or better, as those of data centres do."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+
+
+def spectral_norm_deferred(weight: Tensor) -> Tensor:
+    """`spectral_norm` by matrix products, without waiting for the device; NaN for a matrix that is not finite."""
+    finite, matrices = finite_matrices(weight.detach())
+    return torch.where(finite, norms_by_products(matrices), torch.nan)

@@ -1,0 +1,243 @@
+"""Clipping by a tracked subspace as a fixed program, for whole batches on a GPU: the host waits for nothing.
+
+The method of `tracked` with a number of columns and degrees that no matrix changes. The carried subspace and a sketch
+of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of `products`, and the
+difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the certificate (17) and the
+precision (18) are (8) and (7) in a basis of any kind. The numbers are the equations of README.md.
+
+Products with W are in the matrices' own dtype; q x q work, and the Gram matrices that it begins with, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral.bound import ALPHA, PROBES
+from gruclip.spectral.products import Polynomials, Projected, clipping_factor, number_positive
+from gruclip.spectral.state import CARRIED, SubspaceState, gaussian
+from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
+from gruclip.spectral.tracked import GUESS, HIGHEST_BULK, NEAR, SHARE, SKETCH
+
+#: q, with those of the sketch.
+COLUMNS = CARRIED + SKETCH
+#: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
+DEGREES, BOUND_DEGREE = (2, 4, 4, 2), 12
+#: Clip the thin matrix.
+POLYNOMIALS = Polynomials.of(farthest=8.0, resolution=2e-9, flattenings=1, pieces=14)
+#: Squarings of its Gram matrix: for the power that brings the leading columns first, and beyond it for its norm.
+ORDERING, SQUARINGS = 4, (5, 5)
+#: Added to that power, and to a Gram matrix of unit columns, so that they have Cholesky factors.
+FLOOR, SHIFT = 1e-6, 1e-11
+#: Of random directions in a sketch, relative to it: where nothing has changed they take its place.
+STIR = 1e-3
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """No float32 product from TF32's ten bits, whatever the process has chosen."""
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+
+
+def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> Projected:
+    """Clip a batch (..., m, n) in place, each matrix at its limit (...), a tensor on the same device; infinity for a
+    matrix that is only measured.
+
+    A spectral norm up to limit (1 + tolerance) counts as inside. `state` is of a batch of this shape.
+    """
+    with full_products():
+        done = _clip(weight.reshape(-1, *weight.shape[-2:]), limits.reshape(-1).double(), tolerance, state)
+    weight.copy_(done[0].view_as(weight))
+    return Projected(*(part.view(weight.shape[:-2]) for part in done[1]))
+
+
+def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> tuple[Tensor, Projected]:
+    # By a power of two, which rounds nothing: squares of W must be numbers of its dtype.
+    largest = torch.linalg.vector_norm(weight, ord=torch.inf, dim=(-2, -1)).double()
+    finite, limited = torch.isfinite(largest), limits < torch.inf
+    unit = torch.where(limited, limits, largest).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.ldexp(torch.ones_like(unit), -torch.frexp(unit).exponent)
+    W = weight * _over(scale).to(weight.dtype)
+    size = torch.linalg.vector_norm(W, dim=(-2, -1)).double()
+    # Nothing of a matrix that is only measured is above twice its norm.
+    limit = torch.where(limited, limits * scale, 2 * size.clamp(min=torch.finfo(torch.float32).tiny))
+    ceiling = limit * (1 + tolerance)
+
+    # The subspace.
+    sketching, probing = state.draws * 2 + 1, state.draws * 2 + 2
+    n = W.shape[-1]
+    vectors = gaussian(sketching, n, SKETCH).to(W.dtype)
+    moved = W @ vectors - (state.previous @ vectors) * _over(scale).to(W.dtype)
+    sketch = _unit(W.mT @ moved) + (STIR / n**0.5) * vectors
+    X = _orthonormal(torch.cat((sketch, state.right), -1))
+    # Not below the values' root mean square.
+    end = torch.minimum(torch.maximum(state.bulk * scale, size / min(W.shape[1:]) ** 0.5), NEAR * limit)
+    end = end.clamp(min=torch.finfo(torch.float32).eps)
+    for degree in DEGREES:
+        X = _orthonormal(_chebyshev(W, X, end, degree))
+
+    # What W makes of it, clipped.
+    image = W @ X
+    squares = _gram(image)
+    norm = _power(squares, ORDERING, *SQUARINGS)[1]
+    made = clipping_factor(squares / _over(limit**2), norm / limit, POLYNOMIALS, tolerance)
+    identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
+    loss = torch.where(_over(made.inside), 0.0, made.factor - identity)
+    clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
+
+    # The leading directions first.
+    turn = _ordered(made.factor @ squares @ made.factor)
+    X = X @ turn.to(X.dtype)
+    image = clipped @ X
+    back = clipped.mT @ image
+    basis = Basis(X, _gram(image), _gram(back - X @ (X.mT @ back)))
+    beta, inside = _certificate(clipped, basis, limit, ceiling, end, gaussian(probing, n, PROBES))
+    above, sign = (turn.mT @ part @ turn for part in (made.above @ made.factor + made.factor, made.sign))
+    precise = _imprecision(basis, above, sign, limit, beta) <= PRECISION[W.dtype] * torch.maximum(size, limit)
+
+    # That of the first column, whose square is the error of a norm.
+    measured = _diagonal(basis.coupling)[:, 0].clamp(min=0).sqrt() <= NORM_RESIDUAL * norm**2
+    certified = finite & made.precise & torch.where(limited, inside & (made.inside | precise), measured)
+    certified = certified & torch.isfinite(size)
+    changed = certified & ~made.inside
+    result = torch.where(_over(changed), clipped * _over(1 / scale).to(W.dtype), weight)
+
+    usable = torch.isfinite(X).all(-1).all(-1)
+    state.right.copy_(torch.where(_over(usable), X[..., :CARRIED], state.right))
+    state.previous.copy_(result)
+    state.bulk.copy_(torch.where(usable, _lengths(basis.squares)[:, CARRIED] / scale, state.bulk))
+    state.draws.add_(1)
+    after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
+    count = torch.where(changed, number_positive(made.sign), 0)
+    return result, Projected(count, torch.where(finite, after, torch.nan), certified, finite)
+
+
+class Basis(NamedTuple):
+    """Orthonormal columns X, leading directions first, and what the clipped matrix does to them, float64."""
+
+    columns: Tensor  #: X (R, n, q)
+    squares: Tensor  #: X^T W^T W X (R, q, q)
+    coupling: Tensor  #: J^T J (R, q, q), J = (I - X X^T) W^T W X
+
+
+def _certificate(
+    W: Tensor, basis: Basis, limit: Tensor, ceiling: Tensor, end: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The bound of what the first columns leave out, and whether (17) shows that sigma_1(W) <= ceiling.
+
+    Of as many of the columns as have small residuals, an estimate of which needs no bound.
+    """
+    X, H, J = basis
+    highest = HIGHEST_BULK * limit
+    room = (ceiling.square()[:, None] - _diagonal(H)).clamp(min=torch.finfo(torch.float64).tiny)
+    shares = _diagonal(J) / ((ceiling.square() - highest.square())[:, None] * room)
+    counted = (shares.cumsum(-1) <= SHARE).double()
+    counted[:, CARRIED:] = 0
+    left_out = torch.maximum(((1 - counted) * _lengths(H)).amax(-1), end)
+    left_out = torch.minimum(left_out, limit)
+    leading = X * counted[:, None].to(X.dtype)
+    beta = _bound(W, leading, left_out + GUESS * (limit - left_out), vectors)
+    # (17) for the columns that are counted, and 1 for the others.
+    coupling = J + (H * (1 - counted)[:, None]) @ H
+    schur = _over(ceiling.square()) * _gram(X) - H - coupling / _over(ceiling.square() - beta.square())
+    schur = schur * counted[:, None] * counted[:, :, None] + torch.diag_embed(1 - counted)
+    return beta, (torch.linalg.cholesky_ex(schur).info == 0) & (beta <= highest)
+
+
+def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta: Tensor) -> Tensor:
+    """The error (18); above (R, q, q): max(Theta, L) / L, and sign: that of Theta - L."""
+    identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
+    root = _inverse_factor(_over(limit) * above - _over(torch.minimum(beta, HIGHEST_BULK * limit)) * identity)
+    inverse = root @ root.mT
+    factor, positive = (above - identity) @ inverse, (identity + sign) / 2
+    first = ((factor @ basis.coupling) * factor).sum((-2, -1)).clamp(min=0).sqrt()
+    second = ((positive @ basis.coupling @ positive) * inverse).sum((-2, -1)) / limit**2
+    return first + second
+
+
+def _lengths(squares: Tensor) -> Tensor:
+    return _diagonal(squares).clamp(min=0).sqrt()
+
+
+def _chebyshev(W: Tensor, x: Tensor, end: Tensor, degree: int, apart: Tensor | None = None) -> Tensor:
+    """T_degree(2 A / end^2 - I) x, A = (I - P) W^T W (I - P), of columns in the range of I - P, P on `apart`."""
+    scale, before = _over(2 / end**2).to(W.dtype), x
+    for step in range(degree):
+        product = W.mT @ (W @ x)
+        if apart is not None:
+            product = product - apart @ (apart.mT @ product)
+        following = product * scale - x
+        x, before = following if step == 0 else 2 * following - before, x
+    return x
+
+
+def _bound(W: Tensor, apart: Tensor, end: Tensor, vectors: Tensor) -> Tensor:
+    """The mu of equation (10)."""
+    vectors = vectors.to(W.dtype)
+    x = _chebyshev(W, vectors - apart @ (apart.mT @ vectors), end, BOUND_DEGREE, apart)
+    largest = torch.linalg.vector_norm(x, dim=-2, dtype=torch.float64).amax(-1)
+    grown = torch.cosh(torch.acosh((largest / ALPHA).clamp(min=1.0)) / BOUND_DEGREE)
+    return end * ((1 + grown) / 2).sqrt()
+
+
+def _orthonormal(x: Tensor) -> Tensor:
+    """By the Cholesky factor of the Gram matrix, twice."""
+    for _ in range(2):
+        x = _unit(x)
+        gram = _gram(x)
+        gram.diagonal(dim1=-2, dim2=-1).add_(SHIFT)
+        x = x @ _inverse_factor(gram).to(x.dtype)
+    return x
+
+
+def _inverse_factor(matrix: Tensor) -> Tensor:
+    """R^-1 of the Cholesky factor R of a positive definite matrix R^T R."""
+    factor = torch.linalg.cholesky_ex(matrix, upper=True).L
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, identity, upper=True)
+
+
+def _ordered(squares: Tensor) -> Tensor:
+    """An orthogonal Q (..., q, q) whose first columns span leading eigenvectors of `squares`, by powers of it."""
+    power = _power(squares, ORDERING)[0]
+    power.diagonal(dim1=-2, dim2=-1).add_(FLOOR)
+    return _orthonormal(power @ _orthonormal(power))
+
+
+def _power(squares: Tensor, *squarings: int) -> tuple[Tensor, Tensor]:
+    """A high power of a matrix M = B^T B, of Frobenius norm 1, and sigma_1 of B by its norm."""
+    power, logarithm, exponent = squares, torch.zeros_like(squares[:, 0, 0]), 1
+    tiny = torch.finfo(squares.dtype).tiny
+    for count in (0, *squarings):
+        for _ in range(count):
+            power, exponent = power @ power, 2 * exponent
+        size = torch.linalg.vector_norm(power, dim=(-2, -1)).clamp(min=tiny)
+        power, logarithm = power / _over(size), logarithm + size.log() / exponent
+    return power, (logarithm / 2).exp()
+
+
+def _unit(x: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=-2, keepdim=True)
+    return x / length.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _gram(x: Tensor) -> Tensor:
+    wide = x.double()
+    return wide.mT @ wide
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1)
+
+
+def _over(vector: Tensor) -> Tensor:
+    return vector[:, None, None]
