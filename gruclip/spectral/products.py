@@ -68,13 +68,13 @@ def _sign_polynomials(low: float) -> list[tuple[float, float, float]]:
     return polynomials
 
 
-def _root_pieces(farthest: float, pieces: int) -> list[list[float]]:
+def _root_pieces(pieces: int) -> list[list[float]]:
     """Coefficients c[j][i] with which (1 + a)^(-1/2) = sum over j and i of c[j][i] T_i(t) T_j(T_PIECE(t)),
-    a = (1 + t) (farthest^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
+    a = (1 + t) (FARTHEST^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
     points."""
     terms = pieces * PIECE
     angles = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
-    values = (1 + (1 + angles.cos()) * ((farthest**2 - 1) / 2)).rsqrt()
+    values = (1 + (1 + angles.cos()) * ((FARTHEST**2 - 1) / 2)).rsqrt()
     series = (torch.cos(torch.arange(terms)[:, None] * angles) @ values * (2 / terms)).tolist()
     series[0] /= 2
     cut = [[0.0] * PIECE for _ in range(pieces)]
@@ -87,43 +87,35 @@ def _root_pieces(farthest: float, pieces: int) -> list[list[float]]:
     return cut
 
 
-class Polynomials(NamedTuple):
-    """What clips values of up to `farthest` limits."""
-
-    farthest: float
-    sign: list[tuple[float, float, float]]  #: polynomials a s + b s^3 + c s^5, one after another
-    root: list[list[float]]  #: pieces of the series of (1 + a)^(-1/2)
-
-    @classmethod
-    def of(cls, farthest: float, resolution: float, flattenings: int, pieces: int) -> Polynomials:
-        """That resolve the sign of eigenvalues of X from `resolution` on, relative to its norm."""
-        sign = [*_sign_polynomials(resolution), *[FLAT] * flattenings]
-        return cls(farthest, sign, _root_pieces(farthest, pieces))
+def sign_polynomials(resolution: float, flattenings: int) -> list[tuple[float, float, float]]:
+    """The same to the precision of a float32 matrix (1 flattening) or a float64 one (2)."""
+    return [*_sign_polynomials(resolution), *[FLAT] * flattenings]
 
 
-POLYNOMIALS = {
-    dtype: Polynomials.of(FARTHEST, low, FLATTENINGS[dtype], PIECES[dtype]) for dtype, low in RESOLUTION.items()
-}
+SIGN_POLYNOMIALS = {dtype: sign_polynomials(low, FLATTENINGS[dtype]) for dtype, low in RESOLUTION.items()}
+ROOT_PIECES = {dtype: _root_pieces(pieces) for dtype, pieces in PIECES.items()}
 
 
-class Factor(NamedTuple):
-    """(I + A)^(-1/2) of equation (15), and what it was made of: all float64, one entry a matrix."""
+class Positive(NamedTuple):
+    """A of equation (15), one entry a matrix, float64."""
 
-    factor: Tensor  #: (..., n, n)
     above: Tensor  #: A (..., n, n)
+    powers: list[Tensor]  #: A^2 to A^4
     sign: Tensor  #: S (..., n, n)
     precise: Tensor  #: bool: (16) is small enough, and it is plain whether anything is outside
     inside: Tensor  #: bool: nothing is
 
 
-def clipping_factor(squares: Tensor, norm: Tensor, polynomials: Polynomials, tolerance: float) -> Factor:
-    """Of matrices W, from W^T W / L^2 (..., n, n) and sigma_1 / L (...), an upper bound of it."""
+def positive_part(
+    squares: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float, float]], tolerance: float
+) -> Positive:
+    """Of X, from W^T W / L^2 (..., n, n) and sigma_1 / L (...), an upper bound of it."""
     identity = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
     x = squares - identity
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
-    sign = _sign(x / _over(size * (1 + MARGIN)), identity, polynomials.sign)
+    sign = _sign(x / _over(size * (1 + MARGIN)), polynomials)
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
     above = (x + absolute) / 2
@@ -134,8 +126,8 @@ def clipping_factor(squares: Tensor, norm: Tensor, polynomials: Polynomials, tol
     cubed, fourth_norm = (torch.linalg.vector_norm(power, dim=(-2, -1)) for power in (third, fourth))
     outside = fourth_norm > 2 * tolerance * cubed
     inside = fourth_norm**0.25 <= 2 * tolerance
-    precise = (norm <= polynomials.farthest) & (unresolved <= tolerance / 2) & (inside | outside)
-    return Factor(_inverse_root([identity, above, second, third, fourth], polynomials), above, sign, precise, inside)
+    precise = (unresolved <= tolerance / 2) & (inside | outside)
+    return Positive(above, [second, third, fourth], sign, precise, inside)
 
 
 def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Projected:
@@ -149,10 +141,11 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
     limits, wide = limits.to(torch.float64), matrices.double()
     norm = norms_by_products(wide)
     scaled = wide / _over(limits)
-    made = clipping_factor(scaled.mT @ scaled, norm / limits, POLYNOMIALS[weight.dtype], tolerance)
-    result = wide @ made.factor
+    made = positive_part(scaled.mT @ scaled, norm / limits, SIGN_POLYNOMIALS[weight.dtype], tolerance)
+    identity = torch.eye(weight.shape[-1], dtype=torch.float64, device=weight.device)
+    result = wide @ _inverse_root([identity, made.above, *made.powers], ROOT_PIECES[weight.dtype])
 
-    certified = finite & made.precise
+    certified = finite & made.precise & (norm <= FARTHEST * limits)
     changed = certified & ~made.inside
     weight.copy_(torch.where(_over(changed), result.to(weight.dtype), weight))
     return Projected(
@@ -179,16 +172,18 @@ def _over(vector: Tensor) -> Tensor:
     return vector[..., None, None]
 
 
-def _sign(x: Tensor, identity: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tensor:
+def _sign(x: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tensor:
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:])
     for a, b, c in polynomials:
         square = x @ x
-        x = x @ (a * identity + square @ (b * identity + c * square))
-    return x
+        x = torch.baddbmm(x, x, torch.baddbmm(square, square, square, beta=b, alpha=c), beta=a)
+    return x.view(shape)
 
 
-def _inverse_root(powers: list[Tensor], polynomials: Polynomials) -> Tensor:
-    """(I + A)^(-1/2) for eigenvalues of A from 0 to farthest^2 - 1; powers: A^0 to A^4."""
-    half, pieces = (polynomials.farthest**2 - 1) / 2, polynomials.root
+def _inverse_root(powers: list[Tensor], pieces: list[list[float]]) -> Tensor:
+    """(I + A)^(-1/2) for eigenvalues of A from 0 to FARTHEST^2 - 1; powers: A^0 to A^4."""
+    half = (FARTHEST**2 - 1) / 2
     scaled = [power / half**k for k, power in enumerate(powers)]
     # T_k(A / half - I), by the coefficients of T_k(y - 1) as far as the powers go.
     terms = [_sum(row, scaled) for row in ((1,), (-1, 1), (1, -4, 2), (-1, 9, -12, 4), (1, -16, 40, -32, 8))]

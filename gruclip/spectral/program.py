@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral.bound import ALPHA, PROBES
-from gruclip.spectral.products import Polynomials, Projected, clipping_factor, number_positive
+from gruclip.spectral.products import MARGIN, Projected, number_positive, positive_part, sign_polynomials
 from gruclip.spectral.state import CARRIED, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import GUESS, HIGHEST_BULK, NEAR, SHARE, SKETCH
@@ -27,8 +27,10 @@ from gruclip.spectral.tracked import GUESS, HIGHEST_BULK, NEAR, SHARE, SKETCH
 COLUMNS = CARRIED + SKETCH
 #: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
 DEGREES, BOUND_DEGREE = (2, 4, 4, 2), 12
-#: Clip the thin matrix.
-POLYNOMIALS = Polynomials.of(farthest=8.0, resolution=2e-9, flattenings=1, pieces=14)
+#: Values of the thin matrix, in limits, at most; and the polynomials of (15) and (19) that clip it.
+FARTHEST = 16.0
+SIGN = sign_polynomials(1e-9, flattenings=1)
+ROOT = sign_polynomials(1 / (FARTHEST * (1 + MARGIN)), flattenings=1)
 #: Squarings of its Gram matrix: for the power that brings the leading columns first, and beyond it for its norm.
 ORDERING, SQUARINGS = 4, (5, 5)
 #: Added to that power, and to a Gram matrix of unit columns, so that they have Cholesky factors.
@@ -89,32 +91,38 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     image = W @ X
     squares = _gram(image)
     norm = _power(squares, ORDERING, *SQUARINGS)[1]
-    made = clipping_factor(squares / _over(limit**2), norm / limit, POLYNOMIALS, tolerance)
+    made = positive_part(squares / _over(limit**2), norm / limit, SIGN, tolerance)
+    factor, above = _roots(made.above, norm / limit)
     identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
-    loss = torch.where(_over(made.inside), 0.0, made.factor - identity)
+    loss = torch.where(_over(made.inside), 0.0, factor - identity)
     clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
 
     # The leading directions first.
-    turn = _ordered(made.factor @ squares @ made.factor)
+    turn = _ordered(factor @ squares @ factor)
     X = X @ turn.to(X.dtype)
     image = clipped @ X
     back = clipped.mT @ image
     basis = Basis(X, _gram(image), _gram(back - X @ (X.mT @ back)))
     beta, inside = _certificate(clipped, basis, limit, ceiling, end, gaussian(probing, n, PROBES))
-    above, sign = (turn.mT @ part @ turn for part in (made.above @ made.factor + made.factor, made.sign))
+    above, sign = (turn.mT @ part @ turn for part in (above, made.sign))
     precise = _imprecision(basis, above, sign, limit, beta) <= PRECISION[W.dtype] * torch.maximum(size, limit)
 
     # That of the first column, whose square is the error of a norm.
     measured = _diagonal(basis.coupling)[:, 0].clamp(min=0).sqrt() <= NORM_RESIDUAL * norm**2
-    certified = finite & made.precise & torch.where(limited, inside & (made.inside | precise), measured)
+    reached = norm <= FARTHEST * limit
+    certified = finite & made.precise & reached & torch.where(limited, inside & (made.inside | precise), measured)
     certified = certified & torch.isfinite(size)
     changed = certified & ~made.inside
     result = torch.where(_over(changed), clipped * _over(1 / scale).to(W.dtype), weight)
 
-    usable = torch.isfinite(X).all(-1).all(-1)
+    bulk = _lengths(basis.squares)[:, CARRIED] / scale
+    # No column has come to nothing, or to NaN.
+    whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > COLUMNS - 0.5
+    usable = whole & torch.isfinite(bulk) & reached
     state.right.copy_(torch.where(_over(usable), X[..., :CARRIED], state.right))
-    state.previous.copy_(result)
-    state.bulk.copy_(torch.where(usable, _lengths(basis.squares)[:, CARRIED] / scale, state.bulk))
+    # Of the others `redo_uncertified_` takes what it makes of them.
+    state.previous.copy_(torch.where(_over(certified), result, state.previous))
+    state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
     after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
     count = torch.where(changed, number_positive(made.sign), 0)
@@ -166,6 +174,19 @@ def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta:
 
 def _lengths(squares: Tensor) -> Tensor:
     return _diagonal(squares).clamp(min=0).sqrt()
+
+
+def _roots(above: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """(I + A)^(-1/2) and (I + A)^(1/2) by the coupled iteration (19), for values of up to `norm` (R,) limits."""
+    identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device).expand_as(above)
+    size = _over((norm.clamp(min=1.0) * (1 + MARGIN)).square())
+    root, inverse = (identity + above) / size, identity
+    for a, b, c in ROOT:
+        both = inverse @ root
+        step = torch.baddbmm(both, both, both, beta=b, alpha=c)
+        root = torch.baddbmm(root, root, step, beta=a)
+        inverse = torch.baddbmm(inverse, step, inverse, beta=a)
+    return inverse / size.sqrt(), root * size.sqrt()
 
 
 def _chebyshev(W: Tensor, x: Tensor, end: Tensor, degree: int, apart: Tensor | None = None) -> Tensor:

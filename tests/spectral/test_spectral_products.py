@@ -18,7 +18,7 @@ from gruclip.spectral import (
     clip_singular_values_deferred_,
     redo_uncertified_,
 )
-from gruclip.spectral.products import FARTHEST, POLYNOMIALS, RESOLUTION, _inverse_root
+from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_PIECES, SIGN_POLYNOMIALS, _inverse_root
 from gruclip.training.engine import Engine
 from gruclip.training.runner import train
 
@@ -37,7 +37,7 @@ def projected(weight: Tensor, limit: float) -> Tensor:
 def test_the_polynomials_take_every_resolved_number_to_its_sign(dtype: torch.dtype, error: float):
     x = torch.logspace(math.log10(RESOLUTION[dtype]), 0, 5000, dtype=torch.float64)
     s = torch.cat((x, -x))
-    for a, b, c in POLYNOMIALS[dtype].sign:
+    for a, b, c in SIGN_POLYNOMIALS[dtype]:
         s = s * (a + s * s * (b + c * s * s))
     assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < error
 
@@ -45,7 +45,7 @@ def test_the_polynomials_take_every_resolved_number_to_its_sign(dtype: torch.dty
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 2e-13)])
 def test_the_series_of_the_inverse_root_reaches_the_precision_of_a_matrix(dtype: torch.dtype, error: float):
     a = torch.linspace(0, FARTHEST**2 - 1, 300, dtype=torch.float64)
-    root = _inverse_root([a.pow(k).diag() for k in range(5)], POLYNOMIALS[dtype])
+    root = _inverse_root([a.pow(k).diag() for k in range(5)], ROOT_PIECES[dtype])
     assert (root.diagonal() * (1 + a).sqrt() - 1).abs().max() < error
 
 
