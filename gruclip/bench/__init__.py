@@ -1,13 +1,14 @@
 """Measurements against peers, side by side in one process: ``gruclip bench projection | gru | step | ...``.
 
-- `projection` (with `projection_figure`), `gru`, `step`, `transformer`, `stack`, `sweep`: a bench each,
+- `projection` (with `grid`, `projection_figure`), `gru`, `step`, `transformer`, `stack`, `sweep`: a bench each,
   with its command line.
 - `options`, `timing` (rounds in an order of their own) and `output`: what they share.
-- `peers` and `keras_peer`: what others would write; `floor`: what the machine could do at best; `budget`: what an
-  iteration on a GPU should take.
+- `peers`, `keras_peer` and `projection_peers`: what others would write; `floor`: what the machine could do at best;
+  `budget`: what an iteration on a GPU should take.
 - `gpu`: the stages of ``scripts/gpu`` on a lent card: `gpu_check` its tests, `gpu_study` runs of the study, `gpu_runs`
   which these are.
-- `sequences`: matrices before clipping, made or recorded; `agreement`: training by ``auto`` against ``full``.
+- `sequences`: matrices before clipping, made; `recorded`: those of runs; `agreement`: training by ``auto`` against
+  ``full``.
 
 Start with `timing` and `step`. May import every room but `hydra_plugin` and `cli`. ``README.md`` has the results.
 """

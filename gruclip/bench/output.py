@@ -96,7 +96,7 @@ def write(
     environment["processor_family"] = processor_family()
     processor = ", ".join(filter(None, (environment["processor"], environment["processor_family"])))
     machine = processor if environment["device"] == "cpu" else environment["device"]
-    head = f"`gruclip bench {bench}`: {machine}, {versions}"
+    head = f"`gruclip bench {bench.replace('_', ' --')}`: {machine}, {versions}"
     text = f"{head}\n\n{markdown(tables)}"
     content = {
         "bench": bench,

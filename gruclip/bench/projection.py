@@ -1,28 +1,37 @@
-"""``gruclip bench projection``: every algorithm of the projection against a full SVD, on drifting sequences."""
+"""``gruclip bench projection``: every algorithm of the projection against its peers, on sequences made and recorded."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import fmean, median
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from gruclip.bench import grid
 from gruclip.bench import options as command
 from gruclip.bench.output import number, write
 from gruclip.bench.peers import LanguageModel, language_step, torch_gru
-from gruclip.bench.projection_figure import projection_figure
-from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
+from gruclip.bench.projection_figure import grid_figure, projection_figure
+from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
+from gruclip.bench.recorded import load_recorded, record, save_recorded
+from gruclip.bench.sequences import Sequence, drifting, late
 from gruclip.bench.step import SHAPES, random_words
-from gruclip.bench.timing import interleave, shuffled
-from gruclip.errors import UserError
+from gruclip.bench.timing import interleave, seconds_of, shuffled
 from gruclip.kernels.graphs import Phase, capture_on
 from gruclip.report.render import Table
-from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, clip_singular_values_deferred_
+from gruclip.spectral import (
+    ALGORITHMS,
+    ClipResult,
+    SpectralState,
+    clip_singular_values_,
+    clip_singular_values_deferred_,
+)
 
 SIZES = (100, 200, 350, 650, 1024, 2048)
 LARGE = 4096
@@ -30,16 +39,11 @@ FRACTIONS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
 FEW_ABOVE = 10  #: values above the limit, where the size varies
 FRACTIONS_AT = 650  #: the size where the fraction varies
 
-#: What people write: torch's float32 SVD of the whole matrix.
-NAIVE = "torch SVD"
-
 #: What training calls on a GPU, and replays there as a CUDA graph.
 DEFERRED = "deferred"
 
 #: Every contestant takes part in so many rounds, before it leaves because its time is used up.
 FEWEST_ROUNDS = 3
-
-Projection = Callable[[Tensor], object]  #: clips a matrix in place
 
 
 @dataclass
@@ -48,19 +52,24 @@ class Measured:
 
     seconds: list[float] = field(default_factory=list)
     error: float = 0.0  #: Frobenius, against float64 SVD, over the larger of the input's norm and the limit
+    excess: float = -1.0  #: sigma_1 / limit - 1 of a result, the largest
+    certified: bool = False  #: whether the last result was shown to be inside the limit
 
-    def row(self) -> dict[str, float | int]:
+    def row(self) -> dict[str, float | int | bool]:
         return {
             "median": median(self.seconds),
             "mean": fmean(self.seconds),
             "rounds": len(self.seconds),
             "error": self.error,
+            "excess": self.excess,
+            "certified": self.certified,
         }
 
-
-def naive(weight: Tensor, limit: float) -> None:
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    weight.copy_((left * values.clamp(max=limit)) @ right)
+    def compare(self, weight: Tensor, target: Tensor, scale: float, limit: float) -> None:
+        """Take a result's errors; both in float64."""
+        self.error = max(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
+        norm = float(torch.linalg.matrix_norm(weight, 2)) if bool(weight.isfinite().all()) else float("nan")
+        self.excess = max(self.excess, norm / limit - 1)
 
 
 def deferred(limit: float) -> Projection:
@@ -90,17 +99,7 @@ def projections(limit: float, device: torch.device) -> dict[str, Projection]:
         for algorithm in ALGORITHMS
     }
     on_gpu = {} if device.type == "cpu" else {DEFERRED: deferred(limit)}
-    return {NAIVE: partial(naive, limit=limit), **ours, **on_gpu}
-
-
-def seconds_of(projection: Projection, weight: Tensor) -> float:
-    """What a projection takes, to the end of its work on a GPU."""
-    wait = torch.cuda.synchronize if weight.device.type == "cuda" else lambda: None
-    wait()
-    started = time.perf_counter()
-    projection(weight)
-    wait()
-    return time.perf_counter() - started
+    return {**peers(limit, device), **ours, **on_gpu}
 
 
 def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
@@ -112,7 +111,7 @@ def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
 def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
     """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own on the device.
 
-    A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its error is taken in the third
+    A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its result is compared in the third
     round and in the last. The first matrix is not timed: nothing is known of it yet. Returns what was measured
     by algorithm, and the number of values above the limit in the third round.
     """
@@ -120,13 +119,15 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
     measured = {name: Measured() for name in contestants}
     last, above = len(sequence.matrices) - 1, 0
     for turn, matrix in enumerate(sequence.matrices):
-        results = {}
+        results: dict[str, Tensor] = {}
         for name in shuffled(contestants, turn):
             taken = measured[name].seconds
             if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
                 continue
-            results[name] = matrix.to(device, copy=True)
-            needed = seconds_of(contestants[name], results[name])
+            weight, said = matrix.to(device, copy=True), []
+            needed = seconds_of(lambda: said.append(contestants[name](weight)), device)  # noqa: B023 (called at once)
+            results[name] = weight
+            measured[name].certified = isinstance(said[0], ClipResult) and bool(said[0].certified.all())
             if turn > 0:
                 taken.append(needed)
         if turn == FEWEST_ROUNDS or (turn == last and results):
@@ -134,8 +135,7 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
             above = count if turn == FEWEST_ROUNDS else above
             scale = max(float(torch.linalg.vector_norm(matrix)), sequence.limit)
             for name, weight in results.items():
-                error = float(torch.linalg.vector_norm(weight.cpu().double() - target)) / scale
-                measured[name].error = max(measured[name].error, error)
+                measured[name].compare(weight.cpu().double(), target, scale, sequence.limit)
     return measured, above
 
 
@@ -145,7 +145,7 @@ def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.devi
     for count in counts:
         repeated = sequence.matrices[:1].expand(count, -1, -1).to(device, copy=True)
         project = deferred(sequence.limit)
-        taken = [seconds_of(project, repeated.clone()) for _ in range(4)][1:]
+        taken = [seconds_of(partial(project, repeated.clone()), device) for _ in range(4)][1:]
         rows.append({"matrices": count, "seconds": median(taken), "each": median(taken) / count})
     return pd.DataFrame(rows)
 
@@ -188,15 +188,18 @@ def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
             "mean, ms": [number(1e3 * seconds) for seconds in frame["mean"]],
             f"times faster than {NAIVE}": [number(ratio) for ratio in frame["speedup"]],
             "share of a step": [f"{share:.1%}" for share in frame["share_of_step"]],
-            "error": [f"{error:.1e}" for error in frame["error"]],
+            "relative error": [f"{error:.1e}" for error in frame["error"]],
+            "sigma_1 / limit - 1": [f"{excess:+.1e}" for excess in frame["excess"]],
+            "certified": ["yes" if certified else "no" for certified in frame["certified"]],
         }
     )
     caption = (
         f"Float32 matrices, the state carried along. Step: the PyTorch example's, {number(1e3 * step_seconds)} ms. "
-        "Shares and ratios are of means, so that refreshes count. Error: Frobenius norm of the difference from the "
-        "projection by float64 SVD, over the larger of the matrix's norm and the limit."
+        "Shares and ratios are of means, so that refreshes count. Relative error: Frobenius norm of the difference "
+        "from the projection by float64 SVD, over the larger of the matrix's norm and the limit. `deferred` leaves its "
+        "certificates unread."
     )
-    return Table("Projection", caption, cells, frame, [])
+    return Table("Projection", caption, cells, frame, [] if has_emerging() else [MISSING])
 
 
 def stack_table(frame: pd.DataFrame) -> Table:
@@ -212,45 +215,61 @@ def stack_table(frame: pd.DataFrame) -> Table:
 
 
 def main(argv: list[str]) -> int:
-    parser = command.parser("projection", "Every algorithm of the projection against a full SVD.", 30)
-    parser.add_argument("--sizes", nargs="+", type=command.positive, default=SIZES, metavar="N", help="n")
+    parser = command.parser("projection", "Every algorithm of the projection against its peers.", 30)
+    parser.add_argument("--sizes", nargs="*", type=command.positive, default=SIZES, metavar="N", help="n")
     parser.add_argument("--fractions", nargs="*", type=command.fraction, default=FRACTIONS, help="above, at n = 650")
     parser.add_argument("--large", action="store_true", help=f"n = {LARGE} as well")
+    parser.add_argument("--late", action="store_true", help="a made sequence as late in training as well, n = 650")
     parser.add_argument(
         "--seconds", type=command.number_above_0, default=5.0, help="for each algorithm and sequence; default: 5"
     )
-    parser.add_argument("--record", type=command.positive, metavar="ITERATIONS", help="record a run on Penn Treebank")
-    parser.add_argument("--keep", type=command.positive, default=100, help="of them, the last; default: 100")
     parser.add_argument(
-        "--delta", nargs="+", type=command.number_above_0, default=[0.2], help="of the recorded runs; default: 0.2"
+        "--record", nargs="+", type=Path, default=[], metavar="RUN", help="record W_hh after these runs' checkpoints"
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="the folder with Penn Treebank; default: $GRUCLIP_DATA, the cache"
+        "--keep", type=command.positive, default=100, metavar="ITERATIONS", help="of each; default: 100"
     )
+    parser.add_argument("--data", metavar="DIR", help="the folder with these runs' data; default: as the runs say")
     parser.add_argument("--stacks", nargs="+", type=command.positive, metavar="R", help="R matrices at once, n = 650")
+    parser.add_argument(
+        "--grid", nargs="*", type=command.positive, metavar="N",
+        help="only: auto against the best alternative, by n (default: 64 to 1024), shape, values above, state",
+    )  # fmt: skip
     command.add_device(parser, "cpu")
     arguments = parser.parse_args(argv)
     device = command.device_of(arguments)
-    if arguments.record is not None and arguments.keep > arguments.record:
-        raise UserError(f"--keep {arguments.keep}: more than the {arguments.record} iterations of --record")
     command.prepare(arguments.threads)
-    if arguments.record is not None:
-        for delta in arguments.delta:
-            sequence = record(arguments.record, arguments.keep, delta, arguments.data)
+    if arguments.grid is not None:
+        return main_grid(arguments.grid or grid.SIZES, arguments, device)
+    # All runs are read before the first is recorded in a file.
+    for sequences in [record(run, arguments.keep, arguments.data) for run in arguments.record]:
+        for sequence in sequences:
             print(f"bench projection: {save_recorded(sequence, arguments.out)}")
     step_seconds = example_step_seconds(device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
-    sequences: dict[str, Iterable[Sequence]] = {
+    kinds: dict[str, Iterable[Sequence]] = {
         "recorded": load_recorded(arguments.out),
+        "late": [late(n, steps)] if arguments.late else [],
         "by size": (drifting(n, min(FEW_ABOVE, n), steps) for n in sizes),
         "by share": (drifting(n, round(fraction * n), steps) for fraction in arguments.fractions),
     }
-    frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in sequences.items()}
+    frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in kinds.items()}
     tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)]
     if arguments.stacks:
         tables.append(stack_table(measure_stacks(drifting(n, min(FEW_ABOVE, n), 1), arguments.stacks, device)))
     write("projection", tables, vars(arguments), arguments.out, device)
-    for path in projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf")):
+    if not (frames["by size"].empty and frames["by share"].empty):
+        figure = projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf"))
+        for path in figure:
+            print(f"bench projection: {path}")
+    return 0
+
+
+def main_grid(sizes: Iterable[int], arguments: Namespace, device: torch.device) -> int:
+    """``--grid``"""
+    frame = grid.measure_grid(sizes, arguments.out / "projection_grid.csv", device, print)
+    write("projection_grid", grid.grid_tables(frame), vars(arguments), arguments.out, device)
+    for path in grid_figure(frame, arguments.out / "projection_grid", ("png", "pdf")):
         print(f"bench projection: {path}")
     return 0

@@ -1,31 +1,29 @@
-"""Sequences of matrices as training presents them to the projection: each the last one, clipped, plus an update."""
+"""Made matrices as training presents them to the projection: each the last one, clipped, plus an update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
-from gruclip.data import load
-from gruclip.errors import UserError
 from gruclip.spectral import SpectralState, clip_singular_values_
-from gruclip.training.engine import Engine, Iteration
 
 #: Spectral norms of an update's part that pushes values over the limit, and of its noise, relative to the limit.
 #: Together as on Penn Treebank (iterations 20 to 60 at rate 1): 1e-3 in spectral norm, 4e-3 in Frobenius norm.
 DRIFT, NOISE = 1e-3, 4e-4
 
-#: Of the recorded run.
-HIDDEN_SIZE = 650
-
 #: Share of the limit below which the values lie that are not meant to pass it.
 INSIDE = 0.9
+
+#: Of an update late in training, the limit being delta 1.4's: its Frobenius norm, its directions, the ratio of one
+#: singular value to the last, the share of its left and right vectors that lies in the span of W's leading ones, and
+#: the share of its directions that push outwards.
+LATE_LIMIT, UPDATE_NORM, DIRECTIONS, DECAY = 0.6, 1.0, 40, 0.91
+ALIGNED_LEFT, ALIGNED_RIGHT, OUTWARDS = 0.35, 0.65, 0.6
+#: Singular values late in training, relative to the limit, at these shares of n.
+LATE_SHARES, LATE_VALUES = (0.0, 0.038, 0.045, 0.075, 0.15, 0.31, 0.61, 1.0), (1, 1, 0.95, 0.88, 0.78, 0.64, 0.43, 0)
 
 
 @dataclass(frozen=True)
@@ -34,78 +32,81 @@ class Sequence:
 
     name: str
     limit: float
-    matrices: Tensor  #: float32 (N, n, n)
+    matrices: Tensor  #: float32 (N, m, n)
 
 
-def drifting(n: int, above: int, steps: int, limit: float = 1.8, seed: int = 0) -> Sequence:
-    """A made sequence in which `above` values pass the limit in every step, and the singular vectors turn slowly.
+def drifting(n: int, above: int, steps: int, limit: float = 1.8, seed: int = 0, rows: int | None = None) -> Sequence:
+    """A made sequence (rows, n), square where `rows` is not given, in which `above` values pass the limit in every
+    step, by a thousandth of it, and the singular vectors turn slowly.
 
     The values that do not pass are spread evenly below 0.9 of the limit.
     """
+    m = n if rows is None else rows
     generator = torch.Generator().manual_seed(seed)
-    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in range(2))
-    values = torch.cat((torch.full((above,), limit), torch.linspace(INSIDE * limit, 0, n - above)))
+    left, right = _bases(m, n, generator)
+    few = min(m, n)
+    values = torch.cat((torch.full((above,), limit), torch.linspace(INSIDE * limit, 0, few - above)))
     weight = (left * values) @ right.mT
     outwards = DRIFT * limit * left[:, :above] @ right[:, :above].mT
-    state, matrices = SpectralState(), torch.empty(steps, n, n)
+    state, matrices = SpectralState(), torch.empty(steps, m, n)
     for before in matrices:
-        # The spectral norm of a Gaussian matrix is near 2 sqrt(n).
-        noise = torch.randn(n, n, generator=generator).mul_(NOISE * limit / (2 * n**0.5))
+        # The spectral norm of a Gaussian matrix is near m^(1/2) + n^(1/2).
+        noise = torch.randn(m, n, generator=generator).mul_(NOISE * limit / (m**0.5 + n**0.5))
         weight += outwards + noise
         before.copy_(weight)
         clip_singular_values_(weight, limit, state=state)
-    return Sequence(f"made, n={n}, {above} above", limit, matrices)
+    shape = f"n={n}" if m == n else f"{m} x {n}"
+    return Sequence(f"made, {shape}, {above} above", limit, matrices)
 
 
-class _Recorder(Engine):
-    """Keeps W_hh as it is before every projection from iteration `after` on."""
+def unknown(n: int, above: int, steps: int, limit: float = 1.8, seed: int = 0, rows: int | None = None) -> Sequence:
+    """The same matrix `steps` times, of which `above` values are spread from 1.001 to 1.3 limits and the others from 0
+    to 0.9."""
+    m = n if rows is None else rows
+    left, right = _bases(m, n, torch.Generator().manual_seed(seed))
+    outside = torch.linspace(1.3 * limit, 1.001 * limit, above)
+    values = torch.cat((outside, torch.linspace(INSIDE * limit, 0, min(m, n) - above)))
+    matrix = (left * values) @ right.mT
+    shape = f"n={n}" if m == n else f"{m} x {n}"
+    return Sequence(f"one, {shape}, {above} above", limit, matrix.expand(steps, m, n))
 
-    recorded: list[Tensor]
-    after: int
 
-    def _clip(self, it: Iteration) -> None:
-        self.after -= 1
-        if self.after < 0:
-            self.recorded.append(self.recurrent_blocks()[0][0].clone())
-        super()._clip(it)
+def late(n: int, steps: int, seed: int = 0) -> Sequence:
+    """A made sequence as in the later epochs of a run on Penn Treebank, (n, n), n >= 80.
 
-
-def record(iterations: int, keep: int, delta: float, root: str | None) -> Sequence:
-    """W_hh before clipping in the last `keep` of the first `iterations` of a run on Penn Treebank, seed 0.
-
-    Raises `UserError` for more iterations than an epoch has.
+    An update has 40 directions with decaying singular values and the Frobenius norm 1, which is 1.7 limits (measured:
+    1.9 at delta 0.2 and 5.5 at 1.4, after three epochs). Its vectors lie in the span of W's leading 40 by shares as
+    measured there (left 0.25 to 0.5, right 0.5 to 0.9). Six of ten directions push outwards: at n = 650 that keeps 14
+    to 23 values passing the limit at every step, the largest by a third to a half of it, and 25 to 36 at 0.92 of it or
+    beyond, over thirty steps.
     """
-    config = RunConfig(
-        dataset=DatasetConfig("ptb", root),
-        model=ModelConfig(hidden_size=HIDDEN_SIZE),
-        optimizer=OptimizerConfig("spectral_clipping", lr=1.0, delta=delta),
-    ).check()
-    engine = _Recorder([config], load("ptb", root), torch.device("cpu"))
-    engine.recorded, engine.after = [], iterations - keep
-    available = engine.begin_epoch([1])
-    if iterations > available:
-        raise UserError(f"--record {iterations}: an epoch has {available} iterations; take as many at most")
-    for i in range(iterations):
-        engine.step(i, False)
-    limit = config.spectral_limit
-    assert limit is not None
-    return Sequence(_name(delta), limit, torch.stack(engine.recorded))
+    generator = torch.Generator().manual_seed(seed)
+    left, right = _bases(n, n, generator)
+    values = np.interp(np.arange(n) / (n - 1), LATE_SHARES, LATE_VALUES)
+    weight = (left * (LATE_LIMIT * torch.from_numpy(values).float())) @ right.mT
+    sizes = DECAY ** torch.arange(DIRECTIONS)
+    sizes *= UPDATE_NORM / torch.linalg.vector_norm(sizes)
+    matrices = torch.empty(steps, n, n)
+    for before in matrices:
+        turned = torch.linalg.qr(torch.randn(DIRECTIONS, DIRECTIONS, generator=generator))[0]
+        signs = torch.where(torch.rand(DIRECTIONS, generator=generator) < OUTWARDS, 1.0, -1.0)
+        us = _partly_in(left[:, :DIRECTIONS] @ turned, ALIGNED_LEFT, generator)
+        vs = _partly_in(right[:, :DIRECTIONS] @ turned, ALIGNED_RIGHT, generator)
+        weight = weight + (us * (sizes * signs)) @ vs.mT
+        before.copy_(weight)
+        left, found, right_t = torch.linalg.svd(weight)
+        weight, right = (left * found.clamp(max=LATE_LIMIT)) @ right_t, right_t.mT
+    return Sequence(f"made as late in training, n={n}", LATE_LIMIT, matrices)
 
 
-def save_recorded(sequence: Sequence, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"recorded {sequence.name}.safetensors".replace(", ", "_").replace(" ", "_")
-    save_file({"matrices": sequence.matrices}, path, metadata={"name": sequence.name, "limit": repr(sequence.limit)})
-    return path
+def _bases(m: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random orthonormal (m, k) and (n, k), k = min(m, n)."""
+    few = min(m, n)
+    left, right = (torch.linalg.qr(torch.randn(size, few, generator=generator))[0] for size in (m, n))
+    return left, right
 
 
-def load_recorded(folder: Path) -> Iterator[Sequence]:
-    """Every recorded sequence in `folder`, in the order of their names."""
-    for path in sorted(folder.glob("recorded_*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        yield Sequence(metadata["name"], float(metadata["limit"]), load_file(path)["matrices"])
-
-
-def _name(delta: float) -> str:
-    return f"ptb, delta {delta:g}"
+def _partly_in(columns: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Unit vectors, nearly, of which `share` of the square lies in `columns` and the rest in random directions."""
+    others = torch.linalg.qr(torch.randn(columns.shape, generator=generator))[0]
+    return share**0.5 * columns + (1 - share) ** 0.5 * others

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 
+import torch
+
 WARMUP = 2
 
 Contestant = Callable[[], object]
@@ -63,3 +65,13 @@ def shuffled(names: Iterable[str], turn: int) -> list[str]:
     order = list(names)
     random.Random(turn).shuffle(order)
     return order
+
+
+def seconds_of(contestant: Contestant, device: torch.device) -> float:
+    """What one call takes, to the end of its work on a GPU."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    contestant()
+    wait()
+    return time.perf_counter() - started

@@ -8,17 +8,14 @@ from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import gruclip.cli
-from gruclip.bench import floor, gru, keras_peer, projection, stack, step, sweep, transformer
+from gruclip.bench import floor, gru, keras_peer, stack, step, sweep, transformer
 from gruclip.bench.floor import Machine, Work, gru_work, output_work, precisions, product_rates
 from gruclip.bench.output import number, timing_table
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, language_step, layer_step, music_epoch, torch_gru
-from gruclip.bench.projection_figure import projection_figure
-from gruclip.bench.sequences import Sequence, drifting, load_recorded, record, save_recorded
 from gruclip.bench.timing import Timing, interleave
 from gruclip.data import MusicCorpus
 from gruclip.errors import UserError
@@ -210,84 +207,6 @@ def test_an_epoch_of_music_brings_both_contestants_down():
     assert last < first
 
 
-# -- sequences and the projection ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("above", [0, 3, 24])
-def test_of_a_drifting_sequence_as_many_values_pass_the_limit_as_was_asked(above):
-    sequence = drifting(24, above, steps=6)
-    values = torch.linalg.svdvals(sequence.matrices.double())
-    assert (values > sequence.limit).sum(1).tolist() == [above] * 6
-
-
-def test_a_drifting_sequence_moves_little_from_step_to_step_and_turns_its_vectors():
-    sequence = drifting(24, 3, steps=40)
-    moves = torch.linalg.matrix_norm(sequence.matrices.diff(dim=0), ord=2) / sequence.limit
-    assert 1e-4 < float(moves.min()) <= float(moves.max()) < 2e-3
-    first, last = (torch.linalg.svd(m.double()).U[:, :3] for m in sequence.matrices[[0, -1]])
-    assert float(torch.linalg.svdvals(first.T @ last).min()) < 1 - 1e-6
-
-
-def test_every_algorithm_is_measured_against_the_exact_projection():
-    measured, above = projection.measure(drifting(32, 2, steps=6), 10.0, CPU)
-    assert above == 2
-    assert set(measured) == {projection.NAIVE, *projection.ALGORITHMS}
-    for name, result in measured.items():
-        assert len(result.seconds) == 5, name
-        assert 0 < result.error < 1e-5, name
-
-
-def test_a_contestant_leaves_once_its_time_is_used_up_but_not_before_three_rounds():
-    measured, _ = projection.measure(drifting(16, 1, steps=8), 0.0, CPU)
-    assert {len(result.seconds) for result in measured.values()} == {projection.FEWEST_ROUNDS}
-
-
-def test_what_a_gpu_captures_projects_every_matrix_of_a_stack_on_its_own_memory():
-    sequence = drifting(24, 3, steps=4)
-    project = projection.deferred(sequence.limit)
-    for first in (0, 2):
-        weight = sequence.matrices[first : first + 2].clone()
-        project(weight)
-        for matrix, clipped in zip(sequence.matrices[first:], weight, strict=False):
-            assert torch.linalg.vector_norm(clipped.double() - projection.exact(matrix, sequence.limit)[0]) < 1e-5
-        assert not torch.equal(weight[0], sequence.matrices[first])
-
-
-def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
-    monkeypatch.setattr(projection, "projections", lambda limit, device: {"idle": lambda weight: None})
-    sequence = Sequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
-    measured, above = projection.measure(sequence, 10.0, CPU)
-    assert above == 1
-    # The exact projection has diag(1, 0.5): 1 away, over the matrix's norm.
-    assert measured["idle"].error == pytest.approx(1 / (4 + 0.25) ** 0.5)
-
-
-def test_a_recorded_sequence_is_w_hh_before_each_projection(data_root, tmp_path, monkeypatch):
-    monkeypatch.setattr("gruclip.bench.sequences.HIDDEN_SIZE", 24)
-    sequence = record(iterations=4, keep=3, delta=1.4, root=str(data_root))
-    assert sequence.limit == pytest.approx(0.6)
-    assert sequence.matrices.shape == (3, 24, 24)
-    # An orthogonal start at limit 0.6: clipped in the first step, so from the second on just above the limit.
-    norms = torch.linalg.matrix_norm(sequence.matrices, ord=2)
-    assert bool(((norms > 0.6) & (norms < 0.9)).all())
-    save_recorded(sequence, tmp_path)
-    (loaded,) = load_recorded(tmp_path)
-    assert (loaded.name, loaded.limit) == (sequence.name, sequence.limit)
-    assert torch.equal(loaded.matrices, sequence.matrices)
-
-
-def test_more_iterations_than_an_epoch_has_are_refused(data_root):
-    with pytest.raises(UserError, match="--record 5000: an epoch has 1328 iterations"):
-        record(iterations=5000, keep=1, delta=0.2, root=str(data_root))
-
-
-def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
-    rows = [{"algorithm": a, "n": n, "above": 10, "mean": 0.01 * n} for a in ("x", "y") for n in (100, 200)]
-    files = projection_figure(pd.DataFrame(rows), pd.DataFrame(), tmp_path / "projection", ("png", "pdf"))
-    assert [file.name for file in files] == ["projection.png", "projection.pdf"]
-    assert all(file.stat().st_size > 0 for file in files)
-
-
 # -- the commands --------------------------------------------------------------------------------------
 
 
@@ -369,20 +288,6 @@ def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys,
     assert stack.ON_CPU in capsys.readouterr().out
 
 
-def test_bench_projection_writes_table_and_figure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(projection, "example_step_seconds", lambda device: 0.25)
-    monkeypatch.setattr(projection, "FRACTIONS_AT", 16)
-    save_recorded(drifting(12, 2, steps=5), tmp_path)
-    arguments = ["--sizes", "12", "--fractions", "0", "0.5", "--stacks", "1", "3", "--out", str(tmp_path)]
-    assert projection.main(["--threads", "1", "--repetitions", "4", *arguments]) == 0
-    tables = read(tmp_path, "projection")["tables"]
-    assert [row["matrices"] for row in tables["Stacks"]] == [1, 3]
-    rows = tables["Projection"]
-    assert {(row["n"], row["above"]) for row in rows} == {(12, 2), (12, 10), (16, 0), (16, 8)}
-    assert (tmp_path / "projection.png").exists()
-    assert (tmp_path / "projection.pdf").exists()
-
-
 def test_bench_sweep_trains_the_runs_by_each_launcher(tmp_path, data_root, monkeypatch, capsys):
     monkeypatch.setenv("GRUCLIP_DATA", str(data_root))
     small = ["--runs", "2", "--steps", "1", "--experiment", "jsb_chorales", "--launchers", "basic", "stacked"]
@@ -409,8 +314,8 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["gru", "--threads", "0"], "argument --threads: 0: should be a whole number of at least 1"),
         (["gru", "--shapes", "3,2"], "argument --shapes: 3,2: should be three whole numbers T,B,n"),
         (["projection", "--fractions", "2"], "argument --fractions: 2: should be a number from 0 to 1"),
-        (["projection", "--record", "5", "--keep", "9"], "--keep 9: more than the 5 iterations of --record"),
-        (["projection", "--sizes"], "argument --sizes: expected at least one argument"),
+        (["projection", "--record"], "argument --record: expected at least one argument"),
+        (["projection", "--grid", "0"], "argument --grid: 0: should be a whole number of at least 1"),
         (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
         (["transformer", "--shape", "5,3,15"], "--shape 5,3,15: n should be a multiple of 4, the heads"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),

@@ -47,7 +47,7 @@ BAD_COMMANDS = [
     ("data list --root /nowhere", "dataset.root=/nowhere: no such folder"),
     ("bench speed", "invalid choice: 'speed'"),
     ("bench projection --seconds nan", "argument --seconds: nan: should be a number above 0"),
-    ("bench projection --delta -1", "argument --delta: -1: should be a number above 0"),
+    ("bench projection --record nowhere", "nowhere: not a run's folder (no config.yaml)"),
     # Hydra's grammar
     ("train --colour", "--colour: no such option; see gruclip train --help"),
     ("train optimizer.lr", "optimizer.lr: cannot be read (missing EQUAL at '<EOF>'); write setting=value"),

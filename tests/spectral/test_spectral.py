@@ -14,7 +14,15 @@ from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, e
 
 #: sigma_1 / limit - 1 after clipping in float32, and in float64 for the algorithms that decompose in full.
 FLOAT32 = {"full": 2e-6, "auto": 2e-6}
-FLOAT64 = {"full": 1e-12, "gram": 1e-9, "truncated": 1e-9, "block": 1e-9, "products": 1e-9, "auto": 1e-9}
+FLOAT64 = {
+    "full": 1e-12,
+    "gram": 1e-9,
+    "truncated": 1e-9,
+    "block": 1e-9,
+    "products": 1e-9,
+    "program": 1e-9,
+    "auto": 1e-9,
+}
 
 
 def random(generator: torch.Generator, *shape: int) -> Tensor:
