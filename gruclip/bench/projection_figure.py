@@ -80,7 +80,7 @@ def grid_figure(frame: pd.DataFrame, path: Path, formats: Sequence[str]) -> list
                 axes.set_title(f"{shape}, {'with' if known else 'without'} a state")
             row[0].set_ylabel("n")
             row[1].set_yticklabels([])
-        figure.supxlabel("values above the limit: a share of n, or 10")
+        figure.supxlabel("values above the limit: a share of n, or 10", fontsize=7)
 
     title = "Time of auto over the best of\ntorch's SVD, gram and truncated; framed: above 1.1"
     return style.save(draw, title, 0.9 + 0.45 * len(shapes) + 0.15 * sum(heights), path, formats)
