@@ -110,9 +110,9 @@ KERNELS: dict[str, Kernel] = {
         allows=lambda n, stride, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
-        {"x": F32, "before": F32, "largest": F64, "weight": F32, "right": F32, "scale": F64},
-        lambda m, n, count, p, k, steps, down: (n * count, n * count, 1, _rows(m, n, down), n * p, 1),
-        allows=lambda m, n, count, p, k, steps, down, threads: count > 0,
+        {"x": F32, "before": F32, "largest": F64, "weight": F32, "scale": F64},
+        lambda m, n, count, k, steps, down: (n * count, n * count, 1, _rows(m, n, down), 1),
+        allows=lambda m, n, count, k, steps, down, threads: count > 0,
     ),
     "gruclip_column_squares": Kernel({"squares": F64, "a": F32}, lambda m, n, down: (n, _rows(m, n, down))),
     "gruclip_count_above": Kernel({"count": I64, "band": F64, "threshold": F64}, lambda n: (1, n * WIDTH, 1), flags=()),
@@ -149,9 +149,9 @@ KERNELS: dict[str, Kernel] = {
         {"mask": F32, "bits": I16, "factor": F32}, lambda count, threshold: (count, count, 1), values=1
     ),
     "gruclip_orthonormalise": Kernel(
-        _single("columns against"),
-        lambda n, count, others: (n * count, n * others),
-        allows=lambda n, count, others, threads: 0 < count <= n - others,
+        _single("columns"),
+        lambda n, count, rounds: (n * count,),
+        allows=lambda n, count, rounds, threads: 0 < count <= n and rounds > 0,
     ),
     "gruclip_product": Kernel(
         _single("result left right"),

@@ -8,16 +8,15 @@
 
 namespace {
 
-// Columns of n numbers one after the other, `others` of them orthonormal: in place an orthonormal basis of the part of
-// the `count` that follow that is orthogonal to these. Gram and Schmidt's method, each column until nothing more comes
-// off; where a column has no part of its own, one of pseudo-random numbers takes its place. False where that comes to
-// nothing.
-bool orthonormalise(float* all, long n, long others, long count) {
+// `count` columns of n numbers one after the other: in place an orthonormal basis of them. Gram and Schmidt's method,
+// each column until nothing more comes off; where a column has no part of its own, one of pseudo-random numbers takes
+// its place. False where that comes to nothing.
+bool orthonormalise(float* all, long n, long count) {
     constexpr double LOST = 1e-5, SETTLED = 0.7;
     constexpr int MOST_ROUNDS = 30;
     const long stride = apart(n);
     unsigned long state = 1;
-    for (long c = others; c < others + count; c++) {
+    for (long c = 0; c < count; c++) {
         float* x = all + c * stride;
         // First to a size whose square is a float32 number.
         float largest = 0;
@@ -102,14 +101,14 @@ bool inverse_root(float* inverse, double* gram, long q) {
     return true;
 }
 
-// columns (n, count): in place an orthonormal basis of the same spans by two Cholesky factorisations of X^T X, as
-// Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015); false, and columns as they were,
-// where they are too nearly dependent for that.
-bool by_cholesky(float* columns, long n, long count, int threads) {
+// columns (n, count): in place an orthonormal basis of the same spans by Cholesky factorisations of X^T X, two `rounds` as
+// Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015), or one, which leaves the rounding of
+// their condition's square; false, and columns as they were, where they are too nearly dependent for that.
+bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
     const long width = parts(count, PANEL) * PANEL;
     std::vector<double> gram(count * count), sizes(count);
     std::vector<float> inverse(count * count), made(columns, columns + n * count), before(n * count);
-    for (int round = 0; round < 2; round++) {
+    for (long round = 0; round < rounds; round++) {
         gram_matrix(gram.data(), made.data(), n, count, threads);
         for (long j = 0; j < count; j++) {
             if (!(gram[j * count + j] > 0 && gram[j * count + j] < HUGE_VAL)) return false;
@@ -138,14 +137,12 @@ bool by_cholesky(float* columns, long n, long count, int threads) {
 
 extern "C" {
 
-// columns (n, count), count <= n - others: in place an orthonormal basis of their part that is orthogonal to `against`
-// (n, others), orthonormal itself. NaN where that comes to nothing.
-void gruclip_orthonormalise(float* columns, const float* against, long n, long count, long others, int threads) {
-    if (others == 0 && by_cholesky(columns, n, count, threads)) return;
-    std::vector<float> all = turn<float>(against, n, others, others + count);
-    float* mine = &all[others * apart(n)];
-    turn(columns, n, count, mine);
-    if (orthonormalise(all.data(), n, others, count)) turn_back(columns, count, mine, n, count);
+// columns (n, count), count <= n: in place an orthonormal basis of them; after one of two `rounds` it may be one of a
+// condition near 1. NaN where that comes to nothing.
+void gruclip_orthonormalise(float* columns, long n, long count, long rounds, int threads) {
+    if (by_cholesky(columns, n, count, rounds, threads)) return;
+    std::vector<float> all = turn<float>(columns, n, count, count);
+    if (orthonormalise(all.data(), n, count)) turn_back(columns, count, all.data(), n, count);
     else columns[0] = NAN;
 }
 

@@ -7,44 +7,6 @@
 #include "tall.h"
 #include "thin.h"
 
-namespace {
-
-// rows (n, count) less their part in the span of the orthonormal columns of right (n, p).
-void take_off(float* rows, const float* right, long n, long count, long p, int threads) {
-    constexpr long SHARES = 8;
-    const long width = parts(count, LANES) * LANES;
-    const Array inside = zeros(SHARES * p * width);
-    if (n * count * p < WORTH_A_THREAD / 2) threads = 1;
-#pragma omp parallel num_threads(threads)
-    {
-        const Array row = zeros(width);
-#pragma omp for schedule(static)
-        for (long share = 0; share < SHARES; share++)
-            for (long i = n * share / SHARES; i < n * (share + 1) / SHARES; i++) {
-                std::memcpy(row.get(), rows + i * count, count * sizeof(float));
-                float* sum = inside.get() + share * p * width;
-                for (long k = 0; k < p; k++, sum += width)
-                    for (long c = 0; c < width; c += LANES)
-                        store(sum + c, load(sum + c) + splat(right[i * p + k]) * load(row.get() + c));
-            }
-#pragma omp for schedule(static)
-        for (long k = 0; k < p * width; k += LANES)
-            for (long share = 1; share < SHARES; share++)
-                store(inside.get() + k, load(inside.get() + k) + load(inside.get() + share * p * width + k));
-#pragma omp for schedule(static)
-        for (long i = 0; i < n; i++) {
-            std::memcpy(row.get(), rows + i * count, count * sizeof(float));
-            for (long k = 0; k < p; k++)
-                for (long c = 0; c < width; c += LANES)
-                    store(row.get() + c,
-                          load(row.get() + c) - splat(right[i * p + k]) * load(inside.get() + k * width + c));
-            std::memcpy(rows + i * count, row.get(), count * sizeof(float));
-        }
-    }
-}
-
-}  // namespace
-
 extern "C" {
 
 // The triplets with `values` (k) that the columns of turns (q, k), any layout, make of a basis of q columns (n, q), its
@@ -91,18 +53,15 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
     for (long j = 0; j < k; j++) sizes[j] = std::sqrt(sizes[j]);
 }
 
-// So many `steps` of Chebyshev's recurrence T_(k + 1) = 2 S T_k - T_(k - 1), S = scale A - I, for A = (I - P) W^T W
-// (I - P), W (m, n) with rows `down` apart and P = right right^T, right (n, p) orthonormal: x (n, count), in the range
-// of I - P, holds T_k of what it began as, `before` T_(k - 1), which is not read where k = 0. largest: the norm of the
-// largest column of x then.
-void gruclip_chebyshev(float* x, float* before, double* largest, const float* weight, const float* right,
-                       const double* scale, long m, long n, long count, long p, long k, long steps, long down,
-                       int threads) {
+// So many `steps` of Chebyshev's recurrence T_(k + 1) = 2 S T_k - T_(k - 1), S = scale W^T W - I, W (m, n) with rows
+// `down` apart: x (n, count) holds T_k of what it began as, `before` T_(k - 1), which is not read where k = 0. largest:
+// the norm of the largest column of x then.
+void gruclip_chebyshev(float* x, float* before, double* largest, const float* weight, const double* scale, long m,
+                       long n, long count, long k, long steps, long down, int threads) {
     const Array image = allocate(m * count), product = allocate(n * count);
     float *now = x, *last = before;
     for (long step = 0; step < steps; step++) {
         gruclip_there_and_back(image.get(), product.get(), weight, now, m, n, count, down, threads);
-        if (p > 0) take_off(product.get(), right, n, count, p, threads);
         const float factor = k + step == 0 ? 1.0f : 2.0f, stretch = factor * static_cast<float>(*scale);
         if (k + step == 0)
             for (long i = 0; i < n * count; i++) last[i] = product[i] * stretch - now[i];

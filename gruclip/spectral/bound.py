@@ -1,4 +1,4 @@
-"""An upper bound of ||W (I - P)||_2 from random vectors, wrong with a probability of at most `MISS`.
+"""An upper bound of ||W||_2 from random vectors, wrong with a probability of at most `MISS`.
 
 Equation (9) of README.md for Chebyshev's polynomial, whose least bound solves (10). It takes 2 k products of m n b
 for a polynomial of degree k and b vectors.
@@ -29,12 +29,11 @@ def probes(rows: int, like: Tensor, draw: int) -> Tensor:
     return torch.randn(rows, PROBES, generator=generator).to(like)
 
 
-def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: Tensor) -> float:
-    """A number mu with ||W (I - P)||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
+def bound(weight: Tensor, guess: float, target: float, vectors: Tensor) -> float:
+    """A number mu with ||W||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
 
-    weight (m, n); P projects on the orthonormal columns of `right` (n, p); guess: what the norm might be, and not far
-    below it; vectors: `probes` (n, b) on which neither W nor P depends. Rounding moves mu by some
-    eps ||W||^2 / mu.
+    weight (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which W does not
+    depend, written over. Rounding moves mu by some eps ||W||^2 / mu.
     """
 
     def allowed(degree: int, largest: float) -> float:
@@ -46,10 +45,10 @@ def bound(weight: Tensor, right: Tensor, guess: float, target: float, vectors: T
     expected = math.acosh(math.sqrt(weight.shape[1]) / ALPHA) / growth(target, guess)
     if expected > MOST_TERMS:
         return math.inf
-    x, before, degree = vectors - right @ (right.mT @ vectors), None, 0
+    x, before, degree = vectors, None, 0
     while degree < MOST_TERMS:
         now = max(1, min(math.ceil(expected) - degree, MOST_TERMS - degree))
-        x, before, largest = chebyshev(weight, x, guess, now, before, degree, right)
+        x, before, largest = chebyshev(weight, x, guess, now, before, degree)
         degree += now
         mu = allowed(degree, largest)
         if mu <= target:

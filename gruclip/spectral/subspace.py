@@ -21,8 +21,13 @@ from gruclip.spectral.thin import column_gram, there_and_back, thin_product
 MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
 #: The same for columns that are no Ritz vectors.
 FIRST_DEGREES = 2
+#: The norm of the largest column after a filter beyond which what the others keep of its direction would grow again.
+LEANING = 1e4
 #: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
 MARGIN, SLOWEST_RATE = 0.5, 0.1
+#: Residuals that are rounding alone, relative to the unit roundoff, the largest value and its share of the pair's; and
+#: the degrees that the filter is then taken to have had too many.
+ROUNDING, UNSEEN = 4.0, 2
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: Distance of a value above the limit from the others, relative to it, that is taken at least.
@@ -57,18 +62,16 @@ class Block(NamedTuple):
     size: list[float]  #: the norms of its columns
 
 
-def orthonormal(columns: Tensor, against: Tensor | None = None) -> Tensor:
-    """An orthonormal basis of the columns' part orthogonal to `against`, orthonormal itself; any directions where
-    columns have none of their own."""
-    others = columns.new_empty(columns.shape[0], 0) if against is None else against.contiguous()
+def orthonormal(columns: Tensor, rounds: int = 2) -> Tensor:
+    """An orthonormal basis of some columns; any directions where columns have none of their own. After one of two
+    `rounds` it may be a basis of a condition near 1."""
     # QR takes more columns than there are dimensions, too, and gives as many as there are.
-    if compiled.takes(columns, others) and columns.shape[1] + others.shape[1] <= columns.shape[0]:
+    if compiled.takes(columns) and columns.shape[1] <= columns.shape[0]:
         basis = columns.clone(memory_format=torch.contiguous_format)
-        counts = [*basis.shape, others.shape[1]]
-        compiled.call("gruclip_orthonormalise", [basis, others], counts, torch.get_num_threads())
+        compiled.call("gruclip_orthonormalise", [basis], [*basis.shape, rounds], torch.get_num_threads())
         if not math.isnan(basis[0, 0]):
             return basis
-    return torch.linalg.qr(torch.cat((others, columns), 1))[0][:, others.shape[1] :]
+    return torch.linalg.qr(columns)[0]
 
 
 def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
@@ -125,32 +128,21 @@ class Found(NamedTuple):
 
 
 def chebyshev(
-    weight: Tensor,
-    x: Tensor,
-    end: float,
-    degree: int,
-    before: Tensor | None = None,
-    k: int = 0,
-    right: Tensor | None = None,
+    weight: Tensor, x: Tensor, end: float, degree: int, before: Tensor | None = None, k: int = 0
 ) -> tuple[Tensor, Tensor, float]:
-    """T_(k + degree)(2 A / end^2 - I) and T_(k + degree - 1) of some columns, and the largest norm of the former's.
+    """T_(k + degree)(2 W^T W / end^2 - I) and T_(k + degree - 1) of some columns, and the largest norm of the former's.
 
-    A = (I - P) W^T W (I - P), where P projects on the orthonormal columns of `right` (n, p), none by default; x (n, c)
-    and `before`: T_k and, for k > 0, T_(k - 1) of columns in the range of I - P. Both are written over.
+    x (n, c) and `before`: T_k and, for k > 0, T_(k - 1). Both are written over.
     """
     if before is None:
         before = torch.empty_like(x)
-    apart = weight.new_empty(weight.shape[1], 0) if right is None else right.contiguous()
-    if compiled.takes(weight, x, before, apart) and weight.stride(1) == 1 and x.is_contiguous():
+    if compiled.takes(weight, x, before) and weight.stride(1) == 1 and x.is_contiguous():
         largest, scale = torch.empty((), dtype=torch.float64), torch.tensor(2 / end**2, dtype=torch.float64)
-        counts = [*weight.shape, x.shape[1], apart.shape[1], k, degree, weight.stride(0)]
-        made: list[Tensor | None] = [x, before, largest, weight, apart, scale]
-        compiled.call("gruclip_chebyshev", made, counts, torch.get_num_threads())
+        counts = [*weight.shape, x.shape[1], k, degree, weight.stride(0)]
+        compiled.call("gruclip_chebyshev", [x, before, largest, weight, scale], counts, torch.get_num_threads())
         return x, before, float(largest)
     for step in range(k, k + degree):
-        product = there_and_back(weight, x)[1]
-        product = product - apart @ (apart.mT @ product)
-        following = product * (2 / end**2) - x
+        following = there_and_back(weight, x)[1] * (2 / end**2) - x
         x, before = following if step == 0 else 2 * following - before, x
     return x, before, float(torch.linalg.vector_norm(x, dim=0).max())
 
@@ -169,12 +161,13 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
     the degree times `growth`; `end` is an estimate of what the subspace leaves out, not below the smallest Ritz value.
     `degree`: that of a filter before the first look, if `end` is known.
     """
-    done, most = 0, FIRST_DEGREES
+    done, most, size = 0, FIRST_DEGREES, math.inf
     for _ in range(MOST_ROUNDS):
         while degree:
             now = min(degree, most)
             # Columns that are no Ritz vectors all turn to the largest value's.
-            filtered, _, size = chebyshev(weight, orthonormal(columns), end, now)
+            basis = orthonormal(columns, rounds=2 if size > LEANING else 1)
+            filtered, _, size = chebyshev(weight, basis, end, now)
             if not math.isfinite(size):
                 break  # a value so large that one look tells more
             columns, degree, done, most = filtered, degree - now, done + now, max(most, DEGREES)
@@ -182,19 +175,28 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
         excess = judge(block)
         if excess is None:
             return None
-        asked = [(value, one) for value, one in zip(block.values, excess, strict=False) if one > 0]
-        wanted = [pair for pair in asked if not pair[1] <= 1]
+        wanted = [(value, one) for value, one in zip(block.values, excess, strict=False) if not one <= 1]
         smallest, largest = (wanted or [(block.values[0], 0.0)])[-1][0], block.values[0]
         end = min(max(end, block.values[-1]), 0.99 * smallest)
         if not wanted:
-            slack = [-(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in asked]
-            return Found(block, max(done - int(max(min(slack, default=done), 0.0)), 0))
+            return Found(block, max(done - _spare(block, excess, end), 0))
         if not 1e-18 * largest < end or not all(math.isfinite(one) for _, one in wanted):
             return None
         degrees = [(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in wanted]
         degree, columns = min(math.ceil(max(degrees)), MOST_DEGREE), block.right.contiguous()
         most = max(1, min(DEGREES, int(MOST_GROWTH / growth(largest, end))))
     return None
+
+
+def _spare(block: Block, excess: list[float], end: float) -> int:
+    """Degrees of the filter that were too many: none of the residuals that are more than rounding would be too large."""
+    rounding = ROUNDING * torch.finfo(block.residual.dtype).eps * block.values[0] ** 2
+    slack = [
+        -(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE)
+        for value, size, one in zip(block.values, block.size, excess, strict=False)
+        if one > 0 and size * value > rounding
+    ]
+    return int(max(min(slack, default=UNSEEN), 0.0))
 
 
 def growth(value: float, end: float) -> float:
@@ -209,13 +211,26 @@ def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: f
     if count == 0:
         return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
     precise = PRECISION[block.residual.dtype] * max(norm, limit)
-    excess = []
+    squares, seconds = [], []
     for value, size in zip(block.values[:count], block.size, strict=False):
         gap = max(value - bulk, LEAST_GAP * limit)
-        first, second = size * min((value - limit) / gap, 1.0) * count**0.5, size**2 * count / gap
-        # What is of second order shrinks with the square of the residual.
-        excess.append(max(first / precise, math.sqrt(second / precise)))
-    return excess
+        squares.append((size * min((value - limit) / gap, 1.0)) ** 2)
+        seconds.append(size**2 / gap)
+    # What is of second order shrinks with the square of the residual, too.
+    room, further = allotted(squares, precise**2), allotted(seconds, precise)
+    return [math.sqrt(max(one / room, two / further)) for one, two in zip(squares, seconds, strict=True)]
+
+
+def allotted(parts: list[float], whole: float) -> float:
+    """What each part may be at most for their sum to be `whole`, where those below it keep what they are; where the sum
+    is less, the largest part enlarged as much."""
+    left = whole
+    for done, part in enumerate(sorted(parts)):
+        share = left / (len(parts) - done)
+        if part > share:
+            return share
+        left -= part
+    return max(max(parts) * whole / max(sum(parts), sys.float_info.min), sys.float_info.min)
 
 
 def both(one: list[float], other: list[float]) -> list[float]:

@@ -40,6 +40,8 @@ WIDEST, WIDEST_SHARE = 64, 0.25
 STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
+#: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
+HELD = 0.98
 #: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
 LEAST_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
@@ -153,7 +155,7 @@ def _clip(
     again = clip_leading(weight, found.block, limit, ceiling)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(near, size) or GUARD, len(values))
-    bulk = torch.tensor(values[min(width, len(values) - 1)], dtype=torch.float64)
+    bulk = torch.tensor(max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk)), dtype=torch.float64)
     leading = right[:, :width].contiguous()
     kept = Tracked(leading, weight.clone(), bulk, tracked.draws, torch.tensor(degree))
     return Clipped(max(count, again), min(values[0], limit), kept)
@@ -198,7 +200,9 @@ def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw:
         return False
     left_out = block.values[count]
     guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
-    beta = bound(weight, block.right[:, :count], guess, target, probes(weight.shape[1], weight, draw))
+    counted = block.left[:, :count] * weight.new_tensor(block.values[:count])
+    left = torch.addmm(weight, counted, block.right[:, :count].mT, alpha=-1)  # W (I - P)
+    beta = bound(left, guess, target, probes(weight.shape[1], weight, draw))
     if beta > target:
         return False
     kappa = ceiling**2 / (ceiling**2 - beta**2)
