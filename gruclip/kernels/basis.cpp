@@ -101,9 +101,9 @@ bool inverse_root(float* inverse, double* gram, long q) {
     return true;
 }
 
-// columns (n, count): in place an orthonormal basis of the same spans by Cholesky factorisations of X^T X, two `rounds` as
-// Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015), or one, which leaves the rounding of
-// their condition's square; false, and columns as they were, where they are too nearly dependent for that.
+// columns (n, count): in place an orthonormal basis of the same spans by Cholesky factorisations of X^T X, two `rounds`
+// as Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015), or one, which leaves the rounding
+// of their condition's square; false, and columns as they were, where they are too nearly dependent for that.
 bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
     const long width = parts(count, PANEL) * PANEL;
     std::vector<double> gram(count * count), sizes(count);

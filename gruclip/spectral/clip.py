@@ -186,11 +186,14 @@ def _clip_one(
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
-    known = tracks and in_range and _fits(held, weight)
+    known = algorithm in ("single", "block") and in_range and _fits(held, weight)
     done = None
     if known:
         entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
-        done = tracked.clip(weight, norm, limit, entries, near)
+        if tracks:
+            done = tracked.clip(weight, norm, limit, entries, near)
+        else:
+            done = tracked.inside(weight, norm, limit, entries, distance(weight, entries.previous))
     elif tracks and in_range and limit < torch.inf and min(weight.shape) > single.LARGEST:
         done = tracked.search(weight, norm, limit, _draws(held), near)
     if done is not None:
@@ -198,7 +201,8 @@ def _clip_one(
         return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
     if algorithm in ("single", "block") and near_limit:
-        squares, wanted = single.Squares(tall, limit), partial(tracked.pairs_wanted, size=min(weight.shape))
+        wanted = partial(tracked.pairs_wanted, size=min(weight.shape), most=None if tracks else 0)
+        squares = single.Squares(tall, limit)
         quick = single.clip(tall, squares, near, tracked.NEAR, wanted)
         if quick is None:
             far = single.take_off_far_values(tall, squares, norm)
@@ -209,12 +213,12 @@ def _clip_one(
             # Those are at the limit now, some by rounding above it.
             outside = limit * (1 + near + single.NOISE)
             count = far + min(count, int((quick.values > outside).sum()))
-        if tracks:
+        if tracks or values[0] < tracked.NEAR * limit:
             right = quick.right if tall is weight else thin_product(weight.mT, quick.right)
             _track(held, weight, limit, values, right)
         else:
             held.clear()
-        return count, float(values[0]), True, known
+        return count, float(values[0]), True, known and tracks
     if algorithm == "gram" and near_limit and tall.shape[1] < SMALLEST_TRACKED:
         done_near = exact.clip_near(tall, limit, near)
         if done_near is not None:
@@ -229,7 +233,7 @@ def _clip_one(
         _track(held, weight, limit, values, parts.right)
     else:
         held.clear()
-    return count, float(values[0]), True, known or algorithm == "single"
+    return count, float(values[0]), True, (known and tracks) or algorithm == "single"
 
 
 def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:

@@ -25,9 +25,10 @@ FIRST_DEGREES = 2
 LEANING = 1e4
 #: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
 MARGIN, SLOWEST_RATE = 0.5, 0.1
-#: Residuals that are rounding alone, relative to the unit roundoff, the largest value and its share of the pair's; and
-#: the degrees that the filter is then taken to have had too many.
-ROUNDING, UNSEEN = 4.0, 2
+#: Half of what the first degree takes off: the first ones do more than `growth` says.
+FIRST_RATE = 6.0
+#: Residuals that are rounding alone: times the pair's value, relative to the unit roundoff and sigma_1^2.
+ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
 #: Distance of a value above the limit from the others, relative to it, that is taken at least.
@@ -179,7 +180,7 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
         smallest, largest = (wanted or [(block.values[0], 0.0)])[-1][0], block.values[0]
         end = min(max(end, block.values[-1]), 0.99 * smallest)
         if not wanted:
-            return Found(block, max(done - _spare(block, excess, end), 0))
+            return Found(block, done - min(_spare(block, excess, end, done), done))
         if not 1e-18 * largest < end or not all(math.isfinite(one) for _, one in wanted):
             return None
         degrees = [(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in wanted]
@@ -188,15 +189,15 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
     return None
 
 
-def _spare(block: Block, excess: list[float], end: float) -> int:
-    """Degrees of the filter that were too many: none of the residuals that are more than rounding would be too large."""
+def _spare(block: Block, excess: list[float], end: float, done: int) -> int:
+    """Of a filter of `done` degrees those that were too many: the residuals would not be too large without them."""
+    slowest = max(SLOWEST_RATE, FIRST_RATE / (done + 1))
     rounding = ROUNDING * torch.finfo(block.residual.dtype).eps * block.values[0] ** 2
-    slack = [
-        -(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE)
-        for value, size, one in zip(block.values, block.size, excess, strict=False)
-        if one > 0 and size * value > rounding
-    ]
-    return int(max(min(slack, default=UNSEEN), 0.0))
+    asked = [pair for pair in zip(block.values, block.size, excess, strict=False) if pair[2] > 0]
+    # What has shrunk to rounding says less than there was to spare, of the slowest pair the most.
+    seen = [pair for pair in asked if pair[0] * pair[1] > rounding] or asked[-1:]
+    slack = [-(math.log(one) + MARGIN) / max(growth(value, end), slowest) for value, _, one in seen]
+    return int(max(min(slack, default=0.0), 0.0))
 
 
 def growth(value: float, end: float) -> float:

@@ -34,12 +34,14 @@ NEAR, GUARD = 0.95, 4
 SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
 SKETCH, PANEL = 8, 16
-#: Columns filtered, at most: a decomposition is cheaper then. And share of min(m, n).
-WIDEST, WIDEST_SHARE = 64, 0.25
+#: Columns filtered, at most: a decomposition is cheaper then. Of large and of small matrices, a share of min(m, n).
+WIDEST, LARGE_SHARE, SMALL_SHARE = 64, 1 / 8, 1 / 4
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit and what is left out.
 STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
+#: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones.
+LEADING, STIRRED = 8, 2
 #: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
 HELD = 0.98
 #: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
@@ -48,6 +50,8 @@ LEAST_TRACKED = 0.88
 GUESS = 0.1
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
 SHARE = 0.5
+#: By how much a decomposition may have its largest value too small, relative to it.
+ROUNDED = 1e-6
 #: Added to the seeds of sketches: no sketch takes the vectors of a bound.
 SKETCHES = 1 << 40
 #: Columns of a search in a matrix of which nothing is known.
@@ -60,6 +64,7 @@ class Tracked(NamedTuple):
     right: Tensor  #: (n, k): leading right singular vectors
     previous: Tensor  #: W (m, n) after the last step
     bulk: Tensor  #: an estimate of the largest value that they leave out, a float64 number on the CPU
+    bound: Tensor  #: of sigma_1(previous), from above and as certain as its certificate, the same; infinite for none
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
     degree: Tensor  #: of the filter that the last step would have needed, on the CPU
 
@@ -75,12 +80,12 @@ class Clipped(NamedTuple):
 def width_for(near: int, size: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit, min(m, n) = `size`; 0 where that would not pay."""
     width = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH
-    return width if width + SKETCH <= min(WIDEST, WIDEST_SHARE * size) else 0
+    return width if width + SKETCH <= min(max(WIDEST, LARGE_SHARE * size), SMALL_SHARE * size) else 0
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
-    """Track `weight`, clipped at `limit`: its leading singular values and right vectors (n, k), descending, and the
-    number of draws so far.
+    """Track `weight`, clipped at `limit`: its leading singular values (the first one not too small) and right vectors
+    (n, k), descending, and the number of draws so far.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
@@ -88,12 +93,15 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     if not 0 < width < values.shape[0]:
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
-    return Tracked(leading, weight.clone(), values[width].cpu().double(), torch.tensor(draws), torch.tensor(0))
+    bound, bulk = values[0].cpu().double() * (1 + ROUNDED), values[width].cpu().double()
+    return Tracked(leading, weight.clone(), bulk, bound, torch.tensor(draws), torch.tensor(0))
 
 
-def pairs_wanted(near: int, size: int) -> int:
-    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not."""
-    width = width_for(near, size)
+def pairs_wanted(near: int, size: int, most: int | None = None) -> int:
+    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not, or
+    if there are more than `most` of these.
+    """
+    width = width_for(near, size) if most is None or near <= most else 0
     return width + 1 if width else 0
 
 
@@ -102,26 +110,48 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 
     None where no certificate was found; the weight is then unchanged.
     """
-    tracked = tracked._replace(draws=tracked.draws + 1)
-    columns = [tracked.right]
-    bulk = float(tracked.bulk)
+    moved, bulk = distance(weight, tracked.previous), float(tracked.bulk)
     gap = limit - bulk if limit < torch.inf else max(bulk, norm / math.sqrt(min(weight.shape)))
-    if distance(weight, tracked.previous) > STILL * gap:
-        generator = torch.Generator().manual_seed(SKETCHES + int(tracked.draws))
-        vectors = torch.randn(weight.shape[1], SKETCH, generator=generator).to(weight)
-        # What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another.
-        moved = thin_product(weight, vectors) - thin_product(tracked.previous, vectors)
-        columns.append(thin_product(weight.mT, moved))
+    shown = inside(weight, norm, limit, tracked, moved)
+    if shown is not None:
+        return shown
+    tracked = tracked._replace(draws=tracked.draws + 1)
+    columns = [tracked.right, _sketch(weight, tracked)] if moved > STILL * gap else [tracked.right]
     return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance)
+
+
+def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float) -> Clipped | None:
+    """What is to be said of `weight`, at a distance `moved` from the one tracked, if by (2) no value can be above the
+    limit: the largest of a few columns, which is for the report alone. None elsewhere.
+    """
+    if not float(tracked.bound) + moved <= limit < torch.inf:
+        return None
+    tracked = tracked._replace(draws=tracked.draws + 1)
+    columns = torch.cat((tracked.right[:, :LEADING], _random(weight, tracked, STIRRED)), 1)
+    found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
+    if found is None:
+        return None
+    right = torch.cat((found.block.right[:, :LEADING], tracked.right[:, LEADING:]), 1)
+    return Clipped(0, min(found.block.values[0], limit), tracked._replace(right=right))
+
+
+def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(SKETCHES + int(tracked.draws))
+    return torch.randn(weight.shape[1], count, generator=generator).to(weight)
+
+
+def _sketch(weight: Tensor, tracked: Tracked) -> Tensor:
+    """What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another."""
+    vectors = _random(weight, tracked, SKETCH)
+    change = thin_product(weight, vectors) - thin_product(tracked.previous, vectors)
+    return thin_product(weight.mT, change)
 
 
 def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: float) -> Clipped | None:
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
-    generator = torch.Generator().manual_seed(SKETCHES + draws + 1)
-    vectors = torch.randn(weight.shape[1], SEARCHED, generator=generator).to(weight)
-    none = torch.zeros((), dtype=torch.float64)
-    unknown = Tracked(vectors, weight, none, torch.tensor(draws + 1), torch.tensor(0))
-    return _clip(weight, norm, limit, vectors, unknown, tolerance)
+    none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(draws + 1)
+    unknown = Tracked(weight, weight, none, none, draw, torch.tensor(0))
+    return _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance)
 
 
 def _clip(
@@ -147,7 +177,8 @@ def _clip(
         before = weight.clone()
         count = clip_leading(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
-    if found is None or not _certified(weight, limit, ceiling, found.block, int(tracked.draws)):
+    bound = _certified(weight, limit, ceiling, found.block, int(tracked.draws)) if found else None
+    if found is None or bound is None:
         if before is not None:
             weight.copy_(before)
         return None
@@ -157,7 +188,7 @@ def _clip(
     width = min(width_for(near, size) or GUARD, len(values))
     bulk = torch.tensor(max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk)), dtype=torch.float64)
     leading = right[:, :width].contiguous()
-    kept = Tracked(leading, weight.clone(), bulk, tracked.draws, torch.tensor(degree))
+    kept = Tracked(leading, weight.clone(), bulk, bulk.new_tensor(bound), tracked.draws, torch.tensor(degree))
     return Clipped(max(count, again), min(values[0], limit), kept)
 
 
@@ -190,23 +221,27 @@ def _uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[
     return [math.sqrt(2 * share * near / SHARE) for share in shares]
 
 
-def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw: int) -> bool:
-    """Whether sigma_1 <= ceiling once the pairs above it are clipped; with a limit of infinity nothing is shown."""
+def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw: int) -> float | None:
+    """An upper bound of sigma_1 once the pairs above the ceiling are clipped, at most the ceiling; None where there is
+    no such bound. With a limit of infinity nothing is shown, and the bound infinite."""
     if limit == torch.inf:
-        return True
+        return limit
     count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
     count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))
     if count == 0:
-        return False
+        return None
     left_out = block.values[count]
     guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
     counted = block.left[:, :count] * weight.new_tensor(block.values[:count])
     left = torch.addmm(weight, counted, block.right[:, :count].mT, alpha=-1)  # W (I - P)
     beta = bound(left, guess, target, probes(weight.shape[1], weight, draw))
     if beta > target:
-        return False
+        return None
     kappa = ceiling**2 / (ceiling**2 - beta**2)
     room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
     coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
     schur = coupling.new_tensor(room).diag().sub_(coupling)
-    return int(torch.linalg.cholesky_ex(schur)[1]) == 0
+    if int(torch.linalg.cholesky_ex(schur)[1]) > 0:
+        return None
+    # By (5), Theta being clipped.
+    return min(max(block.values[0], beta) + math.hypot(*block.size[:count]), ceiling)

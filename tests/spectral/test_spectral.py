@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import NonFiniteError, UserError
-from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, exact, single, spectral_norm
+from gruclip.spectral import ALGORITHMS, SpectralState, clip_singular_values_, exact, single, spectral_norm, tracked
 
 #: sigma_1 / limit - 1 after clipping in float32, and in float64 for the algorithms that decompose in full.
 FLOAT32 = {"full": 2e-6, "auto": 2e-6}
@@ -256,11 +256,11 @@ def test_a_state_of_another_version_is_a_new_one():
     assert_projected(matrix, after, 1.8, "auto")
 
 
-def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked(monkeypatch):
+def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked_near_its_limit(monkeypatch):
     """As 200 units on music: every step moves W by a good part of its norm."""
     generator, state = torch.Generator().manual_seed(12), SpectralState()
     monkeypatch.setattr(exact, "gram", lambda weight: pytest.fail("decomposed in float64"))
-    weight = orthogonal(generator, 200).float()
+    weight = 1.5 * orthogonal(generator, 200).float()
     for _ in range(15):
         weight += (0.5 * random(generator, 200, 2) @ random(generator, 2, 200) / 200).float()
         before = weight.clone()
@@ -268,7 +268,42 @@ def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked(mon
         assert_projected(before, weight, 1.8, "auto")
         assert result.certified
         assert not result.redone
-        assert not state.matrices[0]
+        assert bool(state.matrices[0]) == (float(result.spectral_norm) < tracked.NEAR * 1.8)
+    assert not state.matrices[0]
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (300, 300), (300, 130), (130, 300)])
+@pytest.mark.parametrize("inside", [0.5, 0.9, 0.97])
+def test_what_cannot_have_reached_the_limit_is_not_looked_at_but_for_its_norm(shape, inside, monkeypatch):
+    """By Weyl's inequality, from a certified bound; and what can is decomposed, tracked or not."""
+    generator, state, limit = torch.Generator().manual_seed(15), SpectralState(), 1.8
+    r, left, right = min(shape), orthogonal(generator, shape[0]), orthogonal(generator, shape[1])
+    values = torch.linspace(inside * limit, 0, r, dtype=torch.float64)
+    weight = ((left[:, :r] * values) @ right[:, :r].mT).float()
+    clip_singular_values_(weight, limit, state=state)
+    looked = 0
+
+    def counted(look):
+        def counting(*args, **kwargs):
+            nonlocal looked
+            looked += 1
+            return look(*args, **kwargs)
+
+        return counting
+
+    for module, name in ((tracked, "bound"), (single, "clip"), (exact, "gram")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    for step in range(12):
+        largest = (1 + 0.01 * step) * inside * limit
+        now = (weight.double() + 0.01 * step * inside * limit * left[:, :1] @ right[:, :1].mT).float()
+        before, looks = now.clone(), looked
+        result = clip_singular_values_(now, limit, state=state)
+        assert result.certified
+        assert float(result.spectral_norm) == pytest.approx(min(largest, limit), rel=1e-4)
+        assert looked > looks or largest <= limit
+        assert_projected(before, now, limit, "auto")
+    # Where a tracked matrix is certified, it is up to a bound below the limit.
+    assert looked == 0 if inside == 0.5 else looked < 12 or inside > tracked.NEAR
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20])
