@@ -49,7 +49,7 @@ bool orthonormalise(float* all, long n, long count) {
 void gram_matrix(double* gram, const float* image, long m, long q, int threads) {
     constexpr long TILE = 4, WIDE = 3;  // products that are summed at once, so that a column is read a few times only
     const long stride = apart(m);
-    const std::vector<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
+    const ArrayOf<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
     if (m * q * q < WORTH_A_THREAD) threads = 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long a = 0; a < q; a += TILE)
@@ -106,10 +106,12 @@ bool inverse_root(float* inverse, double* gram, long q) {
 // of their condition's square; false, and columns as they were, where they are too nearly dependent for that.
 bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
     const long width = parts(count, PANEL) * PANEL;
-    std::vector<double> gram(count * count), sizes(count);
-    std::vector<float> inverse(count * count), made(columns, columns + n * count), before(n * count);
+    const ArrayOf<double> gram = allocate<double>(count * count), sizes = allocate<double>(count);
+    const Array inverse = allocate(count * count);
+    Array made = allocate(n * count), before = allocate(n * count);
+    std::copy(columns, columns + n * count, made.get());
     for (long round = 0; round < rounds; round++) {
-        gram_matrix(gram.data(), made.data(), n, count, threads);
+        gram_matrix(gram.get(), made.get(), n, count, threads);
         for (long j = 0; j < count; j++) {
             if (!(gram[j * count + j] > 0 && gram[j * count + j] < HUGE_VAL)) return false;
             sizes[j] = 1 / std::sqrt(gram[j * count + j]);
@@ -117,7 +119,7 @@ bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
         }
         for (long i = 0; i < count; i++)
             for (long j = 0; j < count; j++) gram[i * count + j] *= sizes[i] * sizes[j];
-        if (!inverse_root(inverse.data(), gram.data(), count)) return false;
+        if (!inverse_root(inverse.get(), gram.get(), count)) return false;
         const Array panels = zeros(count * width);
         for (long i = 0; i < count; i++)
             for (long j = i; j < count; j++)
@@ -126,10 +128,10 @@ bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
         before.swap(made);
 #pragma omp parallel for schedule(static) num_threads(n * count * count < WORTH_A_THREAD ? 1 : threads)
         for (long first = 0; first < n; first += 8 * BLOCK)
-            multiply_thin(made.data() + first * count, before.data() + first * count, panels.get(),
+            multiply_thin(made.get() + first * count, before.get() + first * count, panels.get(),
                           std::min<long>(8 * BLOCK, n - first), count, count);
     }
-    std::copy(made.begin(), made.end(), columns);
+    std::copy(made.get(), made.get() + n * count, columns);
     return true;
 }
 
@@ -141,8 +143,8 @@ extern "C" {
 // condition near 1. NaN where that comes to nothing.
 void gruclip_orthonormalise(float* columns, long n, long count, long rounds, int threads) {
     if (by_cholesky(columns, n, count, rounds, threads)) return;
-    std::vector<float> all = turn<float>(columns, n, count, count);
-    if (orthonormalise(all.data(), n, count)) turn_back(columns, count, all.data(), n, count);
+    const Array all = turn<float>(columns, n, count, count);
+    if (orthonormalise(all.get(), n, count)) turn_back(columns, count, all.get(), n, count);
     else columns[0] = NAN;
 }
 

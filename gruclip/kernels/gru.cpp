@@ -12,17 +12,6 @@ namespace {
 
 long padded(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
 
-// The packed weights of a call. Kept for the calling thread's next one: fresh memory costs a page fault every 4 KiB.
-float* workspace(long count) {
-    thread_local Array kept;
-    thread_local long size = 0;
-    if (size < count) {
-        kept = allocate(count);
-        size = count;
-    }
-    return kept.get();
-}
-
 // How the factors of the recurrent products are kept: as float32, as float32 rounded to bfloat16, or as pairs of
 // bfloat16, each in the place of a float.
 enum class Format { SINGLE, ROUNDED, PAIRS };
@@ -111,7 +100,8 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                          long n, int threads, int in_bf16) {
     const Format kept_as = format(in_bf16);
     const long width = padded(n), deep = places(n, kept_as);
-    float* const gates = workspace(deep * 3 * width);
+    const Array weights = allocate(deep * 3 * width);
+    float* const gates = weights.get();
     float* const candidate = gates + deep * 2 * width;
     threads = std::min<long>(threads, batch);
 #pragma omp parallel num_threads(threads)
@@ -182,7 +172,8 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                           long steps, long batch, long n, int threads, int in_bf16) {
     const Format kept_as = format(in_bf16);
     const long width = padded(n), deep = places(n, kept_as);
-    float* const by_gates = workspace(deep * 3 * width);  // both gates' rows, one below the other
+    const Array weights = allocate(deep * 3 * width);
+    float* const by_gates = weights.get();  // both gates' rows, one below the other
     float* const by_candidate = by_gates + deep * 2 * width;
     threads = std::min<long>(threads, batch);
 #pragma omp parallel num_threads(threads)

@@ -1,11 +1,7 @@
 // Products in registers: a block of rows times a panel of columns. Used by all that multiplies.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-#include <new>
-#include <utility>
-
+#include "arrays.h"
 #include "vectors.h"
 
 namespace {
@@ -15,21 +11,6 @@ constexpr int PANEL = 2 * LANES;
 constexpr int BLOCK = (REGISTERS - 4) / 2;
 
 inline long parts(long total, long most) { return (total + most - 1) / most; }
-
-struct Free {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Array = std::unique_ptr<float[], Free>;
-
-inline Array allocate(long count) {
-    return Array(static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64})));
-}
-
-inline Array zeros(long count) {
-    Array array = allocate(count);
-    std::memset(array.get(), 0, count * sizeof(float));
-    return array;
-}
 
 // A matrix of any layout: element (i, j) is at i down + j across.
 struct Matrix {

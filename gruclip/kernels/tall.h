@@ -1,8 +1,6 @@
 // What tall thin matrices share: basis.cpp and ritz.cpp. All are row-major.
 #pragma once
 
-#include <vector>
-
 #include "panels.h"
 
 namespace {
@@ -21,9 +19,9 @@ void turn(const float* matrix, long rows, long columns, Number* turned) {
 
 // The same, and zeros up to `most` of them.
 template <typename Number>
-std::vector<Number> turn(const float* matrix, long rows, long columns, long most) {
-    std::vector<Number> turned(apart(rows) * most);
-    turn(matrix, rows, columns, turned.data());
+ArrayOf<Number> turn(const float* matrix, long rows, long columns, long most) {
+    ArrayOf<Number> turned = zeros<Number>(apart(rows) * most);
+    turn(matrix, rows, columns, turned.get());
     return turned;
 }
 
