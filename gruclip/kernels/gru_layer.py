@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled, gru_steps
 from gruclip.kernels.dropout import product_of_kept
-from gruclip.kernels.products import matmul
+from gruclip.kernels.products import matmul, operand
 
 #: Multiply-adds of a product up to which a batch of them is faster by one call.
 BATCHED = 4_000_000
@@ -147,7 +147,7 @@ def _backward_by_torch(
         d_x = matmul(_rows(d.gates), w_gates, compute).to(x.dtype)
         d_x = d_x.add_(matmul(_rows(d.candidate), w_candidate, compute)).view_as(x)
     d_parts = _rows(d.gates, groups), _rows(d.candidate, groups)
-    inputs, factors = _rows(x, groups), (_rows(d.h, groups), _rows(d.rh, groups))
+    inputs, factors = operand(_rows(x, groups), compute), (_rows(d.h, groups), _rows(d.rh, groups))
     d_weight_ih = torch.cat([matmul(part.mT, inputs, compute) for part in d_parts], dim=-2).to(weight_ih.dtype)
     d_weight_hh = torch.cat([matmul(p.mT, f, compute) for p, f in zip(d_parts, factors, strict=True)], dim=-2)
     d_weight_hh = d_weight_hh.to(weight_hh.dtype)
