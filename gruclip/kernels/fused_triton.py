@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
+from triton.language import tensor as T  # of annotations, which the compiler evaluates: it refuses typing.Any
 
 
 @triton.jit
 def softmax_nll(
-    logits: Any, bias: Any, targets: Any, nll: Any, rows: Any, words: Any, target_stride: Any,
+    logits: T, bias: T, targets: T, nll: T, rows: T, words: T, target_stride: T,
     GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """A program for each row: its negative log-likelihood, and in place its gradient by the logits."""
@@ -32,7 +31,7 @@ def softmax_nll(
 
 
 @triton.jit
-def random_factors(seeds: Any, out: Any, numbers: Any, threshold: Any, factor: Any, BLOCK: tl.constexpr) -> None:
+def random_factors(seeds: T, out: T, numbers: T, threshold: T, factor: T, BLOCK: tl.constexpr) -> None:
     """A program for BLOCK random words of a run, each of which decides four numbers."""
     run = tl.program_id(1).to(tl.int64)
     word = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -50,15 +49,13 @@ def random_factors(seeds: Any, out: Any, numbers: Any, threshold: Any, factor: A
 
 
 @triton.jit
-def update(
-    parameter: Any, gradient: Any, steps: Any, copy: Any, size: Any, COPY: tl.constexpr, BLOCK: tl.constexpr
-) -> None:
+def update(parameter: T, gradient: T, step_sizes: T, copy: T, size: T, COPY: tl.constexpr, BLOCK: tl.constexpr) -> None:
     """A program for BLOCK numbers of a run: the parameter after the step, and its rounded copy."""
     run = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, place = index < size, run * size + index
     value = tl.load(parameter + place, mask=inside)
-    value -= tl.load(steps + run) * tl.load(gradient + place, mask=inside).to(tl.float32)
+    value -= tl.load(step_sizes + run) * tl.load(gradient + place, mask=inside).to(tl.float32)
     tl.store(parameter + place, value, mask=inside)
     if COPY:
         tl.store(copy + place, value.to(copy.dtype.element_ty), mask=inside)
@@ -74,12 +71,12 @@ SIZES = ["step", "steps", "batch", "n"]
 
 
 @triton.jit
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: T) -> T:
     return 1 / (1 + tl.exp(-x))
 
 
 @triton.jit
-def _tanh(x: Any) -> Any:
+def _tanh(x: T) -> T:
     """Precise to the last bits near 0, too: by the polynomial of Cephes' tanhf."""
     square, size = x * x, tl.abs(x)
     series = (-5.70498872745e-3 * square + 2.06390887954e-2) * square - 5.37397155531e-2
@@ -89,7 +86,7 @@ def _tanh(x: Any) -> Any:
 
 
 @triton.jit
-def _places(step: Any, steps: Any, batch: Any, n: Any, BLOCK: tl.constexpr) -> Any:
+def _places(step: T, steps: T, batch: T, n: T, BLOCK: tl.constexpr) -> tuple[T, ...]:
     """For each number: its place among those of a step, in an array, in the states and, of r, among the gates of a step
     and in the gates; its place in keep; which exist."""
     run = tl.program_id(1).to(tl.int64)
@@ -104,7 +101,7 @@ def _places(step: Any, steps: Any, batch: Any, n: Any, BLOCK: tl.constexpr) -> A
 
 
 @triton.jit
-def _state(states: Any, keep: Any, in_states: Any, in_keep: Any, inside: Any, KEEP: tl.constexpr) -> Any:
+def _state(states: T, keep: T, in_states: T, in_keep: T, inside: T, KEEP: tl.constexpr) -> T:
     h = tl.load(states + in_states, mask=inside, other=0.0)
     if KEEP:
         h *= tl.load(keep + in_keep, mask=inside, other=0.0)
@@ -113,7 +110,7 @@ def _state(states: Any, keep: Any, in_states: Any, in_keep: Any, inside: Any, KE
 
 @triton.jit(do_not_specialize=SIZES)
 def gates_of_step(
-    gates: Any, product: Any, states: Any, rh: Any, keep: Any, step: Any, steps: Any, batch: Any, n: Any,
+    gates: T, product: T, states: T, rh: T, keep: T, step: T, steps: T, batch: T, n: T,
     ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """r and z in the place of their sums, and r h to rh (R, B, n)."""
@@ -131,8 +128,8 @@ def gates_of_step(
 
 @triton.jit(do_not_specialize=SIZES)
 def state_of_step(
-    gates: Any, candidate: Any, product: Any, states: Any, after: Any, keep: Any, step: Any, steps: Any, batch: Any,
-    n: Any, ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
+    gates: T, candidate: T, product: T, states: T, after: T, keep: T, step: T, steps: T, batch: T,
+    n: T, ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """c in the place of its sum, the state after the step, and to `after` (R, B, n) what the next step reads of it."""
     place, here, in_states, _, in_gates, in_keep, inside = _places(step, steps, batch, n, BLOCK)
@@ -153,8 +150,8 @@ def state_of_step(
 
 @triton.jit(do_not_specialize=SIZES)
 def candidate_gradient(
-    grad: Any, product: Any, gates: Any, candidate: Any, states: Any, d_gates: Any, d_candidate: Any, d_state: Any,
-    keep: Any, step: Any, steps: Any, batch: Any, n: Any,
+    grad: T, product: T, gates: T, candidate: T, states: T, d_gates: T, d_candidate: T, d_state: T,
+    keep: T, step: T, steps: T, batch: T, n: T,
     ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """The whole gradient of the state after the step, in d_state (R, B, n), and those of z's and c's sums."""
@@ -174,8 +171,8 @@ def candidate_gradient(
 
 @triton.jit(do_not_specialize=SIZES)
 def reset_gradient(
-    d_rh: Any, gates: Any, states: Any, d_gates: Any, before: Any, rh: Any, d_state: Any, keep: Any, step: Any,
-    steps: Any, batch: Any, n: Any, ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
+    d_rh: T, gates: T, states: T, d_gates: T, before: T, rh: T, d_state: T, keep: T, step: T,
+    steps: T, batch: T, n: T, ADD: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """The gradient of r's sum; in d_state what goes to the state before, but for the gates' product; and the other
     factors of the weights' gradients, the state before the step and r times it."""
