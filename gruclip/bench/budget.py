@@ -13,21 +13,26 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
                                                of a run:           milliseconds for R =
                                           GFLOP       MB  kernels      1     18     27     45     90
     forward: dropout masks                 0.00      3.6        2   0.00   0.02   0.03   0.05   0.10
-    forward: input products                1.77     11.6        6   0.01   0.06   0.09   0.16   0.31
-    forward: recurrence                    1.77    106.9      350   0.70   0.70   0.86   1.44   2.87
+    forward: input products                1.77     11.6        9   0.02   0.06   0.09   0.16   0.31
+    forward: recurrence                    1.77    116.0      140   0.28   0.28   0.94   1.56   3.12
     forward: logits                        9.10     27.9        2   0.01   0.21   0.31   0.52   1.04
     forward: softmax and its gradient      0.00     28.0        2   0.01   0.15   0.23   0.38   0.75
     backward: logits                      18.20     70.7        6   0.02   0.41   0.62   1.04   2.07
-    backward: recurrence                   1.77    128.8      385   0.77   0.77   1.04   1.73   3.46
-    backward: input and weights            5.32     50.8       16   0.03   0.27   0.41   0.68   1.37
+    backward: recurrence                   1.77    119.7      140   0.28   0.28   0.96   1.61   3.21
+    backward: input and weights            5.32     37.0       16   0.03   0.20   0.30   0.50   1.00
     update: gradient norms                 0.00     19.9       16   0.03   0.11   0.16   0.27   0.53
     update: step and copies                0.00    113.9       10   0.03   0.61   0.92   1.53   3.06
-    clipping: clip                        37.35    689.5      301   0.62  11.20  16.81  28.01  56.02
-    all                                   75.30   1251.7     1096   2.25  14.52  21.48  35.79  71.59
+    clipping: W times 64 columns           1.51     58.3       28   0.06   0.55   0.82   1.36   2.73
+    clipping: W times 8 or 16              0.34     47.8       27   0.05   0.26   0.38   0.64   1.28
+    clipping: whole matrices               0.00     30.4        8   0.02   0.16   0.25   0.41   0.82
+    clipping: thin arrays                  0.11     47.6      186   0.37   0.37   0.38   0.64   1.28
+    clipping: 64 x 64, float64             0.13     32.3      547   1.09   1.09   1.09   1.09   1.09
+    all                                   40.05    764.8     1139   2.31   4.76   7.48  11.74  22.39
 
-The float64 products of the projection are three quarters of it: without them R = 27 takes 4.7 ms and R = 90 16, with
-every second run only measured 14 and 47. In float32 without TF32 a run's other products are at 50 TFLOP/s, under
-``precision=tf32`` at 390.
+The projection's lines are those of `gruclip.spectral.program`, which `auto` takes for float32 matrices from n = 256
+on, and below those of `gruclip.spectral.products`. In float32 without TF32 a run's other products are at 50 TFLOP/s,
+under ``precision=tf32`` at 390. A Cholesky factorisation or triangular solve of 64 x 64 is counted as one kernel: there
+are 31, and if each takes 30 microseconds and not 2 they add 0.9 ms, whatever R is.
 """
 
 from __future__ import annotations
@@ -41,16 +46,33 @@ import torch
 from gruclip.bench.floor import gru_work, output_work
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import RECORD_SECONDS
+from gruclip.spectral.bound import PROBES
+from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES
+from gruclip.spectral.tracked import SKETCH
 from gruclip.training.capacity import run_bytes
 
 RUNS = (1, 18, 27, 45, 90)
 
 #: Kernels of a step of the recurrence, forward and backward, as `GRULayer` starts them: two products, what is between.
-STEP_KERNELS = {"bf16": (10, 11), "fp32": (6, 7), "tf32": (6, 7), "fp64": (6, 7)}
+#: By Triton's kernels; float64 by torch's operations.
+STEP_KERNELS = {"bf16": (4, 4), "fp32": (4, 4), "tf32": (4, 4), "fp64": (6, 7)}
+#: And of a layer beside its steps.
+LAYER_KERNELS = {"bf16": (9, 16), "fp32": (5, 12), "tf32": (5, 12), "fp64": (5, 23)}
 
 #: Products of n^3 multiply-adds in float64 that clip a matrix, and that measure one, as `gruclip.spectral.products` has
 #: them; and the kernels that are started for one and the other.
 CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 68, 15, 301, 124
+
+#: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. Products of W with q
+#: columns: the filter's, what W makes of the subspace before and after clipping, the way back, the correction; with
+#: `PROBES`: the bound's; with `SKETCH`: the change's.
+WIDE, PROBING, SKETCHING = 2 * sum(DEGREES) + 4, 2 * BOUND_DEGREE, 3
+#: In float64, products q x q and Gram matrices of (n, q). Arrays that all else reads or writes, in units of a whole
+#: matrix, of a thin one (n, q) in float32 and of one q x q in float64; multiply-adds of thin products in units of
+#: n q^2. And the kernels of each.
+SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 115, 14, 18, 286, 700, 20.5
+WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 8, 186, 547
 
 
 @dataclass(frozen=True)
@@ -102,37 +124,75 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
     clipped = runs if clipped is None else clipped
     each = {"bf16": 2, "fp64": 8}.get(precision, 4)  #: bytes of an operand
     held = 8 if precision == "fp64" else 4  #: of all else
-    forward, backward = STEP_KERNELS[precision]
+    (forward, backward), (before, after) = STEP_KERNELS[precision], LAYER_KERNELS[precision]
     # Read anew at each step where the matrices of all runs are more than the cache holds.
     recurrent = runs * 3 * n * n * each
     streamed = recurrent * (steps if recurrent > card.cache else 1)
-    logits, output, layer = runs * rows * words * each, runs * n * words, shape.layers * runs * 6 * n * n
+    logits, output, one_layer = runs * rows * words * each, runs * n * words, runs * 6 * n * n
+    layer = shape.layers * one_layer
     few = runs * rows * n  # numbers of an array (T, B, n)
     copies = each if each < held else 0
     lines: list[tuple[str, str, float, float, int]] = [
         ("forward", "dropout masks", 0, (shape.layers + 1) * few * held, 2),
-        ("forward", "input products", 2 * few * 3 * n, runs * 3 * n * n * each + few * (2 * held + 3 * held), 6),
-        ("forward", "recurrence", 2 * few * 3 * n, streamed + few * 10 * held, steps * forward),
+        ("forward", "input products", 2 * few * 3 * n, runs * 3 * n * n * each + few * (2 * held + 3 * held), before),
+        ("forward", "recurrence", 2 * few * 3 * n, streamed + few * 10 * (held + each), steps * forward),
         ("forward", "logits", 2 * few * words, output * each + logits + few * each, 2),
         ("forward", "softmax and its gradient", 0, 2 * logits, 2),
         ("backward", "logits", 4 * few * words, 3 * logits + 2 * output * each + few * (each + held), 6),
-        ("backward", "recurrence", 2 * few * 3 * n, streamed + few * 22 * held, steps * backward),
-        ("backward", "input and weights", 6 * few * 3 * n, few * 14 * held + layer * (each + 2 * held), 16),
+        ("backward", "recurrence", 2 * few * 3 * n, streamed + few * (11 * held + 12 * each),
+         steps * backward),
+        ("backward", "input and weights", 6 * few * 3 * n,
+         few * (18 * each + 2 * copies + 2 * held) + 3 * one_layer * each, after),
         ("update", "gradient norms", 0, (output + layer) * held / 2 + few * held, 16),
         # Read and written, with the gradient read and the copy written.
         ("update", "step and copies", 0, (output + layer) * (2 * held + each + copies) + 3 * few * held, 10),
-        ("clipping", "clip", 2 * CLIP_PRODUCTS * n**3 * clipped, CLIP_PRODUCTS * 3 * 8 * n * n * clipped,
-         CLIP_KERNELS * (clipped > 0)),
-        ("clipping", "measure", 2 * MEASURE_PRODUCTS * n**3 * (runs - clipped),
-         MEASURE_PRODUCTS * 3 * 8 * n * n * (runs - clipped), MEASURE_KERNELS * (clipped < runs)),
     ]  # fmt: skip
-    repeated = ("input products", "recurrence", "input and weights", "clip", "measure")
+    repeated = ("input products", "recurrence", "input and weights")
     made = []
     for phase, name, operations, passed, kernels in lines:
         times = shape.layers if name in repeated else 1
-        dtype = "fp64" if phase == "clipping" else precision
-        made.append(Line(phase, name, float(times * operations), float(times * passed), times * kernels, dtype))
+        made.append(Line(phase, name, float(times * operations), float(times * passed), times * kernels, precision))
+    followed = n >= SMALLEST_PROGRAM and precision != "fp64"
+    projection = program_lines(n, runs) if followed else products_lines(n, clipped, runs - clipped)
+    for line in projection:
+        times = shape.layers
+        made.append(
+            replace(line, operations=times * line.operations, bytes=times * line.bytes, kernels=times * line.kernels)
+        )
     return made
+
+
+def program_lines(n: int, matrices: int) -> list[Line]:
+    """The projection of so many matrices by ``program``, which `auto` takes from `SMALLEST_PROGRAM` on: whether they
+    are clipped or only measured is the same to it."""
+    q, narrow = COLUMNS, PROBING * PROBES + SKETCHING * SKETCH
+    float64 = 2 * (SQUARES * q**3 + GRAMS * n * q * q)
+    lines = (
+        # The correction writes W, too.
+        ("W times 64 columns", 2 * WIDE * n * n * q, 4 * (n * n * (WIDE + 1) + 2 * WIDE * n * q), WIDE, "fp32"),
+        ("W times 8 or 16", 2 * n * n * narrow, 4 * (n * n * (PROBING + SKETCHING) + 2 * n * narrow),
+         PROBING + SKETCHING, "fp32"),
+        ("whole matrices", 0, 4 * WHOLE_PASSES * n * n, WHOLE_KERNELS, "fp32"),
+        ("thin arrays", 2 * THIN_PRODUCTS * n * q * q, 4 * THIN_PASSES * n * q, THIN_KERNELS, "fp32"),
+        ("64 x 64, float64", float64, 8 * (SMALL_PASSES * q * q + 2 * GRAMS * n * q), SMALL_KERNELS, "fp64"),
+    )  # fmt: skip
+    return [
+        Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision)
+        for name, operations, passed, kernels, precision in lines
+    ]
+
+
+def products_lines(n: int, clipped: int, measured: int) -> list[Line]:
+    """The projection by ``products``, which `auto` takes below, and the norms of those that have no limit."""
+    lines = (
+        ("clip", CLIP_PRODUCTS, clipped, CLIP_KERNELS),
+        ("measure", MEASURE_PRODUCTS, measured, MEASURE_KERNELS),
+    )
+    return [
+        Line("clipping", name, 2.0 * count * n**3 * matrices, 24.0 * count * n * n * matrices,
+             kernels * (matrices > 0), "fp64")
+        for name, count, matrices, kernels in lines
+    ]  # fmt: skip
 
 
 def phases(lines: Iterable[Line], card: Card) -> dict[str, float]:

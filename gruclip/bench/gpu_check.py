@@ -22,7 +22,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: Where tests that need a GPU are, or run on one; and what the names of those in the last file have in common.
-FILES = ("tests/test_gpu.py", "tests/kernels/test_fused.py", "tests/kernels/test_graphs.py")
+FILES = (
+    "tests/test_gpu.py",
+    "tests/kernels/test_fused.py",
+    "tests/kernels/test_gru_steps.py",
+    "tests/kernels/test_graphs.py",
+)
 NAMED = "on_a_gpu"
 
 #: Seconds after which a test is taken to hang.

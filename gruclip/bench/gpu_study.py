@@ -28,9 +28,6 @@ from gruclip.training.engine import WARM_UP, Engine
 from gruclip.training.jobs import Job, check_runs
 from gruclip.training.runner import train
 
-#: Of each file of results, half of what a lent machine gives back.
-MOST_BYTES = 8 << 20
-
 #: Seconds between two times that results are written while runs are still trained, and kept free at a stage's end.
 WRITE_SECONDS, RESERVE = 20.0, 15.0
 
@@ -83,7 +80,7 @@ class Results:
                 print(error, flush=True)
 
     def write(self) -> None:
-        for path, count, _ in collect([self.outputs], [self.experiment], self.out, [], MOST_BYTES):
+        for path, count, _ in collect([self.outputs], [self.experiment], self.out, []):
             print(f"{path}: {count} runs", flush=True)
         self._written = time.monotonic()
 

@@ -3,8 +3,8 @@
 - `compiled`: loads the C++ beside it (``*.cpp``), and makes the calls; `arguments`: what each takes, checked.
 - `build`: compiles it, on first use or for a wheel; `cache`: where that is kept, and whether to trust it.
 - `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
-- `gru_layer`: the paper's GRU, forward and backward; `gru_operator`: a differentiable layer of it, also under torch's
-  transforms; `derivatives`: what autograd functions with derivatives of their own share.
+- `gru_layer`: the paper's GRU, forward and backward; `gru_steps`: its recurrence; `gru_operator`: a differentiable
+  layer of it, also under torch's transforms; `derivatives`: what autograd functions with their own derivatives share.
 - `fused`: what Triton's kernels (`fused_triton`) do in one pass on a GPU.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
 

@@ -10,13 +10,15 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Numbers that a program of a kernel takes; the longest row that one does.
-BLOCK, LONGEST_ROW = 1024, 1 << 16
+#: Numbers that a program of a kernel takes, and of a step of a layer, of which there are few; the longest row of one.
+BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
 
 #: Set by tests, where TRITON_INTERPRET=1 was set before Triton was first imported: the kernels take the CPU's tensors.
 INTERPRETED = False
@@ -27,7 +29,7 @@ def takes(*tensors: Tensor) -> bool:
     return all(
         (tensor.is_cuda or INTERPRETED) and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.is_contiguous()
         for tensor in tensors
-    ) and (os.environ.get("GRUCLIP_TRITON") != "0" and _installed())
+    ) and (os.environ.get("GRUCLIP_TRITON") != "0" and _installed() and (INTERPRETED or _works(tensors[0].device)))
 
 
 @functools.cache
@@ -36,8 +38,27 @@ def _installed() -> bool:
 
 
 @functools.cache
+def _works(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and run: that takes a C compiler, and a GPU that Triton knows."""
+    try:
+        parameter = torch.zeros(1, 1, device=device)
+        update_(parameter, torch.ones_like(parameter), torch.ones(1, device=device), None)
+        return float(parameter) == -1.0
+    except Exception as error:  # of any kind: a compiler's, the driver's, Triton's own
+        message = f"Triton's kernels do not work on {device}, torch's operations take their place: {error}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return False
+
+
+@functools.cache
 def _kernels() -> ModuleType:
     return importlib.import_module("gruclip.kernels.fused_triton")
+
+
+def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Start a kernel of `fused_triton` on the device of its first argument."""
+    with torch.cuda.device_of(arguments[0]):
+        getattr(_kernels(), kernel)[grid](*arguments, **options)
 
 
 def takes_logits(logits: Tensor) -> bool:
@@ -53,9 +74,9 @@ def softmax_nll_(logits: Tensor, bias: Tensor, targets: Tensor, gradient: bool) 
     runs, rows, words = logits.shape
     nll = logits.new_empty(runs, rows, dtype=torch.float32)
     block = max(16, 1 << (words - 1).bit_length())
-    _kernels().softmax_nll[rows, runs](
-        logits, bias, targets, nll, rows, words, targets.stride(0), GRADIENT=gradient, BLOCK=block,
-        num_warps=8 if block >= 4096 else 4,
+    launch(
+        "softmax_nll", (rows, runs), logits, bias, targets, nll, rows, words, targets.stride(0), GRADIENT=gradient,
+        BLOCK=block, num_warps=8 if block >= 4096 else 4,
     )  # fmt: skip
     return nll
 
@@ -65,7 +86,7 @@ def random_factors(seeds: Tensor, shape: tuple[int, ...], threshold: int, factor
     out = like.new_empty(len(seeds), *shape)
     numbers = out[0].numel()
     grid = -(-numbers // (4 * BLOCK)), len(seeds)
-    _kernels().random_factors[grid](seeds, out, numbers, threshold, factor, BLOCK=BLOCK)
+    launch("random_factors", grid, seeds, out, numbers, threshold, factor, BLOCK=BLOCK)
     return out
 
 
@@ -74,4 +95,16 @@ def update_(parameter: Tensor, gradient: Tensor, steps: Tensor, copy: Tensor | N
     size = parameter[0].numel()
     grid = -(-size // BLOCK), parameter.shape[0]
     held = parameter if copy is None else copy
-    _kernels().update[grid](parameter, gradient, steps.float(), held, size, COPY=copy is not None, BLOCK=BLOCK)
+    launch("update", grid, parameter, gradient, steps.float(), held, size, COPY=copy is not None, BLOCK=BLOCK)
+
+
+def step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int, add: bool = False) -> None:
+    """One of the kernels of a step of the paper's GRU, on its `arrays` as `gru_steps` has them, all contiguous.
+
+    The last array is (..., B, n); keep (..., T, B) or None. add: the product is still to be added, where the product
+    itself has not done that.
+    """
+    *lead, batch, n = arrays[-1].shape
+    grid = -(-batch * n // STEP_BLOCK), lead[0] if lead else 1
+    factors = arrays[-1] if keep is None else keep
+    launch(kernel, grid, *arrays, factors, step, steps, batch, n, ADD=add, KEEP=keep is not None, BLOCK=STEP_BLOCK)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.kernels import compiled
+from gruclip.kernels import compiled, gru_steps
 from gruclip.kernels.dropout import product_of_kept
-from gruclip.kernels.products import matmul, repeated_product
+from gruclip.kernels.products import matmul, operand
 
 #: Multiply-adds of a product up to which a batch of them is faster by one call.
 BATCHED = 4_000_000
@@ -111,23 +111,6 @@ def _rows(sequence: Tensor, groups: int = 1) -> Tensor:
     return sequence.unflatten(-2, (groups, -1)).movedim(-3, -4).flatten(-3, -2)
 
 
-def _reset_steps(keep: Tensor | None, steps: int) -> list[Tensor | None]:
-    """For each step the factor (..., B, 1) of the state before it, or None where no state is reset."""
-    if keep is None:
-        return [None] * steps
-    factors = keep.unsqueeze(-1).unbind(-3)
-    if keep.device.type != "cpu" or keep.dim() > 2:
-        return list(factors)  # to look would make the host wait, and of several runs one has a reset at most steps
-    any_reset = (keep == 0).any(-1)
-    return [factor if reset else None for factor, reset in zip(factors, any_reset.tolist(), strict=True)]
-
-
-def _split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of both gates, (..., 2n, k), and those of the candidate, (..., n, k)."""
-    n = weight.shape[-2] // 3
-    return weight[..., : 2 * n, :], weight[..., 2 * n :, :]
-
-
 def _forward_by_torch(
     x: Tensor,
     h0: Tensor,
@@ -140,7 +123,7 @@ def _forward_by_torch(
     *lead, steps, batch, _ = x.shape
     n = h0.shape[-1]
     gates, candidate = (
-        matmul(_rows(x), weight.mT, compute).unflatten(-2, (steps, batch)) for weight in _split(weight_ih)
+        matmul(_rows(x), weight.mT, compute).unflatten(-2, (steps, batch)) for weight in gru_steps.split(weight_ih)
     )
     if bias is not None:
         gates += bias[..., None, None, : 2 * n]
@@ -148,23 +131,7 @@ def _forward_by_torch(
     states = x.new_empty(*lead, steps + 1, batch, n)
     states[..., 0, :, :] = h0
 
-    times_gates, times_candidate = (repeated_product(w.mT, batch, compute) for w in _split(weight_hh))
-    h = h0
-    # The sums of a step become its gates in place.
-    for rz, r, z, c, h_next, kept in zip(
-        gates.unbind(-3),
-        gates[..., :n].unbind(-3),
-        gates[..., n:].unbind(-3),
-        candidate.unbind(-3),
-        states[..., 1:, :, :].unbind(-3),
-        _reset_steps(keep, steps),
-        strict=True,
-    ):
-        if kept is not None:
-            h = h * kept
-        torch.sigmoid(times_gates(h, rz), out=rz)
-        torch.tanh(times_candidate(r * h, c), out=c)
-        h = torch.lerp(c, h, z, out=h_next)
+    gru_steps.forward_(gates, candidate, states, weight_hh, keep, compute)
     return Saved(x, weight_ih, weight_hh, keep, None, states, gates, candidate)
 
 
@@ -173,55 +140,19 @@ def _backward_by_torch(
 ) -> Gradients:
     x, weight_ih, weight_hh, keep, _, states, gates, c = saved
     assert c is not None
-    *_, steps, batch, n = grad.shape
-    r, z = gates[..., :n], gates[..., n:]
-    h = states[..., :-1, :, :]
-    if keep is not None:
-        h = h * keep.unsqueeze(-1)
-
-    # What multiplies dh, or d(r h), in each gate's gradient, for all steps at once.
-    by_candidate = (1 - z) * (1 - c * c)
-    by_update = (h - c) * z * (1 - z)
-    by_reset = h * r * (1 - r)
-
-    d_gates, d_candidate = torch.empty_like(gates), torch.empty_like(c)
-    times_gates, times_candidate = (repeated_product(w, batch, compute) for w in _split(weight_hh))
-    dh = grad[..., -1, :, :]
-    before = (torch.zeros_like(dh), *grad.unbind(-3)[:-1])
-    per_step = zip(
-        before,
-        r.unbind(-3),
-        z.unbind(-3),
-        by_candidate.unbind(-3),
-        by_update.unbind(-3),
-        by_reset.unbind(-3),
-        d_gates.unbind(-3),
-        d_gates[..., :n].unbind(-3),
-        d_gates[..., n:].unbind(-3),
-        d_candidate.unbind(-3),
-        _reset_steps(keep, steps),
-        strict=True,
-    )
-    # dh is the whole gradient of h_t: what comes from the output and what comes from the next step.
-    for g, r_t, z_t, f_c, f_z, f_r, d_rz, d_r, d_z, d_c, kept in reversed(list(per_step)):
-        torch.mul(dh, f_z, out=d_z)
-        d_rh = times_candidate(torch.mul(dh, f_c, out=d_c), None)
-        torch.mul(d_rh, f_r, out=d_r)
-        if kept is None:
-            dh = times_gates(d_rz, torch.addcmul(g, dh, z_t).addcmul_(d_rh, r_t))
-        else:
-            dh = torch.addcmul(g, times_gates(d_rz, (dh * z_t).addcmul_(d_rh, r_t)), kept)
-
+    d = gru_steps.backward(grad, gates, c, states, weight_hh, keep, compute, rounds=not wants_bias)
     d_x = None
     if wants_x:
-        w_gates, w_candidate = _split(weight_ih)
-        d_x = matmul(_rows(d_gates), w_gates, compute).add_(matmul(_rows(d_candidate), w_candidate, compute)).view_as(x)
-    d_parts = _rows(d_gates, groups), _rows(d_candidate, groups)
-    inputs, factors = _rows(x, groups), (_rows(h, groups), _rows(r * h, groups))
-    d_weight_ih = torch.cat([matmul(d.mT, inputs, compute) for d in d_parts], dim=-2)
-    d_weight_hh = torch.cat([matmul(d.mT, f, compute) for d, f in zip(d_parts, factors, strict=True)], dim=-2)
-    d_bias = torch.cat([d.sum(-2) for d in d_parts], dim=-1) if wants_bias else None
-    return Gradients(d_x, dh, d_weight_ih, d_weight_hh, d_bias)
+        w_gates, w_candidate = gru_steps.split(weight_ih)
+        d_x = matmul(_rows(d.gates), w_gates, compute).to(x.dtype)
+        d_x = d_x.add_(matmul(_rows(d.candidate), w_candidate, compute)).view_as(x)
+    d_parts = _rows(d.gates, groups), _rows(d.candidate, groups)
+    inputs, factors = operand(_rows(x, groups), compute), (_rows(d.h, groups), _rows(d.rh, groups))
+    d_weight_ih = torch.cat([matmul(part.mT, inputs, compute) for part in d_parts], dim=-2).to(weight_ih.dtype)
+    d_weight_hh = torch.cat([matmul(p.mT, f, compute) for p, f in zip(d_parts, factors, strict=True)], dim=-2)
+    d_weight_hh = d_weight_hh.to(weight_hh.dtype)
+    d_bias = torch.cat([part.sum(-2) for part in d_parts], dim=-1) if wants_bias else None
+    return Gradients(d_x, d.h0, d_weight_ih, d_weight_hh, d_bias)
 
 
 def _forward_compiled(

@@ -33,7 +33,6 @@ def collect(
     experiments: Sequence[str],
     out: Path,
     step_names: Sequence[str],
-    most_bytes: int | None = None,
 ) -> Iterator[tuple[Path, int, int]]:
     """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
 
@@ -43,7 +42,7 @@ def collect(
     not at all. Yields each CSV file, its number of runs and how many of them are new.
 
     Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two places with other
-    results, and where the curves would grow beyond `most_bytes` (None: `curves.MOST_BYTES`).
+    results, and where the curves would grow beyond `curves.MOST_BYTES`.
     """
     files: dict[Path, _File] = {}
     for place in places:
@@ -58,9 +57,7 @@ def collect(
         where = ", ".join(map(str, places))
         raise UserError(f"{where}: no finished runs there{_of(experiments)}; train some, or name another with --runs")
     _check_names(step_names, made)
-    _check_size(
-        out, {path: data for one in made for path, data in one.contents.items()}, most_bytes or curves.MOST_BYTES
-    )
+    _check_size(out, {path: data for one in made for path, data in one.contents.items()})
     for one in made:
         for path, data in one.contents.items():
             if not path.exists() or path.read_bytes() != data:
@@ -169,12 +166,15 @@ def _check_names(step_names: Sequence[str], made: Sequence[_Made]) -> None:
         raise UserError(f"--curves {unknown[0]}: no finished run has this name; give the name of a run's folder")
 
 
-def _check_size(out: Path, contents: dict[Path, bytes], most_bytes: int) -> None:
-    sizes = {path: path.stat().st_size for path in out.rglob("curves/*.gz")}
-    sizes |= {path: len(data) for path, data in contents.items() if path.suffix == ".gz"}
-    if (total := sum(sizes.values())) > most_bytes:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise UserError(
-            f"{out}/curves: would be {total} bytes, at most {most_bytes} are kept; "
-            f"name fewer runs with --curves, or remove the largest, {largest} ({sizes[largest]} bytes)"
-        )
+def _check_size(out: Path, contents: dict[Path, bytes]) -> None:
+    for kind, most in curves.MOST_BYTES.items():
+        ending = f".{kind}.csv.gz"
+        sizes = {path: path.stat().st_size for path in out.rglob(f"curves/*{ending}")}
+        sizes |= {path: len(data) for path, data in contents.items() if path.name.endswith(ending)}
+        if (total := sum(sizes.values())) > most:
+            largest = max(sizes, key=lambda path: sizes[path])
+            fewer = "name fewer runs with --curves" if kind == "steps" else "collect fewer runs"
+            raise UserError(
+                f"{out}/curves: {kind} would be {total} bytes, at most {most} are kept; "
+                f"{fewer}, or remove the largest, {largest} ({sizes[largest]} bytes)"
+            )

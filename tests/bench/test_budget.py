@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gruclip.bench import budget
 from gruclip.bench.budget import H100, PTB, Shape
 from gruclip.gru import gru_layer
-from gruclip.spectral import clip_singular_values_deferred_, spectral_norm_deferred
+from gruclip.kernels import compiled, fused, products
+from gruclip.spectral import (
+    SubspaceState,
+    algorithm_for,
+    clip_singular_values_deferred_,
+    deferred,
+    spectral_norm_deferred,
+)
+from gruclip.spectral.deferred import SMALLEST_PROGRAM
 
 
 class Kernels(TorchDispatchMode):
@@ -31,42 +40,119 @@ class Kernels(TorchDispatchMode):
         self.count += bool(made) and not views
         return result
 
+    def launch(self, *args: Any, **kwargs: Any) -> None:
+        """One of Triton's, of which the dispatcher knows nothing."""
+        self.count += 1
+        with _disable_current_modes():
+            fused_launch(*args, **kwargs)
 
-def kernels_of_a_step(precision: str) -> tuple[int, int]:
-    """Of the recurrence alone, forward and backward: what one more step takes."""
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
-    counts = []
-    for steps in (4, 5):
-        x, h = torch.randn(2, steps, 3, 8).requires_grad_(), torch.zeros(2, 3, 8)
-        weight_ih, weight_hh = (torch.randn(2, 24, 8, dtype=compute).requires_grad_() for _ in range(2))
-        if precision != "bf16":
-            weight_ih, weight_hh = weight_ih.float(), weight_hh.float()
+
+fused_launch = fused.launch
+
+
+def kernels_of_a_layer(precision: str, steps: int) -> tuple[int, int]:
+    """Forward and backward, with Triton's kernels."""
+    dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(precision, torch.float32)
+    held = torch.float64 if precision == "fp64" else torch.float32
+    x, h = torch.randn(2, steps, 3, 8, dtype=held).requires_grad_(), torch.zeros(2, 3, 8, dtype=held)
+    weight_ih, weight_hh = (torch.randn(2, 24, 8, dtype=dtype).requires_grad_() for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "INTERPRETED", True)
+        patch.setattr(products, "has_bf16_products", lambda _: True)
         with Kernels() as forward:
-            out = gru_layer(x, h, weight_ih, weight_hh, compute=compute)
+            patch.setattr(fused, "launch", forward.launch)
+            out = gru_layer(x, h, weight_ih, weight_hh, compute=dtype)
         total = out.sum()
         with Kernels() as backward:
-            torch.autograd.grad(total, x)
-        counts.append((forward.count, backward.count))
-    return counts[1][0] - counts[0][0], counts[1][1] - counts[0][1]
+            patch.setattr(fused, "launch", backward.launch)
+            torch.autograd.grad(total, [x, weight_ih, weight_hh])
+    return forward.count, backward.count
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_the_kernels_of_a_step_are_those_that_the_layer_starts(precision: str) -> None:
-    assert kernels_of_a_step(precision) == budget.STEP_KERNELS[precision]
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp64"])
+def test_the_kernels_of_a_layer_and_of_its_steps_are_those_that_it_starts(precision: str) -> None:
+    four, five = (kernels_of_a_layer(precision, steps) for steps in (4, 5))
+    for number, longer, of_step, of_layer in zip(
+        four, five, budget.STEP_KERNELS[precision], budget.LAYER_KERNELS[precision], strict=True
+    ):
+        assert longer - number == of_step
+        assert number - 4 * of_step == pytest.approx(of_layer, abs=1)
 
 
 def test_the_projection_s_products_are_those_that_it_takes() -> None:
     weight, limit = torch.randn(1, 64, 64) / 8, torch.ones(1, dtype=torch.float64)
-    for project, products, kernels in (
-        (lambda: clip_singular_values_deferred_(weight, limit), budget.CLIP_PRODUCTS, budget.CLIP_KERNELS),
-        (lambda: spectral_norm_deferred(weight), budget.MEASURE_PRODUCTS, budget.MEASURE_KERNELS),
+    clip, measure = budget.products_lines(64, 1, 1)
+    for project, line in (
+        (lambda: clip_singular_values_deferred_(weight, limit), clip),
+        (lambda: spectral_norm_deferred(weight), measure),
     ):
         with FlopCounterMode(display=False) as counter:
             project()
-        assert counter.get_total_flops() == products * 2 * 64**3
+        assert counter.get_total_flops() == line.operations
         with Kernels() as counted:
             project()
-        assert counted.count == pytest.approx(kernels, rel=0.1)
+        assert counted.count == pytest.approx(line.kernels, rel=0.1)
+
+
+class Passes(TorchDispatchMode):
+    """Kernels, products' operations and bytes read and written, by what the arrays are: as `program_lines` has them."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.found = n, {name: [0.0, 0.0, 0] for name in (line.name for line in budget.program_lines(n, 1))}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kernels = Kernels()
+        with kernels, FlopCounterMode(display=False) as flops:
+            result = func(*args, **(kwargs or {}))
+        if kernels.count:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+            row = self.found[self._name(tensors, flops.get_total_flops())]
+            row[0] += flops.get_total_flops()
+            row[1] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            row[2] += kernels.count
+        return result
+
+    def _name(self, tensors: list[torch.Tensor], operations: int) -> str:
+        shapes = [tuple(tensor.shape[-2:]) for tensor in tensors]
+        if (self.n, self.n) in shapes:
+            if not operations:
+                return "whole matrices"
+            return "W times 64 columns" if any(64 in shape for shape in shapes) else "W times 8 or 16"
+        thin = any(self.n in shape for shape in shapes) and tensors[0].dtype in (torch.float32, torch.bool)
+        return "thin arrays" if thin else "64 x 64, float64"
+
+
+def test_the_program_s_lines_are_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "takes", lambda *_: False)
+    n, runs = 500, 2
+    weight, limits = torch.randn(runs, n, n) / n**0.5, torch.tensor([1.0, torch.inf], dtype=torch.float64)
+    state = SubspaceState(weight)
+    with Passes(n) as passes:
+        clip_singular_values_deferred_(weight, limits, state)
+    for line in budget.program_lines(n, runs):
+        operations, passed, kernels = passes.found[line.name]
+        assert operations == pytest.approx(line.operations, rel=0.02), line.name
+        assert passed == pytest.approx(line.bytes, rel=0.05), line.name
+        assert kernels == pytest.approx(line.kernels, rel=0.02), line.name
+    assert {line.precision for line in budget.program_lines(n, runs)} == {"fp32", "fp64"}
+
+
+@pytest.mark.parametrize("n", [200, SMALLEST_PROGRAM - 1, SMALLEST_PROGRAM, 650])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp64"])
+def test_the_projection_s_lines_are_those_of_what_auto_takes(
+    n: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred, "has_fast_float64", lambda _: True)
+
+    class OnCard:
+        shape, device = (2, n, n), torch.device("cuda")
+        dtype = torch.float64 if precision == "fp64" else torch.float32
+
+    lines = budget.budget(Shape(5, 2, n, 50), 2, precision, H100)
+    names = {line.name for line in lines if line.phase == "clipping"}
+    taken = {"program": budget.program_lines(n, 2), "products": budget.products_lines(n, 2, 0)}
+    assert names == {line.name for line in taken[algorithm_for(OnCard(), "auto", followed=True)]}  # type: ignore[arg-type]
 
 
 def test_a_run_s_products_are_38_gflop_and_those_of_the_floor() -> None:
@@ -85,19 +171,23 @@ def test_the_page_has_the_table_that_is_printed() -> None:
 
 def test_time_grows_with_the_runs_but_for_what_the_start_of_kernels_takes() -> None:
     shape = Shape(5, 2, 16, 50)
-    one, many, more = (
-        sum(budget.phases(budget.budget(PTB, runs, "bf16", H100), H100).values()) for runs in (1, 45, 90)
+    at_once = dataclasses.replace(H100, kernel=0.0)
+    (one, many, more), (_, many_at_once, more_at_once) = (
+        [sum(budget.phases(budget.budget(PTB, runs, "bf16", card), card).values()) for runs in (1, 45, 90)]
+        for card in (H100, at_once)
     )
     assert one > many / 45
-    assert more == pytest.approx(2 * many, rel=0.01)
+    assert many < more < 2 * many
+    assert more_at_once == pytest.approx(2 * many_at_once, rel=0.01)
     # A small model's iteration is the start of its kernels.
     tiny = budget.budget(shape, 1, "fp32", H100)
     assert sum(budget.phases(tiny, H100).values()) == pytest.approx(sum(line.kernels for line in tiny) * H100.kernel)
 
 
-def test_runs_that_are_not_clipped_are_measured_and_cost_less() -> None:
+def test_below_the_program_s_size_runs_that_are_not_clipped_are_measured_and_cost_less() -> None:
+    shape = Shape(35, 20, 200, 10_000)
     seconds = [
-        budget.phases(budget.budget(PTB, 18, "bf16", H100, clipped), H100)["clipping"] for clipped in (0, 10, 18)
+        budget.phases(budget.budget(shape, 500, "bf16", H100, clipped), H100)["clipping"] for clipped in (0, 250, 500)
     ]
     assert seconds == sorted(seconds)
-    assert seconds[0] == pytest.approx(18 * 15 * 2 * 650**3 / 60e12)
+    assert seconds[0] == pytest.approx(500 * 15 * 24 * 200**2 / 3.35e12)

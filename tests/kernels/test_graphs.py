@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
-from gruclip.kernels import compiled
+from gruclip.kernels import compiled, fused
 from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
 from gruclip.kernels.products import has_bf16_products
 from gruclip.model.evaluation import Evaluation, evaluate
@@ -32,6 +32,8 @@ WAITING = (
     "_local_scalar_dense", "nonzero", "unique", "_unique", "masked_select", "_coalesce", "equal", "is_nonzero",
     "bincount", "lift_fresh", "repeat_interleave", "embedding_dense_backward", "_linalg_",
 )  # fmt: skip
+
+fused_launch = fused.launch
 
 NAMES = ("loss", "grad_norm", "spectral_norm", "values_clipped")
 
@@ -54,6 +56,12 @@ class Recording(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, result))
         return result
 
+    def launch(self, *args: Any, **kwargs: Any) -> None:
+        """A Triton kernel, of which the dispatcher knows nothing."""
+        with _disable_current_modes():
+            fused_launch(*args, **kwargs)
+        self.calls.append((fused_launch, args, kwargs, None))
+
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, result in self.calls:
@@ -69,7 +77,8 @@ def recorded(changed: Sequence[Tensor], phases: Sequence[Phase]) -> list[Phase]:
     before = [tensor.detach().clone() for tensor in changed]
     recordings = []
     for phase in phases:
-        with Recording() as recording:
+        with Recording() as recording, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused, "launch", recording.launch)
             phase()
         recordings.append(recording)
     with torch.no_grad():
@@ -164,6 +173,29 @@ def test_in_bf16_products_read_copies_that_the_update_writes(data_root: Path, da
     assert set(copies) == (names if has_bf16_products(torch.device("cpu")) else set())
     for name, copy in copies.items():
         assert torch.equal(copy, engine.parameters[name].bfloat16())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+def test_a_replayed_iteration_with_triton_s_kernels_computes_what_it_computes_without(
+    data_root: Path, dataset: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, bptt=4, batch_size=3))
+        for run in runs_of(data_root, dataset, precision=precision)
+    ]
+    corpus = load(dataset, runs[0].dataset.root)
+    found = []
+    for kernels in (True, False):
+        monkeypatch.setattr(fused, "INTERPRETED", kernels)
+        engine = RecordedEngine(runs, corpus)
+        engine.begin_epoch([1, 1])
+        found.append([numbers(engine.step(iteration, with_radius=False)) for iteration in range(WARM_UP + 3)])
+        assert engine.phases_captured == 4
+    # Bf16's roundings in another order, and the interpreter's casts cut off.
+    for one, other in zip(*found, strict=True):
+        del one["values_clipped"], other["values_clipped"]
+        torch.testing.assert_close(one, other, rtol=1e-5 if precision == "fp32" else 2e-2, atol=1e-6)
 
 
 def test_a_measure_alone_is_captured_too(data_root: Path) -> None:

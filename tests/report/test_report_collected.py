@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import DEMO, PTB, config, perplexity, steps, summary, timing, write_run
 
+from gruclip.bench import gpu_runs, gpu_study
 from gruclip.cli import main
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
@@ -212,12 +214,34 @@ def test_curves_are_the_same_bytes_whenever_they_are_packed() -> None:
     assert gzip.decompress(content).decode() == f"identity,step,grad_norm,radius\n{'a' * 16},1,2,\n{'b' * 16},1,2,3\n"
 
 
-def test_curves_that_grow_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "remedy"), [("steps", "name fewer runs"), ("epochs", "collect fewer runs")])
+def test_curves_that_grow_too_large_are_refused(
+    kind: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_runs(tmp_path / "o", range(1))
-    monkeypatch.setattr(curves, "MOST_BYTES", 500)
-    with pytest.raises(UserError, match=r"curves: would be \d+ bytes, at most 500 are kept"):
+    for folder in (tmp_path / "o").rglob("steps.csv"):
+        folder.with_name("epochs.csv").write_text(f"{','.join(curves.EPOCHS)}\n1,0.1,7.5,7.4,26.1,30.2,618\n")
+    monkeypatch.setitem(curves.MOST_BYTES, kind, 50)
+    with pytest.raises(UserError, match=rf"curves: {kind} would be \d+ bytes, at most 50 are kept; {remedy}"):
         gather(tmp_path / "o", tmp_path / "paper")
     assert not (tmp_path / "paper").exists()
+
+
+def test_the_epochs_of_all_runs_that_a_lent_gpu_trains_fit_into_what_is_kept() -> None:
+    """A tenth of them, of numbers that are all different."""
+    generator = np.random.default_rng(0)
+    planned = [*gpu_runs.table2(), *gpu_runs.learning_rates()]
+    lines = gpu_study.plateau_epochs(planned[0]) + 1
+    made = {}
+    for run in range(len(planned) // 10):
+        columns = generator.random((lines, len(curves.EPOCHS) - 1))
+        epochs = pd.DataFrame(columns, columns=list(curves.EPOCHS[1:]))
+        epochs.insert(0, "epoch", np.arange(lines))
+        # As they are: rates that fall a few times, and whole numbers.
+        epochs["lr"], epochs["values_clipped"] = 0.1 / 1.25 ** (epochs["epoch"] // 12), run
+        made[hashlib.sha256(str(run).encode()).hexdigest()] = curves.epoch_lines(epochs)
+    assert 10 * len(curves.packed("epochs", made)) <= curves.MOST_BYTES["epochs"]
+    assert curves.MOST_BYTES["epochs"] <= 16 << 20
 
 
 @pytest.mark.parametrize(

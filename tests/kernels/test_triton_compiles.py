@@ -1,0 +1,66 @@
+"""The Triton kernels compile to machine code for an H100, which the interpreter does not show.
+
+Without a GPU, by the compilers that Triton's wheel holds, in a process where nothing is interpreted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from gruclip.kernels import fused
+
+COMPILE = """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from gruclip.kernels import fused_triton
+
+    INTEGERS = ["rows", "words", "target_stride", "numbers", "threshold", "size", "step", "steps", "batch", "n"]
+    TYPES = {**dict.fromkeys(INTEGERS, "i32"), "factor": "fp32", "targets": "*i64", "seeds": "*i64"}
+    #: Arrays that are float32 or bf16.
+    EITHER = ["logits", "out", "gradient", "copy", "product", "rh", "after", "d_gates", "d_candidate", "d_rh", "before"]
+
+    def compile(name, low, **constants):
+        kernel = getattr(fused_triton, name)
+        types = {argument: "*fp32" for argument in kernel.arg_names} | dict.fromkeys(EITHER, low) | TYPES
+        signature = {argument: types[argument] for argument in kernel.arg_names}
+        signature |= dict.fromkeys(constants, "constexpr")
+        places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
+        target = GPUTarget("cuda", 90, 32)
+        source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+        print(name, low, constants, len(triton.compile(source, target=target).asm["cubin"]))
+
+    for low in ("*fp32", "*bf16"):
+        for flag in (False, True):
+            compile("softmax_nll", low, GRADIENT=flag, BLOCK=16384)
+            compile("update", low, COPY=flag, BLOCK=1024)
+            for name in ("gates_of_step", "state_of_step", "candidate_gradient", "reset_gradient"):
+                compile(name, low, ADD=low == "*bf16", KEEP=flag, BLOCK=256)
+        compile("random_factors", low, BLOCK=1024)
+    # A size of 1 is no argument of a kernel but part of it.
+    compile("update", "*fp32", size=1, COPY=False, BLOCK=1024)
+    compile("softmax_nll", "*bf16", rows=1, target_stride=1, GRADIENT=True, BLOCK=16)
+    print(sorted(name for name in vars(fused_triton) if hasattr(getattr(fused_triton, name), "arg_names")))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled by running them here")
+def test_every_kernel_compiles_to_machine_code(tmp_path: Path) -> None:
+    assert fused._installed(), "needs triton, of the dev extra: pip install triton==3.6.0"
+    script = tmp_path / "compile.py"
+    script.write_text(textwrap.dedent(COMPILE))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *compiled, all_of_them = done.stdout.splitlines()
+    assert len(compiled) == 28
+    assert all(int(line.split()[-1]) > 1000 for line in compiled)
+    names = {line.split()[0] for line in compiled}
+    assert {name for name in all_of_them.strip("[]").replace("'", "").split(", ") if name[0] != "_"} == names
