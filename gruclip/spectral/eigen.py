@@ -9,7 +9,7 @@ from gruclip.kernels import compiled
 from gruclip.spectral.thin import thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
-LARGEST_SHARE = 0.25
+LARGEST_SHARE = 0.5
 #: Of the compiled band: floats that a row's length is a multiple of, and its diagonals from the main one down.
 ROW_STEP, BAND_WIDTH = 16, 5
 #: Deviation from orthonormality, and residual relative to the largest entry of X or to a pair's own value, beyond which

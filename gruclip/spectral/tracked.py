@@ -34,8 +34,8 @@ NEAR, GUARD = 0.95, 4
 SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
 SKETCH, PANEL = 8, 16
-#: Columns filtered, at most: a decomposition is cheaper then. Of large and of small matrices, a share of min(m, n).
-WIDEST, LARGE_SHARE, SMALL_SHARE = 64, 1 / 8, 1 / 4
+#: Share of min(m, n) that the filtered columns may be: with more a decomposition is cheaper.
+WIDEST_SHARE = 1 / 8
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit and what is left out.
 STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
@@ -80,7 +80,7 @@ class Clipped(NamedTuple):
 def width_for(near: int, size: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit, min(m, n) = `size`; 0 where that would not pay."""
     width = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH
-    return width if width + SKETCH <= min(max(WIDEST, LARGE_SHARE * size), SMALL_SHARE * size) else 0
+    return width if width + SKETCH <= WIDEST_SHARE * size else 0
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
