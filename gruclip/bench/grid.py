@@ -6,6 +6,7 @@ state) or not. Cells go to a CSV file one by one, so that a measurement that was
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from functools import partial
@@ -96,7 +97,14 @@ def measure_cell(cell: Cell, rounds: int, device: torch.device) -> dict[str, flo
     latest: dict[str, float] = {}
     for turn, matrix in enumerate(sequence.matrices):
         for name in shuffled(running, turn):
-            needed = seconds_of(partial(running[name], matrix.to(device, copy=True)), device)
+            try:
+                needed = seconds_of(partial(running[name], matrix.to(device, copy=True)), device)
+            except torch.linalg.LinAlgError:  # float32's SVD finds no singular values of some matrices
+                if name == AUTO:
+                    raise
+                taken[name], latest[name] = [math.inf], math.inf
+                del running[name]
+                continue
             latest[name] = needed
             stateless = name == NAIVE or not cell.known
             if turn >= settling or (needed > LONG and stateless):

@@ -29,11 +29,12 @@ def probes(rows: int, like: Tensor, draw: int) -> Tensor:
     return torch.randn(rows, PROBES, generator=generator).to(like)
 
 
-def bound(weight: Tensor, guess: float, target: float, vectors: Tensor) -> float:
-    """A number mu with ||W||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
+def bound(weight: Tensor, guess: float, target: float, vectors: Tensor, right: Tensor | None = None) -> float:
+    """A number mu with ||W (I - P)||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
 
-    weight (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which W does not
-    depend, written over. Rounding moves mu by some eps ||W||^2 / mu.
+    weight (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which W and P do not
+    depend, written over; P projects on the orthonormal columns of `right` (n, p), none by default. Rounding moves mu by
+    some eps ||W||^2 / mu.
     """
 
     def allowed(degree: int, largest: float) -> float:
@@ -45,12 +46,22 @@ def bound(weight: Tensor, guess: float, target: float, vectors: Tensor) -> float
     expected = math.acosh(math.sqrt(weight.shape[1]) / ALPHA) / growth(target, guess)
     if expected > MOST_TERMS:
         return math.inf
-    x, before, degree = vectors, None, 0
+    x, before, degree = vectors if right is None else _apart(vectors, right), None, 0
     while degree < MOST_TERMS:
-        now = max(1, min(math.ceil(expected) - degree, MOST_TERMS - degree))
+        now = max(1, min(math.ceil(expected) - degree, MOST_TERMS - degree)) if right is None else 1
         x, before, largest = chebyshev(weight, x, guess, now, before, degree)
         degree += now
+        if right is not None:
+            x = _apart(x, right)
+            if degree < expected:
+                continue
+            largest = float(torch.linalg.vector_norm(x, dim=0).max())
         mu = allowed(degree, largest)
         if mu <= target:
             return mu
     return math.inf
+
+
+def _apart(x: Tensor, right: Tensor) -> Tensor:
+    """(I - P) x."""
+    return torch.addmm(x, right, right.mT @ x, alpha=-1)

@@ -26,7 +26,13 @@ class Decomposition(NamedTuple):
 
 def svd(weight: Tensor) -> Decomposition:
     """The reference. In float64, since LAPACK's float32 values are off by 1e-6 of the largest."""
-    left, values, right_t = torch.linalg.svd(weight.double(), full_matrices=False)
+    wide = weight.double()
+    try:
+        left, values, right_t = torch.linalg.svd(wide, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # LAPACK's iteration does not converge for every matrix; on the transposed one it takes another way.
+        right, values, left_t = torch.linalg.svd(wide.mT.contiguous(), full_matrices=False)
+        return Decomposition(left_t.mT, values, right)
     return Decomposition(left, values, right_t.mT)
 
 

@@ -48,6 +48,9 @@ HELD = 0.98
 LEAST_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
 GUESS = 0.1
+#: Numbers of a matrix for whose bound W (I - P) = W - U Theta V^T is formed. For a larger one the vectors are kept in
+#: the range of I - P.
+LARGEST_COPY = 1_000_000
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
 SHARE = 0.5
 #: By how much a decomposition may have its largest value too small, relative to it.
@@ -232,9 +235,11 @@ def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw:
         return None
     left_out = block.values[count]
     guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
-    counted = block.left[:, :count] * weight.new_tensor(block.values[:count])
-    left = torch.addmm(weight, counted, block.right[:, :count].mT, alpha=-1)  # W (I - P)
-    beta = bound(left, guess, target, probes(weight.shape[1], weight, draw))
+    apart, right = weight, block.right[:, :count].contiguous()
+    if weight.numel() <= LARGEST_COPY:
+        apart = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
+    vectors = probes(weight.shape[1], weight, draw)
+    beta = bound(apart, guess, target, vectors, right if apart is weight else None)
     if beta > target:
         return None
     kappa = ceiling**2 / (ceiling**2 - beta**2)

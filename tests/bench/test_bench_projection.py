@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -304,6 +305,16 @@ def test_what_is_five_times_slower_than_the_best_is_not_repeated(monkeypatch):
     assert measure_cell(Cell("n x n", 8, "0.5", known=True), 5, CPU) == seconds
     # Two rounds that settle; auto used up its time after three that count, the SVD was hopeless after the first.
     assert calls == {AUTO: 3 + 2, NAIVE: 1, "gram": 7, "truncated": 7}
+
+
+def test_an_svd_that_does_not_converge_ends_no_cell(monkeypatch):
+    def fails(weight, limit):
+        raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+
+    monkeypatch.setattr(grid, "svd_clip", fails)
+    seconds = measure_cell(Cell("n x n", 8, "0.5", known=False), 2, CPU)
+    assert seconds[NAIVE] == math.inf
+    assert 0 < seconds[AUTO] < math.inf
 
 
 def test_a_stopped_grid_goes_on_and_one_of_another_revision_does_not_count(tmp_path, monkeypatch):

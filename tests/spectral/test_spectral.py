@@ -611,3 +611,22 @@ def test_a_small_matrix_is_projected_however_far_it_is_above(n, far):
     after = before.clone()
     clip_singular_values_(after, 1.0)
     assert_projected(before, after, 1.0, "auto")
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (30, 20), (20, 30)])
+def test_where_lapack_does_not_converge_the_transposed_matrix_is_decomposed(shape, monkeypatch):
+    generator, svd, calls = torch.Generator().manual_seed(16), torch.linalg.svd, []
+
+    def first_fails(matrix, full_matrices):
+        calls.append(tuple(matrix.shape))
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+        return svd(matrix, full_matrices=full_matrices)
+
+    weight = random(generator, *shape).float()
+    before = weight.clone()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.linalg, "svd", first_fails)
+        assert clip_singular_values_(weight, 1.5, algorithm="full").certified
+    assert calls == [shape, shape[::-1]]
+    assert_projected(before, weight, 1.5, "full")

@@ -109,20 +109,21 @@ def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -
 @given(
     m=st.integers(30, 150),
     n=st.integers(30, 150),
+    tracked=st.integers(0, 10),
     guess=st.floats(0.3, 1.5),
     scale=st.sampled_from([1e-12, 1.0, 1e12]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 2**31),
 )
 def test_the_bound_holds_whatever_was_guessed(
-    m: int, n: int, guess: float, scale: float, dtype: torch.dtype, seed: int
+    m: int, n: int, tracked: int, guess: float, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
     r = min(m, n)
     values = scale * torch.linspace(2.0, 0.0, r, dtype=torch.float64)
     U, V = orthogonal(m, seed)[:, :r], orthogonal(n, seed + 1)[:, :r]
-    weight, norm = (U * values @ V.mT).to(dtype), float(values[0])
-    target = 1.6 * norm
-    found = bounds.bound(weight, guess * norm, target, bounds.probes(n, weight, seed))
+    weight, norm = (U * values @ V.mT).to(dtype), float(values[tracked])
+    target, right = 1.6 * norm, V[:, :tracked].to(dtype) if tracked else None
+    found = bounds.bound(weight, guess * norm, target, bounds.probes(n, weight, seed), right)
     assert found >= norm
     # Where the guess is right, so is the target.
     assert found <= target or not 1 <= guess <= 1.3
