@@ -22,7 +22,7 @@ from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, t
 
 def train(argv: Sequence[str]) -> int:
     """Train what the overrides in `argv` describe: one run, or with ``--multirun`` a sweep."""
-    argv = _with_plus(argv)
+    argv = _with_groups(argv)
     check_command_line(argv)
 
     # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
@@ -50,7 +50,7 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
 
     with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
         loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration(CONFIG_NAME, _with_plus(overrides), run_mode=RunMode.MULTIRUN)
+        config = loader.load_configuration(CONFIG_NAME, _with_groups(overrides), run_mode=RunMode.MULTIRUN)
         jobs = planned_jobs(loader, config)
         return [to_run(settings) for settings in settings_of(jobs, loader, config)]
 
@@ -66,9 +66,13 @@ def register_plugins() -> None:
         plugins.register(plugin)
 
 
-def _with_plus(argv: Sequence[str]) -> list[str]:
-    """``experiment=ptb`` as ``+experiment=ptb``: no experiment or sweep is chosen by default, so Hydra wants a plus."""
-    return [f"+{argument}" if argument.startswith(("experiment=", "sweep=")) else argument for argument in argv]
+def _with_groups(argv: Sequence[str]) -> list[str]:
+    """``experiment=ptb`` as ``+experiment=ptb``: no experiment or sweep is chosen by default, so Hydra wants a plus.
+
+    And a sweep last: Hydra lets the group that was typed later win, and a sweep's settings are the narrower ones.
+    """
+    typed = [f"+{argument}" if argument.startswith(("experiment=", "sweep=")) else argument for argument in argv]
+    return sorted(typed, key=lambda argument: argument.startswith("+sweep="))
 
 
 @contextmanager

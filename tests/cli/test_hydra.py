@@ -194,6 +194,19 @@ def test_the_cells_are_swept_over_fractions_of_their_limits() -> None:
         assert sorted(delta / limit for delta in deltas) == pytest.approx([0.1, 0.25, 0.4, 0.55, 0.7])
 
 
+@pytest.mark.parametrize("experiment", ["ptb", "nottingham"])
+@pytest.mark.parametrize("sweep", ["figure1", "figure2", "learning_rate", "quickstart"])
+def test_a_sweeps_settings_win_over_the_experiments_in_whatever_order_they_are_typed(
+    experiment: str, sweep: str, loader: ConfigLoader
+) -> None:
+    runs = planned_runs([f"+experiment={experiment}", f"+sweep={sweep}"])
+    assert planned_runs([f"sweep={sweep}", f"experiment={experiment}"]) == runs
+    typed = [f"+experiment={experiment}"]
+    protocol = loader.load_configuration(CONFIG_NAME, typed, run_mode=RunMode.MULTIRUN).protocol
+    asked = {"quickstart": 4} | {name: protocol[name].epochs for name in ("figure1", "figure2", "learning_rate")}
+    assert settings(runs, "trainer.max_epochs") == {(asked[sweep],)}
+
+
 def test_figure_1_computes_the_radius_often_and_shows_both_methods() -> None:
     runs = planned_runs(["+experiment=ptb", "+sweep=figure1"])
     assert settings(runs, *METHOD) == {("gradient_clipping", 20, None), ("spectral_clipping", None, 0.2)}
