@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gruclip.choices import (
+    BIAS_FREE_LIMIT,
     BUDGETS,
     CELLS,
     DATASETS,
@@ -187,14 +188,15 @@ class RunConfig:
         """The largest singular value that the projection leaves in ``W_hh``; None where there is none."""
         if self.optimizer.delta is None:
             return None
-        return _stability_limit(self.model.cell) - self.optimizer.delta
+        return BIAS_FREE_LIMIT[self.model.cell] - self.optimizer.delta
 
     # -- checks ---------------------------------------------------------------------------------------
 
     def check(self) -> RunConfig:
         """Return self, or raise `ConfigError` for the first setting that cannot be."""
         check_rules(self)
-        one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
+        if self.optimizer.algorithm != "auto":  # the others are known to a room that imports torch
+            one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
         self._check_dataset()
         self._check_threshold()
         self._check_delta()
@@ -224,7 +226,7 @@ class RunConfig:
             )
 
     def _check_delta(self) -> None:
-        name, delta, limit = self.optimizer.name, self.optimizer.delta, _stability_limit(self.model.cell)
+        name, delta, limit = self.optimizer.name, self.optimizer.delta, BIAS_FREE_LIMIT[self.model.cell]
         if METHODS[name].delta:
             if delta is None:
                 raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
@@ -263,12 +265,6 @@ class RunConfig:
 
 
 # Of the library below, which loads torch: imported when a configuration is checked, and not to print a page of help.
-
-
-def _stability_limit(cell: str) -> float:
-    from gruclip.dynamics import BIAS_FREE_LIMIT
-
-    return BIAS_FREE_LIMIT[cell]
 
 
 def _algorithms() -> tuple[str, ...]:

@@ -31,11 +31,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gruclip.choices import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.layers import GATES, RecurrentLayer, clipped_block, gate_rows, recurrent_layers
-
-#: The limit without biases; the heuristic with a candidate bias.
-BIAS_FREE_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
 
 FIXED_POINT_ITERATIONS = 500
 NEWTON_STEPS = 50

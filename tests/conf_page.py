@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from gruclip.choices import BIAS_FREE_LIMIT
 from gruclip.config import NOT_IDENTITY, RunConfig
-from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.spectral import ALGORITHMS
 
 CONF = Path(__file__).parents[1] / "conf"

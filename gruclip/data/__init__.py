@@ -6,16 +6,37 @@
   `convert`: pickled corpora, never by the runner.
 
 Imports torch, numpy and scipy, where something is downloaded pooch, and of gruclip `errors` alone. CONTRIBUTING.md says
-how to add a dataset.
+how to add a dataset. The names are loaded when they are first used, so that what only looks for files, as
+`gruclip.report` does, need not import torch.
 """
 
 from __future__ import annotations
 
-from gruclip.data.files import FILES, DataFile, FileStatus, fetch, status
-from gruclip.data.lanes import Lanes, check_window, eval_lanes, predictions, train_lanes
-from gruclip.data.loading import load
-from gruclip.data.music import MusicCorpus
-from gruclip.data.words import WordCorpus
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gruclip.data.files import FILES, DataFile, FileStatus, fetch, status
+    from gruclip.data.lanes import Lanes, check_window, eval_lanes, predictions, train_lanes
+    from gruclip.data.loading import load
+    from gruclip.data.music import MusicCorpus
+    from gruclip.data.words import WordCorpus
+
+_HOMES = {
+    "FILES": "files",
+    "DataFile": "files",
+    "FileStatus": "files",
+    "Lanes": "lanes",
+    "MusicCorpus": "music",
+    "WordCorpus": "words",
+    "check_window": "lanes",
+    "eval_lanes": "lanes",
+    "fetch": "files",
+    "load": "loading",
+    "predictions": "lanes",
+    "status": "files",
+    "train_lanes": "lanes",
+}
 
 __all__ = [
     "FILES",
@@ -32,3 +53,11 @@ __all__ = [
     "status",
     "train_lanes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gruclip.data' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gruclip.data.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

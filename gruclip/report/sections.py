@@ -8,9 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.choices import DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
+from gruclip.choices import BIAS_FREE_LIMIT, DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
 from gruclip.config import IDENTITY_SETTINGS
-from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.report import recalled
 

@@ -14,10 +14,9 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruclip.choices import DATASETS, OPTIMIZERS, OWN_DATASETS
+from gruclip.choices import BIAS_FREE_LIMIT, DATASETS, OPTIMIZERS, OWN_DATASETS
 from gruclip.cli.training import CONFIG_MODULE, CONFIG_NAME, planned_runs, register_plugins, to_run
 from gruclip.config import RunConfig
-from gruclip.dynamics import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from hydra_plugins.gruclip.grids import Grid, union
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of

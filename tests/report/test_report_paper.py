@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,13 @@ def test_every_kept_file_is_one_that_collect_writes() -> None:
         assert collected.text(line for _, line in collected.read(path)) == path.read_text(), path
     for kind, most in curves.MOST_BYTES.items():
         assert sum(path.stat().st_size for path in PAPER.rglob(f"curves/*.{kind}.csv.gz")) <= most
+
+
+@pytest.mark.parametrize("table", ["1", "2", "lr", "differences", "explosions", "cost"])
+def test_a_table_is_printed_without_importing_torch(table: str) -> None:
+    """Whose import takes longer than ten thousand folders that were read before."""
+    arguments = ["table", table, "--runs", str(PAPER), *(["--experiment", "demo"] if table not in "12" else [])]
+    command = f"import sys; sys.modules['torch'] = None; from gruclip.cli import main; sys.exit(main({arguments}))"
+    printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("**")
