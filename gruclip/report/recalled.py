@@ -81,6 +81,9 @@ _MUSIC = _BOTH | {
     "schedule.min_lr": 1e-4,
 }
 
+#: Epochs of the runs that the recalled values are of; elsewhere as many as the schedule has.
+EPOCHS = {"ptb": 75}
+
 #: The settings of Tables 1 and 2 beside method, budget and precision; the demo is ours and has no such.
 PROTOCOL: dict[str, dict[str, Any]] = {
     "ptb": _LANGUAGE,

@@ -68,6 +68,14 @@ class Section:
         return [name for name, value in protocol.items() if name not in self.free and first[name] != value]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the runs are as long as the protocol's."""
+        first = self.runs.iloc[0]
+        epochs, wanted = first["trainer.max_epochs"], recalled.EPOCHS.get(self.dataset)
+        asked = pd.isna(epochs) if wanted is None else epochs == wanted
+        return bool(first["trainer.budget"] == "full" and pd.isna(first["trainer.max_steps"]) and asked)
+
+    @property
     def model(self) -> str:
         """Data, model and precision."""
         first = self.runs.iloc[0]

@@ -152,7 +152,7 @@ def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
         cells = {"cell": [row["model.cell"] for row in records], **cells}
         cells = _after("setting", cells, {"delta / limit": shown})
         values["delta_fraction"] = fractions
-    elif part.dataset in VALUES and not part.departures:
+    elif part.dataset in VALUES and part.is_whole and not part.departures:
         paper = [_recalled(part, row) for row in records]
         recalled = {
             f"{HEADING}: success": [value.success for value in paper],
