@@ -95,6 +95,15 @@ def test_distances_are_frobenius_norms_of_differences_and_of_a_matrix_alone(m: i
 
 
 @pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("value", [1.1, 1.3, 1.5])
+def test_a_distance_is_as_precise_for_many_columns(value: float) -> None:
+    """Equal squares are all rounded the same way, and a certificate by Weyl's inequality counts on their sum."""
+    a = torch.full((3, 40_000), value)
+    assert distance(a) == pytest.approx(float(a.double().norm()), rel=1e-6)
+    assert distance(a, -a) == pytest.approx(2 * float(a.double().norm()), rel=1e-6)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("width", [1, 5, 16, 19])
 def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
     generator = torch.Generator().manual_seed(0)
