@@ -197,6 +197,7 @@ def _clip_one(
     elif tracks and in_range and limit < torch.inf and min(weight.shape) > single.LARGEST:
         done = tracked.search(weight, norm, limit, _draws(held), near)
     if done is not None:
+        held.clear()  # of what another algorithm left, which is of another matrix
         held.update(done.tracked._asdict())
         return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0

@@ -40,7 +40,7 @@ WIDEST_SHARE = 1 / 8
 STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
-#: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones.
+#: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones or the change's.
 LEADING, STIRRED = 8, 2
 #: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
 HELD = 0.98
@@ -119,7 +119,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     if shown is not None:
         return shown
     tracked = tracked._replace(draws=tracked.draws + 1)
-    columns = [tracked.right, _sketch(weight, tracked)] if moved > STILL * gap else [tracked.right]
+    columns = [tracked.right, _sketch(weight, tracked, SKETCH)] if moved > STILL * gap else [tracked.right]
     return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance)
 
 
@@ -130,7 +130,9 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
     if not float(tracked.bound) + moved <= limit < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
-    columns = torch.cat((tracked.right[:, :LEADING], _random(weight, tracked, STIRRED)), 1)
+    # Without the change what it brings elsewhere might never be seen.
+    stirred = _sketch if moved > STILL * (limit - float(tracked.bulk)) else _random
+    columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
     found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
     if found is None:
         return None
@@ -143,9 +145,9 @@ def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     return torch.randn(weight.shape[1], count, generator=generator).to(weight)
 
 
-def _sketch(weight: Tensor, tracked: Tracked) -> Tensor:
+def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     """What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another."""
-    vectors = _random(weight, tracked, SKETCH)
+    vectors = _random(weight, tracked, count)
     change = thin_product(weight, vectors) - thin_product(tracked.previous, vectors)
     return thin_product(weight.mT, change)
 

@@ -306,6 +306,36 @@ def test_what_cannot_have_reached_the_limit_is_not_looked_at_but_for_its_norm(sh
     assert looked == 0 if inside == 0.5 else looked < 12 or inside > tracked.NEAR
 
 
+@pytest.mark.parametrize("n", [160, 300])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_norm_of_what_is_inside_follows_a_change_that_no_carried_vector_feels(n, steps):
+    """One value outside the carried subspace grows, its vectors orthogonal to all of those."""
+    generator, state, limit = torch.Generator().manual_seed(16), SpectralState(), 1.0
+    left, right, values = orthogonal(generator, n), orthogonal(generator, n), torch.linspace(0.5, 0, n).double()
+    for step in range(3 + steps):
+        values[n // 6] += 0.45 / steps if step >= 3 else 0.0
+        weight = ((left * values) @ right.mT).float()
+        result = clip_singular_values_(weight, limit, state=state)
+        assert float(result.spectral_norm) == pytest.approx(float(values.max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["block", "full", "gram"])
+def test_no_bound_outlives_the_matrix_it_was_of(algorithm, monkeypatch):
+    """`truncated` after another algorithm that was given its state."""
+    monkeypatch.setattr(single, "LARGEST", 200)  # so that ``block`` searches in a matrix of this size
+    generator, state, n = torch.Generator().manual_seed(17), SpectralState(), 260
+    left, right, values = orthogonal(generator, n), orthogonal(generator, n), torch.linspace(0.5, 0, n).double()
+    weight = ((left * values) @ right.mT).float()
+    clip_singular_values_(weight, 1.0, algorithm="truncated", state=state)
+    values[:3] = 3.0
+    weight.copy_((left * values) @ right.mT)
+    clip_singular_values_(weight, 2.8, algorithm=algorithm, state=state)
+    before = weight.clone()
+    result = clip_singular_values_(weight, 1.0, algorithm="truncated", state=state)
+    assert int(result.values_clipped) == 3
+    assert_projected(before, weight, 1.0, "truncated")
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-20])
 def test_a_matrix_too_small_for_single_precision_is_not_counted_as_redone(scale):
     weight = scale * orthogonal(torch.Generator().manual_seed(13), 200).float()
