@@ -61,3 +61,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"gruclip.data.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """With the names that are not loaded yet, for `pydoc` and completion."""
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ from gruclip.spectral.subspace import chebyshev, growth
 MISS = 1e-13
 #: Random vectors: as many as a thin product takes at the price of one.
 PROBES = 16
-#: alpha of the module's docstring.
+#: alpha of (9).
 ALPHA = math.sqrt(math.pi / 2) * MISS ** (1 / PROBES)
 #: Degree of the polynomial in A, at most.
 MOST_TERMS = 24

@@ -77,6 +77,11 @@ def test_pydoc_shows_the_package_as_a_manual() -> None:
     assert set(gruclip.__all__) <= shown
 
 
+def test_the_names_of_the_corpora_are_listed_before_they_are_loaded() -> None:
+    code = "import sys, gruclip.data as data; sys.exit(not {*data.__all__} <= {*dir(data)} or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_version_is_told_without_torch() -> None:
     code = "import sys, gruclip; dir(gruclip); gruclip.__version__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
