@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "gruclip"
 
 #: The floor that imports torch and the standard library alone.
-LIBRARY = ("errors", "kernels", "spectral", "gru", "layers", "dynamics", "clipping")
+LIBRARY = ("errors", "choices", "kernels", "spectral", "gru", "layers", "dynamics", "clipping")
 
 #: Lines of a file without a reason for more in its first one.
 LONGEST_FILE = 300
