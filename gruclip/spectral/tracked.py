@@ -36,7 +36,8 @@ SPARE = 3
 SKETCH, PANEL = 8, 16
 #: Share of min(m, n) that the filtered columns may be: with more a decomposition is cheaper.
 WIDEST_SHARE = 1 / 8
-#: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit and what is left out.
+#: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
+#: below it, and what is left out.
 STILL = 0.1
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
@@ -130,8 +131,8 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
     if not float(tracked.bound) + moved <= limit < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
-    # Without the change what it brings elsewhere might never be seen.
-    stirred = _sketch if moved > STILL * (limit - float(tracked.bulk)) else _random
+    # What the change brings elsewhere, once it may be the largest: no carried column need ever show it.
+    stirred = _sketch if moved > STILL * float(tracked.bound - tracked.bulk) else _random
     columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
     found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
     if found is None:
