@@ -8,14 +8,15 @@
 #include <new>
 #include <utility>
 
-namespace {
+// Not of one file alone: all of them share a thread's pool.
+namespace work {
 
 class Pool {
     struct Slot {
         void* data;
         long size;  // bytes
     };
-    static constexpr long LARGEST = 16 << 20;  // of an array that is kept
+    static constexpr long LARGEST = 32 << 20;  // of an array that is kept
     Slot slots[8] = {};
 
     static void release(void* data) { ::operator delete[](data, std::align_val_t{64}); }
@@ -47,15 +48,19 @@ class Pool {
     }
 };
 
-inline Pool& pool() {
+[[gnu::visibility("hidden")]] inline Pool& pool() {
     thread_local Pool kept;
     return kept;
 }
 
+}  // namespace work
+
+namespace {
+
 struct Free {
     long size;
 
-    void operator()(void* data) const { pool().give(data, size); }
+    void operator()(void* data) const { work::pool().give(data, size); }
 };
 template <typename Number>
 using ArrayOf = std::unique_ptr<Number[], Free>;
@@ -64,7 +69,7 @@ using Array = ArrayOf<float>;
 template <typename Number = float>
 ArrayOf<Number> allocate(long count) {
     long size = count * sizeof(Number);
-    void* data = pool().take(size);
+    void* data = work::pool().take(size);
     return ArrayOf<Number>(static_cast<Number*>(data), Free{size});
 }
 
