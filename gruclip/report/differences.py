@@ -7,29 +7,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, best_rate, bootstrap_interval, reported, successful, summarise
 
 
 def table_differences(runs: pd.DataFrame) -> list[render.Table]:
     """Test loss of every method at its own best rate less that of the best gradient clipping, paired by seed.
 
-    Raises `UserError` where nothing was run at several rates.
+    Raises `UserError` where there are no two methods or rates to be compared.
     """
-    return [_differences(part) for part in rate_sweeps(runs)]
+    parts = [
+        part
+        for part in sections(runs, (*METHOD, "optimizer.lr"))
+        if len(part.runs.groupby([*METHOD, "optimizer.lr"], dropna=False)) > 1
+    ]
+    if not parts:
+        raise UserError(f"table differences: no two methods among these {len(runs)} runs have otherwise equal settings")
+    return [_differences(part) for part in parts]
 
 
 def _differences(part: Section) -> render.Table:
     chosen = _at_best_rates(part.runs)
     reference = _reference(chosen)
     lines = [_line(row, reference) for row in chosen]
+    one_rate = part.runs["optimizer.lr"].nunique() == 1
+    rate = "the only rate run" if one_rate else "the highest success rate, then the lowest mean validation loss"
     caption = (
-        f"{part.caption}. Each method at its best rate: the highest success rate, then the lowest mean validation "
-        f"loss. Difference: {part.loss_and_unit.lower()} on the test split less that of {_name(reference)} at its "
-        "best rate, the gradient clipping of the lowest mean validation loss; mean over the seeds with "
-        f"which both succeeded, with its 95 % bootstrap interval over these seeds. Open: fewer than "
-        f"{SEEDS_FOR_INTERVAL} such seeds, or an interval that holds 0."
+        f"{part.caption}. Each method at its best rate: {rate}. Difference: {part.loss_and_unit.lower()} on the test "
+        f"split less that of {_name(reference)} at its best rate, the gradient clipping of the lowest mean validation "
+        "loss; mean over the seeds with which both succeeded, with its 95 % bootstrap interval over these seeds. Open: "
+        f"fewer than {SEEDS_FOR_INTERVAL} such seeds, or an interval that holds 0."
     )
     frame = pd.DataFrame(lines)
     return render.Table("Differences", caption, frame, frame, origins.notes(part.runs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from made_runs import DEMO, config, frame, summary
+from made_runs import DEMO, config, frame, perplexity, summary
 
 from gruclip.errors import UserError
 from gruclip.report.differences import table_differences
@@ -61,5 +61,17 @@ def test_without_gradient_clipping_there_is_nothing_to_compare_with() -> None:
 
 
 def test_runs_at_one_rate_give_no_such_table() -> None:
-    with pytest.raises(UserError, match="the only rate among these 1 runs"):
+    with pytest.raises(UserError, match="no two methods among these 1 runs have otherwise equal settings"):
         table_differences(frame([(config(DEMO, "sgd"), summary())]))
+
+
+def test_methods_that_were_run_at_one_rate_are_compared_there() -> None:
+    runs = [
+        (config(DEMO, name, value, seed=seed), summary(test=perplexity(100 + more + seed)))
+        for name, value, more in (("gradient_clipping", 5, 0), ("spectral_clipping", 0.2, 3))
+        for seed in range(5)
+    ]
+    (table,) = table_differences(frame(runs))
+    assert "Each method at its best rate: the only rate run." in table.caption
+    assert list(table.cells["difference"]) == ["", "+3 [+3, +3]"]
+    assert list(table.cells["verdict"]) == ["reference", "higher loss"]
