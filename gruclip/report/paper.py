@@ -119,12 +119,13 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
     lines = [records.get(run["folder"]) or _record(run) for run in rows]
     contents = {file.path: collected.text(lines).encode()} if rows else {}
     named = [run for run, line in zip(rows, lines, strict=True) if line["run"] in step_names]
+    folders_now = {run["identity"]: run for run in file.rows}  # of runs kept before, too, whose curves may be missing
     for kind, wanted in (("epochs", rows), ("steps", [*_shown(rows), *named])):
         kept: curves.Curves = {}
         for source in (*file.sources, file.path):
             kept |= curves.read_curves(source, kind)
         for run in wanted:
-            if run["identity"][:16] not in kept and (curve := _curve(kind, run)):
+            if run["identity"][:16] not in kept and (curve := _curve(kind, folders_now.get(run["identity"], run))):
                 kept[run["identity"][:16]] = curve
         if kept:
             contents[curves.path_of(file.path, kind)] = curves.packed(kind, kept)

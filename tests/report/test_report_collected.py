@@ -197,6 +197,16 @@ def test_short_curves_are_kept_whole_with_six_digits(tmp_path: Path) -> None:
         gather(tmp_path / "o", tmp_path / "paper", "nobody")
 
 
+def test_the_curves_of_a_run_that_was_kept_without_them_are_added_from_its_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "o", config(PTB, "sgd"), summary(), steps(30))
+    gather(tmp_path / "o", tmp_path / "paper")
+    kept = tmp_path / "paper" / "ptb.csv" / folder.name
+    with pytest.raises(UserError, match=f"holds no steps of {folder.name}; .*gruclip collect --curves NAME"):
+        collect.read_steps(kept)
+    gather(tmp_path / "o", tmp_path / "paper", folder.name)
+    assert len(collect.read_steps(kept)) == 30
+
+
 def test_epochs_are_kept_of_every_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "o", config(PTB, "sgd"), summary())
     head = ",".join(curves.EPOCHS)
