@@ -142,8 +142,7 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
 
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(SKETCHES + int(tracked.draws))
-    return torch.randn(weight.shape[1], count, generator=generator).to(weight)
+    return probes(weight.shape[1], weight, SKETCHES + int(tracked.draws), count)
 
 
 def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
