@@ -119,7 +119,8 @@ KERNELS: dict[str, Kernel] = {
     "gruclip_eigenpairs": Kernel(
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},
         lambda n, stride, wanted: (wanted, n * wanted, n * stride, n * WIDTH, n),
-        allows=lambda n, stride, wanted, threads: n > 0 and stride >= n + ROOM and wanted <= n,
+        flags=("rough", "threads"),
+        allows=lambda n, stride, wanted, rough, threads: n > 0 and stride >= n + ROOM and wanted <= n,
     ),
     "gruclip_gram": Kernel({"gram": F64, "image": F32}, lambda m, q: (q * q, m * q)),
     "gruclip_gru_forward": Kernel(

@@ -80,19 +80,19 @@ void add_down(float* sums, const float* a, const float* x, long stride, long row
     store_rows(sums, s, stride);
 }
 
-// sums (rows, BAND, a vector each) += A x lane by lane, for `count` vectors of `rows` rows.
-void add_across(vec (*sums)[BAND], const float* a, const float* x, long stride, long rows, long count) {
-    constexpr long ROWS = 2;
-    for (long r = 0; r < rows; r += ROWS, a += ROWS * stride) {
-        vec s[ROWS][BAND];
-        std::memcpy(s, sums + r, sizeof s);
+// sums (rows, BAND, a vector each) = A x lane by lane, for `count` vectors of `rows` rows, a multiple of BAND.
+void multiply_across(vec (*sums)[BAND], const float* a, const float* x, long stride, long rows, long count) {
+    for (long r = 0; r < rows; r += BAND, a += BAND * stride) {
+        vec s[BAND][BAND] = {};
         for (long j = 0; j < count * LANES; j += LANES) {
-            const vec e[ROWS] = {load(a + j), load(a + stride + j)};
+            vec along[BAND];
 #pragma GCC unroll 4
-            for (long k = 0; k < BAND; k++) {
-                const vec along = in_register(load(x + k * stride + j));
-#pragma GCC unroll 2
-                for (long i = 0; i < ROWS; i++) s[i][k] += e[i] * along;
+            for (long k = 0; k < BAND; k++) along[k] = in_register(load(x + k * stride + j));
+#pragma GCC unroll 4
+            for (long i = 0; i < BAND; i++) {
+                const vec e = in_register(load(a + i * stride + j));
+#pragma GCC unroll 4
+                for (long k = 0; k < BAND; k++) s[i][k] += e * along[k];
             }
         }
         std::memcpy(sums + r, s, sizeof s);
@@ -105,7 +105,7 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
                          long share) {
     ivec lane;
     for (int l = 0; l < LANES; l++) lane[l] = l;
-    for (long first = share * LANES; first < n; first += SHARES * LANES) {
+    for (long turn = 0, first = share * LANES; first < n; turn++) {
         float* group = a + first * stride;
         const long rows = std::min<long>(LANES, n - first);
         vec across[LANES][BAND] = {};
@@ -126,8 +126,8 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
                  : left - c == 2  ? add_down<2>
                                   : add_down<1>)(sums + at, group + at, x + first, stride, rows);
             }
-            add_across(across, group + j, x + j, stride, rows, left);
         }
+        multiply_across(across, group, x, stride, rows, first / LANES);
         // At the diagonal, up to it, which counts once.
         for (long r = 0; r < rows; r++) {
             const vec e = load(group + r * stride + first);
@@ -139,8 +139,14 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
                 across[r][k] += load(x + k * stride + first) * whole;
             }
         }
-        for (long r = 0; r < rows; r++)
-            for (long k = 0; k < BAND; k++) sums[k * stride + first + r] += total(across[r][k]);
+        for (long k = 0; k < BAND; k++) {
+            vec mine[LANES];
+#pragma GCC unroll 16
+            for (long r = 0; r < LANES; r++) mine[r] = across[r][k];
+            float* down = sums + k * stride + first;
+            store(down, load(down) + totals(mine, LANES));
+        }
+        first = ((turn + 1) * SHARES + (turn % 2 ? share : SHARES - 1 - share)) * LANES;
     }
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "vectors.h"
+
 namespace {
 
 constexpr long BAND = 4, WIDTH = BAND + 1;  // diagonals below the main one; with it
@@ -12,5 +14,58 @@ inline long reflection_length(long i, long n) {
     const long p = i / BAND * BAND, rows = std::min(BAND, n - p);
     return std::max<long>(0, p - (rows - 1 - (i - p)));
 }
+
+// Up to BAND reflections that follow each other, as I - V T V^T: the vectors are as long as `length` says, all of them
+// as `shared`, and T is upper triangular.
+struct Reflections {
+    const float* v[BAND];
+    long length[BAND], shared;
+    float t[BAND][BAND] = {};
+
+    // Those of rows p ... of what gruclip_band left, the last row's first.
+    Reflections(const float* a, const float* scales, long n, long stride, long p) {
+        const long rows = std::min(BAND, n - p);
+        shared = reflection_length(p, n);
+        for (long c = 0; c < BAND; c++) {
+            const long i = p + std::max<long>(0, rows - 1 - c);
+            v[c] = a + i * stride;
+            length[c] = c < rows ? reflection_length(i, n) : shared;
+            if (c >= rows) continue;
+            t[c][c] = scales[i];
+            for (long m = 0; m < c; m++) {
+                const float along = dot(v[m], v[c], length[c]);
+                for (long l = 0; l <= m; l++) t[l][c] -= scales[i] * t[l][m] * along;
+            }
+        }
+    }
+
+    // Rows of one vector each.
+    void apply(float* rows) const {
+        vec even[BAND] = {}, odd[BAND] = {}, along[BAND] = {};
+        const auto add = [&](vec* sums, long j) __attribute__((always_inline)) {
+            const vec row = in_register(load(rows + j * LANES));
+#pragma GCC unroll 4
+            for (int c = 0; c < BAND; c++) sums[c] += splat(v[c][j]) * row;
+        };
+        long j = 0;
+        for (; j + 1 < shared; j += 2) add(even, j), add(odd, j + 1);
+        if (j < shared) add(even, j);
+        for (int c = 0; c < BAND; c++)
+            for (j = shared; j < length[c]; j++) odd[c] += splat(v[c][j]) * load(rows + j * LANES);
+        for (int m = 0; m < BAND; m++)
+            for (int c = m; c < BAND; c++) along[m] += splat(t[m][c]) * (even[c] + odd[c]);
+        for (j = 0; j < shared; j++) {
+            vec row = load(rows + j * LANES);
+#pragma GCC unroll 4
+            for (int c = 0; c < BAND; c++) row -= splat(v[c][j]) * along[c];
+            store(rows + j * LANES, row);
+        }
+        for (int c = 0; c < BAND; c++)
+            for (j = shared; j < length[c]; j++) {
+                float* row = rows + j * LANES;
+                store(row, load(row) - splat(v[c][j]) * along[c]);
+            }
+    }
+};
 
 }  // namespace

@@ -11,10 +11,11 @@
 
 namespace {
 
-// Registers side by side, since each waits for its own last division.
-constexpr int CHAINS = 3, SHIFTS = CHAINS * DOUBLES;
+// Registers side by side, at most, since each waits for its own last division.
+constexpr int MOST_CHAINS = 3;
 
-// How many eigenvalues of the band are above each of `SHIFTS` numbers: the signs of the pivots of L D L^T.
+// How many eigenvalues of the band are above each of the `shifts`: the signs of the pivots of L D L^T.
+template <int CHAINS>
 void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
     constexpr double LEAST = 1e-290;
     dvec low[BAND][BAND][CHAINS] = {}, inverse[BAND][CHAINS] = {};  // l(i, i - d) at [i % BAND][d - 1], and 1 / d(i)
@@ -137,17 +138,25 @@ double normalise(double* x, long n) {
     return size;
 }
 
-// Rows of one vector each -= scale v v^T rows, for a reflection's v (n).
-void reflect(float* rows, const float* v, float scale, long n) {
-    constexpr int CHAINS = 4;
-    vec sums[CHAINS] = {};
-    long j = 0;
-    for (; j + CHAINS <= n; j += CHAINS)
-#pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++) sums[c] += splat(v[j + c]) * load(rows + (j + c) * LANES);
-    for (; j < n; j++) sums[0] += splat(v[j]) * load(rows + j * LANES);
-    const vec along = splat(scale) * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (j = 0; j < n; j++) store(rows + j * LANES, load(rows + j * LANES) - splat(v[j]) * along);
+// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what `rounds` of
+// bisection leave of that.
+template <int CHAINS>
+void bisect(dvec* middles, const double* band, long n, long first, double low, double high, int rounds) {
+    dvec lows[CHAINS], highs[CHAINS];
+    lvec above[CHAINS], rank[CHAINS];
+    for (int c = 0; c < CHAINS; c++) {
+        for (int lane = 0; lane < DOUBLES; lane++) rank[c][lane] = first + c * DOUBLES + lane;
+        lows[c] = low + dvec{}, highs[c] = high + dvec{};
+        middles[c] = (lows[c] + highs[c]) / 2;
+    }
+    for (int round = 0; round < rounds; round++) {
+        count_above<CHAINS>(band, n, middles, above);
+        for (int c = 0; c < CHAINS; c++) {
+            lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
+            highs[c] = above[c] > rank[c] ? highs[c] : middles[c];
+            middles[c] = (lows[c] + highs[c]) / 2;
+        }
+    }
 }
 
 }  // namespace
@@ -157,21 +166,23 @@ extern "C" {
 // How many eigenvalues of the band are above `threshold`.
 void gruclip_count_above(long* count, const double* band, const double* threshold, long n) {
     // A pivot near zero would cost digits: what most of several numbers say that are next to each other.
-    dvec shifts[CHAINS];
-    lvec above[CHAINS];
-    for (int s = 0; s < SHIFTS; s++) shifts[s / DOUBLES][s % DOUBLES] = *threshold * (1 + s * 1e-9);
-    count_above(band, n, shifts, above);
+    constexpr int SHIFTS = DOUBLES;
+    dvec shifts;
+    lvec above;
+    for (int s = 0; s < SHIFTS; s++) shifts[s] = *threshold * (1 + s * 1e-9);
+    count_above<1>(band, n, &shifts, &above);
     long sorted[SHIFTS];
-    for (int s = 0; s < SHIFTS; s++) sorted[s] = above[s / DOUBLES][s % DOUBLES];
+    for (int s = 0; s < SHIFTS; s++) sorted[s] = above[s];
     std::nth_element(sorted, sorted + SHIFTS / 2, sorted + SHIFTS);
     *count = sorted[SHIFTS / 2];
 }
 
 // The `wanted` largest eigenvalues of A, descending, and its eigenvectors as the columns of `vectors` (n, wanted), from
-// what gruclip_band left.
+// what gruclip_band left. `rough`: the values to 2^-20 of the spectrum's width alone, and vectors that are not made
+// orthogonal, for one who does both with what they span.
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
-                        long stride, long wanted, int threads) {
-    constexpr int ROUNDS = 34;
+                        long stride, long wanted, int rough, int threads) {
+    const int rounds = rough ? 20 : 34;
     constexpr double LOST = 1e-3, SETTLED = 0.7;
     double low = band[0], high = band[0];
     for (long i = 0; i < n; i++) {
@@ -183,25 +194,14 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     const double least = 1e-16 * std::max(std::fabs(low), std::fabs(high)) + 1e-290;
     std::vector<double> padded((n + 2 * BAND + 1) * WIDTH);
     std::copy(band, band + n * WIDTH, padded.begin());
-    const long groups = parts(wanted, DOUBLES), tasks = parts(groups, CHAINS);
-    std::vector<dvec> shifts(tasks * CHAINS);
+    const long groups = parts(wanted, DOUBLES), tasks = parts(groups, MOST_CHAINS);
+    std::vector<dvec> shifts(groups);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < tasks; task++) {
-        dvec lows[CHAINS], highs[CHAINS], *middles = &shifts[task * CHAINS];
-        lvec above[CHAINS], rank[CHAINS];
-        for (int s = 0; s < SHIFTS; s++) rank[s / DOUBLES][s % DOUBLES] = task * SHIFTS + s;
-        for (int c = 0; c < CHAINS; c++) {
-            lows[c] = low + dvec{}, highs[c] = high + dvec{};
-            middles[c] = (lows[c] + highs[c]) / 2;
-        }
-        for (int round = 0; round < ROUNDS; round++) {
-            count_above(band, n, middles, above);
-            for (int c = 0; c < CHAINS; c++) {
-                lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
-                highs[c] = above[c] > rank[c] ? highs[c] : middles[c];
-                middles[c] = (lows[c] + highs[c]) / 2;
-            }
-        }
+        const long first = groups * task / tasks, chains = groups * (task + 1) / tasks - first;
+        (chains == 3   ? bisect<3>
+         : chains == 2 ? bisect<2>
+                       : bisect<1>)(&shifts[first], band, n, first * DOUBLES, low, high, rounds);
     }
     std::vector<double> found(wanted * n);
     const auto keep = [&](const std::vector<dvec>& x, int lane, long k) {
@@ -225,7 +225,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     // Values that are next to each other may have found one vector.
     Factors factors(n);
     std::vector<dvec> again(n + 2 * BAND);
-    for (long k = 0; k < wanted; k++) {
+    for (long k = 0; k < (rough ? 0 : wanted); k++) {
         double* x = &found[k * n];
         const auto apart = [&] {
             double smallest = 1;
@@ -254,11 +254,12 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     for (long k = 0; k < wanted; k++)
         for (long i = 0; i < n; i++)
             turned[(k / LANES * n + i) * LANES + k % LANES] = static_cast<float>(found[k * n + i]);
+    std::vector<Reflections> reflections;
+    for (long p = BAND; p < n; p += BAND) reflections.emplace_back(a, scales, n, stride, p);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long left = 0; left < width; left += LANES) {
         float* rows = &turned[left * n];
-        for (long i = 0; i < n; i++)
-            if (scales[i] != 0) reflect(rows, a + i * stride, scales[i], reflection_length(i, n));
+        for (const Reflections& some : reflections) some.apply(rows);
         for (long i = 0; i < n; i++)
             std::memcpy(vectors + i * wanted + left, rows + i * LANES,
                         std::min<long>(LANES, wanted - left) * sizeof(float));

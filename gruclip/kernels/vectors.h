@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, REGISTERS = 32;
@@ -51,14 +52,40 @@ inline void store(float* p, vec v, int count) {
     else std::memcpy(p, &v, count * sizeof(float));
 }
 
-// Sums of halves, of halves of these, and so on.
-inline float total(vec v) {
-    float parts[LANES];
-    std::memcpy(parts, &v, sizeof v);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; lane++) parts[lane] += parts[lane + half];
-    return parts[0];
+// Lanes `From` of a and b, one after the other.
+template <int... From>
+inline vec shuffled(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, From...);
+#else
+    return __builtin_shuffle(a, b, ivec{From...});
+#endif
 }
+
+// The sums of the halves of each group of 2 HALF lanes of a, then of b.
+template <int HALF, int... Lane>
+inline vec folded(vec a, vec b, std::integer_sequence<int, Lane...>) {
+    constexpr auto from = [](int lane) {
+        constexpr int groups = LANES / (2 * HALF);
+        const int group = lane / HALF;
+        return group / groups * LANES + group % groups * 2 * HALF + lane % HALF;
+    };
+    return shuffled<from(Lane)...>(a, b) + shuffled<from(Lane) + HALF...>(a, b);
+}
+
+// The sums of the lanes of `count` vectors, which are written over, in the first `count` lanes, LANES / count times.
+template <int HALF = LANES / 2>
+inline vec totals(vec* v, int count) {
+    if constexpr (HALF > 0) {
+        const int half = count > 1 ? count / 2 : 1;
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            v[i] = folded<HALF>(v[2 * i % count], v[(2 * i + 1) % count], std::make_integer_sequence<int, LANES>());
+        return totals<HALF / 2>(v, half);
+    } else return v[0];
+}
+
+inline float total(vec v) { return totals(&v, 1)[0]; }
 
 inline double total(dvec v) {
     double sum = 0;

@@ -206,12 +206,12 @@ def _clip_one(
         return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
     if algorithm in ("single", "block") and near_limit:
-        wanted = partial(tracked.pairs_wanted, size=min(weight.shape), most=None if tracks else 0)
+        wanted = partial(tracked.pairs_wanted, weight, most=None if tracks else 0)
         squares = single.Squares(tall, limit)
-        quick = single.clip(tall, squares, near, tracked.NEAR, wanted)
+        quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
         if quick is None:
             far = single.take_off_far_values(tall, squares, norm)
-            quick = single.clip(tall, squares, near, tracked.NEAR, wanted) if far else None
+            quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted) if far else None
     if quick is not None:
         count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
         if far:

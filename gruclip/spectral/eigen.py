@@ -48,16 +48,20 @@ class Spectrum:
         compiled.call("gruclip_count_above", [count, self._band, bound], [len(self._band)])
         return int(count)
 
-    def leading(self, count: int) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32."""
+    def leading(self, count: int, rough: bool = False) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32.
+
+        `rough`: the values to 1e-6 of the spectrum's width, and vectors that span the right subspace and need not be
+        orthogonal, unchecked.
+        """
         n = self.matrix.shape[0]
         if self._all is None and count <= LARGEST_SHARE * n:
             values, vectors = torch.empty(count, dtype=torch.float64), self.matrix.new_empty(n, count)
             made: list[Tensor | None] = [values, vectors, self._reflections, self._band, self._scales]
             counts = [n, self._reflections.stride(0), count]
-            compiled.call("gruclip_eigenpairs", made, counts, torch.get_num_threads())
+            compiled.call("gruclip_eigenpairs", made, counts, int(rough), torch.get_num_threads())
             values *= self._size
-            if self._is_precise(values, vectors):
+            if rough or self._is_precise(values, vectors):
                 return values, vectors
         if self._all is None:
             self._all = _eigh(self.matrix)

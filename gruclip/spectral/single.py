@@ -8,6 +8,7 @@ None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,6 +41,10 @@ SET_APART = 1.05
 WIDEST_SHARE = 0.4
 #: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
 HIDDEN = 0.03
+#: Values above this multiple of the limit, and the share of all up to which they are few; pairs that are found beside.
+CLOSE, FEW, SPARE = 0.98, 0.25, 4
+#: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2.
+ROUGH = 1e-5
 #: What an element of X may lose by a difference, at most: beyond, its rounding counts.
 LARGEST_LOSS = 1.0
 
@@ -64,7 +69,7 @@ class Squares:
 
     def form(self, weight: Tensor) -> None:
         """From W itself."""
-        self.matrix = gram_matrix(weight / self.limit)
+        self.matrix = gram_matrix(weight).div_(self.limit**2)
         self._set_diagonal(weight)
 
     def _set_diagonal(self, weight: Tensor) -> None:
@@ -94,9 +99,10 @@ def takes(weight: Tensor) -> bool:
 
 
 def clip(
-    weight: Tensor, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
+    weight: Tensor, norm: float, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
 ) -> Clipped | None:
-    """Clip `weight` (m, n) in place, given its squares; None, and `weight` unchanged, where it is not precise enough.
+    """Clip `weight` (m, n), of Frobenius norm `norm`, in place, given its squares; None, and `weight` unchanged, where
+    it is not precise enough.
 
     A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
     leading triplets are returned at least, given the number of values above near * limit.
@@ -105,6 +111,10 @@ def clip(
     if squares.far is not None:
         return None
     spectrum = Spectrum(squares.matrix)
+    close = spectrum.count_above(CLOSE**2 - 1)
+    if weight.shape[1] > LARGEST_AT_ONCE and 0 < close <= FEW * weight.shape[1]:
+        most = max(close + SPARE, wanted(spectrum.count_above(near**2 - 1)))
+        return _clip_few(weight, norm, limit, spectrum, close, most, tolerance)
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
     if spectrum.count_above(farthest**2 - 1):
         apart = spectrum.count_above(SET_APART**2 - 1)
@@ -129,6 +139,41 @@ def clip(
         excess = (1 - 1 / relative[:count]).float()
         weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
+
+
+def _clip_few(
+    weight: Tensor, norm: float, limit: float, spectrum: Spectrum, close: int, count: int, tolerance: float
+) -> Clipped | None:
+    """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
+    ceiling = limit * (1 + tolerance)
+    x, right = spectrum.leading(count, rough=True)
+
+    def judge(block: subspace.Block) -> list[float]:
+        return subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
+
+    found = subspace.converge(weight, right, judge)
+    if found is None:
+        return None
+    block = found.block
+    # X has as many eigenvalues above the middle of a gap as pairs are before it. What those pairs leave out is then
+    # below it, but for their residuals: these are what X lacks to be diag(Theta_1^2, M_1^T M_1) / L^2 - I.
+    last = close + int((x[close - 1 : -1] - x[close:]).argmax())
+    lacking = (block.values[0] * math.hypot(*block.size[:last]) + ROUGH * block.values[0] ** 2) / limit**2
+    beta = limit * math.sqrt(max(1 + float(x[last - 1] + x[last]) / 2 + lacking, 0.0))
+    if not beta < min(block.values[last - 1], limit):
+        return None
+    before, clipped = None, 0
+    if block.values[0] > subspace.FARTHEST * limit:
+        before = weight.clone()
+        clipped = subspace.clip_leading(weight, block, limit, ceiling)
+        block = subspace.rayleigh_ritz(weight, block.right.contiguous())
+    if max(judge(block)) <= 1 and subspace.certifies(block, last, limit, ceiling, beta):
+        clipped = max(subspace.clip_leading(weight, block, limit, ceiling), clipped)
+        values = torch.tensor(block.values, dtype=torch.float64) * (1 + NOISE)
+        return Clipped(clipped, values, block.right)
+    if before is not None:
+        weight.copy_(before)
+    return None
 
 
 def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:

@@ -16,17 +16,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gruclip.spectral import single
 from gruclip.spectral.bound import bound, probes
 from gruclip.spectral.subspace import (
     FARTHEST,
     Block,
     both,
+    certifies,
     clip_leading,
     converge,
     imprecision,
     number_above,
 )
-from gruclip.spectral.thin import column_gram, distance, thin_product
+from gruclip.spectral.thin import distance, thin_product
 
 #: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
 NEAR, GUARD = 0.95, 4
@@ -34,8 +36,9 @@ NEAR, GUARD = 0.95, 4
 SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
 SKETCH, PANEL = 8, 16
-#: Share of min(m, n) that the filtered columns may be: with more a decomposition is cheaper.
-WIDEST_SHARE = 1 / 8
+#: Share of min(m, n) that the filtered columns may be, and where `single` takes the matrix: with more, a decomposition
+#: is cheaper.
+WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
 #: below it, and what is left out.
 STILL = 0.1
@@ -81,10 +84,12 @@ class Clipped(NamedTuple):
     tracked: Tracked
 
 
-def width_for(near: int, size: int) -> int:
-    """Columns to carry where `near` values lie above NEAR * limit, min(m, n) = `size`; 0 where that would not pay."""
-    width = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH
-    return width if width + SKETCH <= WIDEST_SHARE * size else 0
+def width_for(weight: Tensor, near: int) -> int:
+    """Columns to carry where `near` values lie above NEAR * limit; 0 where that would not pay."""
+    width, size = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH, min(weight.shape)
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
+    widest = max(PANEL, WIDEST_SINGLE * size) if single.takes(tall) else WIDEST_SHARE * size
+    return width if width + SKETCH <= widest else 0
 
 
 def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
@@ -93,7 +98,7 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    width = width_for(number_above(values.tolist(), NEAR * limit), min(weight.shape))
+    width = width_for(weight, number_above(values.tolist(), NEAR * limit))
     if not 0 < width < values.shape[0]:
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
@@ -101,11 +106,11 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     return Tracked(leading, weight.clone(), bulk, bound, torch.tensor(draws), torch.tensor(0))
 
 
-def pairs_wanted(near: int, size: int, most: int | None = None) -> int:
+def pairs_wanted(weight: Tensor, near: int, most: int | None = None) -> int:
     """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not, or
     if there are more than `most` of these.
     """
-    width = width_for(near, size) if most is None or near <= most else 0
+    width = width_for(weight, near) if most is None or near <= most else 0
     return width + 1 if width else 0
 
 
@@ -162,14 +167,14 @@ def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: flo
 def _clip(
     weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float
 ) -> Clipped | None:
-    ceiling, size = limit * (1 + tolerance), min(weight.shape)
+    ceiling = limit * (1 + tolerance)
     end = min(float(tracked.bulk), NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
         if limit == torch.inf:
             return imprecision(block, norm, limit, ceiling, 0.0)
         near = number_above(block.values, NEAR * limit)
-        if not width_for(near, size) or near + SPARE > len(block.values):
+        if not width_for(weight, near) or near + SPARE > len(block.values):
             return None
         precise = imprecision(block, norm, limit, ceiling, min(block.values[near + SPARE - 1], limit))
         return both(precise, _uncertainty(block, limit, ceiling, near))
@@ -190,7 +195,7 @@ def _clip(
     values, right = found.block.values, found.block.right
     again = clip_leading(weight, found.block, limit, ceiling)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
-    width = min(width_for(near, size) or GUARD, len(values))
+    width = min(width_for(weight, near) or GUARD, len(values))
     bulk = torch.tensor(max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk)), dtype=torch.float64)
     leading = right[:, :width].contiguous()
     kept = Tracked(leading, weight.clone(), bulk, bulk.new_tensor(bound), tracked.draws, torch.tensor(degree))
@@ -242,13 +247,7 @@ def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw:
         apart = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
     vectors = probes(weight.shape[1], weight, draw)
     beta = bound(apart, guess, target, vectors, right if apart is weight else None)
-    if beta > target:
-        return None
-    kappa = ceiling**2 / (ceiling**2 - beta**2)
-    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
-    coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
-    schur = coupling.new_tensor(room).diag().sub_(coupling)
-    if int(torch.linalg.cholesky_ex(schur)[1]) > 0:
+    if beta > target or not certifies(block, count, limit, ceiling, beta):
         return None
     # By (5), Theta being clipped.
     return min(max(block.values[0], beta) + math.hypot(*block.size[:count]), ceiling)

@@ -1,0 +1,146 @@
+"""One decomposition in single precision: of a few values above the limit, however far, and of many near it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gruclip.spectral import clip_singular_values_, exact, single, tracked
+from gruclip.spectral.eigen import Spectrum
+
+
+def orthogonal(n: int, seed: int) -> Tensor:
+    numbers = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.linalg.qr(numbers)[0]
+
+
+def with_values(values: Tensor, seed: int, rows: int | None = None) -> Tensor:
+    n = len(values)
+    left = orthogonal(rows or n, seed + 1000)[:, :n]
+    return (left * values.double() @ orthogonal(n, seed).mT).float()
+
+
+def projection(weight: Tensor, limit: float) -> Tensor:
+    U, values, V = torch.linalg.svd(weight.double(), full_matrices=False)
+    return (U * values.clamp(max=limit)) @ V
+
+
+def spread(n: int, far: list[float]) -> Tensor:
+    """Some values above 1, and the others down to 0 as late in training."""
+    return torch.cat((torch.tensor(far), torch.linspace(1.02, 0.0, n - len(far))))
+
+
+def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Clipped | None:
+    squares = single.Squares(weight, limit)
+    return single.clip(weight, float(weight.norm()), squares, 1.9e-6, tracked.NEAR, lambda near: wanted)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(
+    "far",
+    [
+        [1.05, 1.3],
+        [1.5] * 12,
+        [1.6, 1.8, 3.0],
+        [3.9, 4.1],
+        [7.0] + [1.1] * 5,
+        [2.0 - 0.02 * i for i in range(40)],
+    ],
+    ids=["near", "one value twelvefold", "far", "around four limits", "beyond", "forty"],
+)
+@pytest.mark.parametrize("shape", [(300, 300), (500, 260)])
+def test_a_few_values_are_clipped_by_one_decomposition_however_far_they_are(
+    shape: tuple[int, int], far: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "gram", lambda *_: pytest.fail("decomposed in full"))
+    for seed in range(3):
+        before = with_values(spread(shape[1], far), seed, shape[0])
+        weight = before.clone()
+        result = clip_singular_values_(weight, 1.0)
+        assert result.certified
+        assert int(result.values_clipped) == int((torch.linalg.svdvals(before.double()) > 1 + 1.9e-6).sum())
+        assert float(torch.linalg.svdvals(weight.double())[0]) <= 1 + 2e-6
+        assert float((weight - projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    few=st.integers(1, 60),
+    farthest=st.floats(0.001, 6.0),
+    edge=st.sampled_from([0.9, 0.98, 0.9800001, 0.985, 0.9999999, 1.0, 1.000001]),
+    at_edge=st.integers(0, 20),
+    scale=st.sampled_from([1e-10, 1.0, 1e10]),
+    seed=st.integers(0, 2**31 - 10000),
+)
+def test_wherever_the_values_are_the_result_is_exact(
+    few: int, farthest: float, edge: float, at_edge: int, scale: float, seed: int
+) -> None:
+    """Gathered at an edge of the certificate or of the limit, too, and at any scale."""
+    far = 1 + farthest * torch.rand(few, generator=torch.Generator().manual_seed(seed)) ** 2
+    values = torch.cat((far, torch.full((at_edge,), edge), torch.linspace(0.97, 0, 240 - few - at_edge)))
+    before = scale * with_values(values, seed)
+    weight = before.clone()
+    result = clip_singular_values_(weight, scale)
+    assert result.certified
+    assert float(torch.linalg.svdvals(weight.double())[0]) <= scale * (1 + 2e-6)
+    assert float((weight - projection(before, scale)).norm()) <= 2e-6 * max(float(before.norm()), scale)
+
+
+def test_values_that_are_returned_bound_the_leading_ones() -> None:
+    before = with_values(spread(300, [1.2, 1.1]), 0)
+    result = clip(before.clone(), wanted=24)
+    assert result is not None
+    assert result.values.shape[0] >= 24
+    expected = torch.linalg.svdvals(before.double())[: result.values.shape[0]]
+    torch.testing.assert_close(result.values, expected, rtol=2e-6, atol=0)
+    assert (result.values >= expected).all()
+    along = (before.double() @ result.right.double()).norm(dim=0)
+    torch.testing.assert_close(along, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("lost", [0, 5, 11])
+def test_a_vector_that_was_not_found_leaves_no_certificate(lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the eigenvectors came out: the spectrum's count says how many there are."""
+    leading = Spectrum.leading
+
+    def broken(self: Spectrum, count: int, rough: bool = False) -> tuple[Tensor, Tensor]:
+        values, vectors = leading(self, count, rough)
+        vectors[:, lost] = vectors[:, lost - 1]
+        return values, vectors
+
+    monkeypatch.setattr(Spectrum, "leading", broken)
+    monkeypatch.setattr(single.subspace, "MOST_ROUNDS", 1)  # which would find it again
+    before = with_values(spread(300, [1.5 - 0.04 * i for i in range(12)]), 0)
+    weight = before.clone()
+    assert clip(weight) is None
+    assert torch.equal(weight, before)
+    result = clip_singular_values_(weight, 1.0)
+    assert result.certified
+    assert float((weight - projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("size", [1.5, 2.0, 3.0])
+def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size: float) -> None:
+    # As in training at a small limit: a step pushes values far, the others lie near the limit, some far below.
+    values = torch.cat((torch.linspace(0.95, 1.02, 340), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
+    for seed in range(10):
+        weight = with_values(values, seed)
+        before, squares = weight.clone(), single.Squares(weight, 1.0)
+        assert single.clip(weight, 1.0, squares, 1.9e-6, 0.92, lambda near: 0) is None
+        assert torch.equal(weight, before)
+        assert squares.far is not None
+        assert squares.far.shape == (350, 3)  # and the one after them
+        quotients = (weight @ squares.far).norm(dim=0)
+        torch.testing.assert_close(quotients[:2], torch.tensor([size, 1.2]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
+    weight = 2 * orthogonal(350, 0).float()
+    squares = single.Squares(weight, 1.0)
+    assert single.clip(weight, float(weight.norm()), squares, 1.9e-6, 0.92, lambda near: 0) is None
+    assert squares.far is None
