@@ -114,7 +114,11 @@ KERNELS: dict[str, Kernel] = {
         lambda m, n, count, k, steps, down: (n * count, n * count, 1, _rows(m, n, down), 1),
         allows=lambda m, n, count, k, steps, down, threads: count > 0,
     ),
-    "gruclip_column_squares": Kernel({"squares": F64, "a": F32}, lambda m, n, down: (n, _rows(m, n, down))),
+    "gruclip_column_squares": Kernel(
+        {"squares": F64, "a": F32},
+        lambda m, n, down, across: (n, ((m, n), (down, across))),
+        allows=lambda m, n, down, across, threads: 1 in (down, across),
+    ),
     "gruclip_count_above": Kernel({"count": I64, "band": F64, "threshold": F64}, lambda n: (1, n * WIDTH, 1), flags=()),
     "gruclip_eigenpairs": Kernel(
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},

@@ -141,7 +141,8 @@ double normalise(double* x, long n) {
 // Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what `rounds` of
 // bisection leave of that.
 template <int CHAINS>
-void bisect(dvec* middles, const double* band, long n, long first, double low, double high, int rounds) {
+void bisect(dvec* middles, const double* band, long n, long first, double low, double high) {
+    constexpr int ROUNDS = 34;
     dvec lows[CHAINS], highs[CHAINS];
     lvec above[CHAINS], rank[CHAINS];
     for (int c = 0; c < CHAINS; c++) {
@@ -149,7 +150,7 @@ void bisect(dvec* middles, const double* band, long n, long first, double low, d
         lows[c] = low + dvec{}, highs[c] = high + dvec{};
         middles[c] = (lows[c] + highs[c]) / 2;
     }
-    for (int round = 0; round < rounds; round++) {
+    for (int round = 0; round < ROUNDS; round++) {
         count_above<CHAINS>(band, n, middles, above);
         for (int c = 0; c < CHAINS; c++) {
             lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
@@ -178,11 +179,9 @@ void gruclip_count_above(long* count, const double* band, const double* threshol
 }
 
 // The `wanted` largest eigenvalues of A, descending, and its eigenvectors as the columns of `vectors` (n, wanted), from
-// what gruclip_band left. `rough`: the values to 2^-20 of the spectrum's width alone, and vectors that are not made
-// orthogonal, for one who does both with what they span.
+// what gruclip_band left. `rough`: vectors that are not made orthogonal, for one who does that with what they span.
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
                         long stride, long wanted, int rough, int threads) {
-    const int rounds = rough ? 20 : 34;
     constexpr double LOST = 1e-3, SETTLED = 0.7;
     double low = band[0], high = band[0];
     for (long i = 0; i < n; i++) {
@@ -201,7 +200,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
         const long first = groups * task / tasks, chains = groups * (task + 1) / tasks - first;
         (chains == 3   ? bisect<3>
          : chains == 2 ? bisect<2>
-                       : bisect<1>)(&shifts[first], band, n, first * DOUBLES, low, high, rounds);
+                       : bisect<1>)(&shifts[first], band, n, first * DOUBLES, low, high);
     }
     std::vector<double> found(wanted * n);
     const auto keep = [&](const std::vector<dvec>& x, int lane, long k) {

@@ -1,5 +1,7 @@
 // A matrix times a few columns, for the projection's subspace methods: the matrix is read once, where it lies.
 
+#include <numeric>
+
 #include "panels.h"
 #include "thin.h"
 
@@ -211,9 +213,22 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
     for (long part = 0; part < count; part++) *result += sums[part];
 }
 
-// squares (n): the sum of the squares of each column of a (m, n), rows `down` apart, in double precision.
-void gruclip_column_squares(double* squares, const float* a, long m, long n, long down, int threads) {
+// squares (n): the sum of the squares of each column of a (m, n), rows `down` apart and their elements `across`, one of
+// which is 1, in double precision.
+void gruclip_column_squares(double* squares, const float* a, long m, long n, long down, long across, int threads) {
     constexpr long COLUMNS = 64;
+    if (across != 1) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (long j = 0; j < n; j++) {
+            const float* column = a + j * across;
+            double sums[COLUMNS] = {};
+            for (long first = 0; first < m; first += COLUMNS)
+                for (long i = 0; i < std::min(COLUMNS, m - first); i++)
+                    sums[i] += static_cast<double>(column[first + i]) * column[first + i];
+            squares[j] = std::accumulate(sums, sums + COLUMNS, 0.0);
+        }
+        return;
+    }
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long left = 0; left < n; left += COLUMNS) {
         const long used = std::min(COLUMNS, n - left);

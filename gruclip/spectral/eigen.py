@@ -31,10 +31,11 @@ class Spectrum:
             return
         n = matrix.shape[0]
         #: Squares are taken: what they are taken of is near 1.
-        self._size = float(matrix.abs().max()) or 1.0
+        self._size = max(map(abs, torch.stack(torch.aminmax(matrix)).tolist())) or 1.0
         # What the kernel takes: rows of whole vectors, and room for one more.
         room = (n + 2 * ROW_STEP - 1) // ROW_STEP * ROW_STEP
-        self._reflections, self._scales = matrix.new_zeros(n, room), matrix.new_empty(n)
+        self._reflections, self._scales = matrix.new_empty(n, room), matrix.new_empty(n)
+        self._reflections[:, n:] = 0
         torch.div(matrix, self._size, out=self._reflections[:, :n])
         self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
         reduced: list[Tensor | None] = [self._reflections, self._band, self._scales]
@@ -51,8 +52,7 @@ class Spectrum:
     def leading(self, count: int, rough: bool = False) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32.
 
-        `rough`: the values to 1e-6 of the spectrum's width, and vectors that span the right subspace and need not be
-        orthogonal, unchecked.
+        `rough`: the vectors need not be orthogonal, and are not looked at.
         """
         n = self.matrix.shape[0]
         if self._all is None and count <= LARGEST_SHARE * n:

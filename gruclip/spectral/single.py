@@ -43,8 +43,9 @@ WIDEST_SHARE = 0.4
 HIDDEN = 0.03
 #: Values above this multiple of the limit, and the share of all up to which they are few; pairs that are found beside.
 CLOSE, FEW, SPARE = 0.98, 0.25, 4
-#: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2.
-ROUGH = 1e-5
+#: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2; and the residuals of those pairs,
+#: in units of L, at most: (8) then holds with room to spare.
+ROUGH, SETTLED = 1e-5, 1e-5
 #: What an element of X may lose by a difference, at most: beyond, its rounding counts.
 LARGEST_LOSS = 1.0
 
@@ -111,12 +112,12 @@ def clip(
     if squares.far is not None:
         return None
     spectrum = Spectrum(squares.matrix)
-    close = spectrum.count_above(CLOSE**2 - 1)
-    if weight.shape[1] > LARGEST_AT_ONCE and 0 < close <= FEW * weight.shape[1]:
-        most = max(close + SPARE, wanted(spectrum.count_above(near**2 - 1)))
-        return _clip_few(weight, norm, limit, spectrum, close, most, tolerance)
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
     if spectrum.count_above(farthest**2 - 1):
+        close = spectrum.count_above(CLOSE**2 - 1)
+        if close <= FEW * weight.shape[1]:
+            most = max(close + SPARE, wanted(spectrum.count_above(near**2 - 1)))
+            return _clip_few(weight, norm, limit, spectrum, close, most, tolerance)
         apart = spectrum.count_above(SET_APART**2 - 1)
         if apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
@@ -147,19 +148,21 @@ def _clip_few(
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
     ceiling = limit * (1 + tolerance)
     x, right = spectrum.leading(count, rough=True)
+    # The middle of a gap, below which are those that as many pairs leave out as X has eigenvalues above it.
+    last = close + int((x[close - 1 : -1] - x[close:]).argmax())
+    middle = float(x[last - 1] + x[last]) / 2
 
     def judge(block: subspace.Block) -> list[float]:
-        return subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
+        precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
+        return subspace.both(precise, [size / (SETTLED * limit) for size in block.size[:last]])
 
     found = subspace.converge(weight, right, judge)
     if found is None:
         return None
     block = found.block
-    # X has as many eigenvalues above the middle of a gap as pairs are before it. What those pairs leave out is then
-    # below it, but for their residuals: these are what X lacks to be diag(Theta_1^2, M_1^T M_1) / L^2 - I.
-    last = close + int((x[close - 1 : -1] - x[close:]).argmax())
+    # What X lacks to be diag(Theta_1^2, M_1^T M_1) / L^2 - I: its eigenvalues are as near to X's.
     lacking = (block.values[0] * math.hypot(*block.size[:last]) + ROUGH * block.values[0] ** 2) / limit**2
-    beta = limit * math.sqrt(max(1 + float(x[last - 1] + x[last]) / 2 + lacking, 0.0))
+    beta = limit * math.sqrt(max(1 + middle + lacking, 0.0))
     if not beta < min(block.values[last - 1], limit):
         return None
     before, clipped = None, 0

@@ -54,9 +54,9 @@ def distance(a: Tensor, b: Tensor | None = None) -> float:
 
 def column_squares(a: Tensor) -> Tensor:
     """The squared norm of each column, in float64."""
-    if compiled.takes(a) and a.stride(1) == 1:
+    if compiled.takes(a) and 1 in a.stride():
         squares = a.new_empty(a.shape[1], dtype=torch.float64)
-        compiled.call("gruclip_column_squares", [squares, a], [*a.shape, a.stride(0)], torch.get_num_threads())
+        compiled.call("gruclip_column_squares", [squares, a], [*a.shape, *a.stride()], torch.get_num_threads())
         return squares
     return torch.linalg.vector_norm(a, dim=0, dtype=torch.float64).square()
 

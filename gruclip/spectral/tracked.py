@@ -55,6 +55,8 @@ GUESS = 0.1
 #: Numbers of a matrix for whose bound W (I - P) = W - U Theta V^T is formed. For a larger one the vectors are kept in
 #: the range of I - P.
 LARGEST_COPY = 1_000_000
+#: For how many steps a certificate should hold for a gap between two values to be sought for it.
+STEPS = 4
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
 SHARE = 0.5
 #: By how much a decomposition may have its largest value too small, relative to it.
@@ -72,8 +74,18 @@ class Tracked(NamedTuple):
     previous: Tensor  #: W (m, n) after the last step
     bulk: Tensor  #: an estimate of the largest value that they leave out, a float64 number on the CPU
     bound: Tensor  #: of sigma_1(previous), from above and as certain as its certificate, the same; infinite for none
+    held: Tensor  #: how many singular values of it may be above `rest`, on the CPU
+    rest: Tensor  #: as certain as `bound`, a float64 number on the CPU; infinite for none
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
     degree: Tensor  #: of the filter that the last step would have needed, on the CPU
+
+
+class Certificate(NamedTuple):
+    """What is known of the singular values after a step."""
+
+    largest: float  #: an upper bound of all
+    held: int  #: of all but so many
+    rest: float  #: is this one
 
 
 class Clipped(NamedTuple):
@@ -88,7 +100,9 @@ def width_for(weight: Tensor, near: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit; 0 where that would not pay."""
     width, size = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH, min(weight.shape)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
-    widest = max(PANEL, WIDEST_SINGLE * size) if single.takes(tall) else WIDEST_SHARE * size
+    widest = WIDEST_SHARE * size
+    if single.takes(tall):
+        widest = min(widest, max(2 * PANEL, WIDEST_SINGLE * size))
     return width if width + SKETCH <= widest else 0
 
 
@@ -102,8 +116,25 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     if not 0 < width < values.shape[0]:
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
-    bound, bulk = values[0].cpu().double() * (1 + ROUNDED), values[width].cpu().double()
-    return Tracked(leading, weight.clone(), bulk, bound, torch.tensor(draws), torch.tensor(0))
+    known = [value * (1 + ROUNDED) for value in values[: width + 1].tolist()]
+    held = apart(known, limit, 1, 0.0)
+    shown = Certificate(known[0], held, known[held]) if held else Certificate(known[0], 0, torch.inf)
+    return _carried(leading, weight, known[width], shown, torch.tensor(draws), 0)
+
+
+def _carried(right: Tensor, weight: Tensor, bulk: float, shown: Certificate, draws: Tensor, degree: int) -> Tracked:
+    numbers = torch.tensor([bulk, shown.largest, shown.rest], dtype=torch.float64).unbind()
+    held = torch.tensor(shown.held)
+    return Tracked(right, weight.clone(), numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
+
+
+def apart(values: list[float], limit: float, least: int, step: float) -> int:
+    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of that
+    length, which is ||W - W_old||_F, may close it.
+    """
+    gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
+    widest = max(gaps, default=0.0)
+    return least + gaps.index(widest) if widest > STEPS * step else 0
 
 
 def pairs_wanted(weight: Tensor, near: int, most: int | None = None) -> int:
@@ -126,7 +157,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
         return shown
     tracked = tracked._replace(draws=tracked.draws + 1)
     columns = [tracked.right, _sketch(weight, tracked, SKETCH)] if moved > STILL * gap else [tracked.right]
-    return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance)
+    return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance, moved)
 
 
 def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float) -> Clipped | None:
@@ -160,12 +191,12 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: float) -> Clipped | None:
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
     none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(draws + 1)
-    unknown = Tracked(weight, weight, none, none, draw, torch.tensor(0))
-    return _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance)
+    unknown = Tracked(weight, weight, none, none, torch.tensor(0), none, draw, torch.tensor(0))
+    return _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
 
 
 def _clip(
-    weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float
+    weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
 ) -> Clipped | None:
     ceiling = limit * (1 + tolerance)
     end = min(float(tracked.bulk), NEAR * limit)
@@ -184,11 +215,11 @@ def _clip(
     degree = found.degree if found else 0
     if found is not None and FARTHEST * limit < found.block.values[0] < torch.inf:
         # A difference from so far away loses digits: once more, from near the limit.
-        before = weight.clone()
+        before, moved = weight.clone(), torch.inf
         count = clip_leading(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
-    bound = _certified(weight, limit, ceiling, found.block, int(tracked.draws)) if found else None
-    if found is None or bound is None:
+    shown = _certified(weight, limit, ceiling, found.block, tracked, moved) if found else None
+    if found is None or shown is None:
         if before is not None:
             weight.copy_(before)
         return None
@@ -196,9 +227,8 @@ def _clip(
     again = clip_leading(weight, found.block, limit, ceiling)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
-    bulk = torch.tensor(max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk)), dtype=torch.float64)
-    leading = right[:, :width].contiguous()
-    kept = Tracked(leading, weight.clone(), bulk, bulk.new_tensor(bound), tracked.draws, torch.tensor(degree))
+    bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
+    kept = _carried(right[:, :width].contiguous(), weight, bulk, shown, tracked.draws, degree)
     return Clipped(max(count, again), min(values[0], limit), kept)
 
 
@@ -231,23 +261,39 @@ def _uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[
     return [math.sqrt(2 * share * near / SHARE) for share in shares]
 
 
-def _certified(weight: Tensor, limit: float, ceiling: float, block: Block, draw: int) -> float | None:
-    """An upper bound of sigma_1 once the pairs above the ceiling are clipped, at most the ceiling; None where there is
-    no such bound. With a limit of infinity nothing is shown, and the bound infinite."""
+def _certified(
+    weight: Tensor, limit: float, ceiling: float, block: Block, tracked: Tracked, moved: float
+) -> Certificate | None:
+    """Of `weight`, at a distance `moved` from the one tracked, once the pairs above the ceiling are clipped; None where
+    it cannot be shown that no value is then above the ceiling. With a limit of infinity nothing is shown."""
     if limit == torch.inf:
-        return limit
-    count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
-    count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))
+        return Certificate(limit, 0, limit)
+    certifiable = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
+
+    def certificate(count: int, beta: float) -> Certificate | None:
+        if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
+            return None
+        # By (5), Theta being clipped; and so are all but `count` values at most beta.
+        coupling = math.hypot(*block.size[:count])
+        return Certificate(min(max(block.values[0], beta) + coupling, ceiling), count, beta + coupling)
+
+    held = int(tracked.held)
+    if 0 < held <= certifiable:
+        # By (2) no more values than `held` are above this: if as many pairs are, what they leave out is not, but for
+        # what W^T W lacks to be diag(Theta^2, M^T M).
+        lacking = block.values[0] * math.hypot(*block.size[:held])
+        beta = math.sqrt((float(tracked.rest) + moved) ** 2 + lacking) * (1 + ROUNDED)
+        shown = certificate(held, beta) if beta < block.values[held - 1] else None
+        if shown is not None:
+            return shown
+    count = min(certifiable, max(number_above(block.values, LEAST_TRACKED * limit), 1))
+    count = apart(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
     if count == 0:
         return None
     left_out = block.values[count]
     guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
-    apart, right = weight, block.right[:, :count].contiguous()
+    rest, right = weight, block.right[:, :count].contiguous()
     if weight.numel() <= LARGEST_COPY:
-        apart = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
-    vectors = probes(weight.shape[1], weight, draw)
-    beta = bound(apart, guess, target, vectors, right if apart is weight else None)
-    if beta > target or not certifies(block, count, limit, ceiling, beta):
-        return None
-    # By (5), Theta being clipped.
-    return min(max(block.values[0], beta) + math.hypot(*block.size[:count]), ceiling)
+        rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
+    vectors = probes(weight.shape[1], weight, int(tracked.draws))
+    return certificate(count, bound(rest, guess, target, vectors, right if rest is weight else None))

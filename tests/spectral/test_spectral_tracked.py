@@ -1,0 +1,92 @@
+"""A certificate of one step serves the next ones, by Weyl's inequality, and no longer than that allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gruclip.spectral import SpectralState, clip_singular_values_, tracked
+
+
+def orthogonal(n: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+
+
+def assert_projected(before: Tensor, after: Tensor, limit: float) -> None:
+    U, values, V = torch.linalg.svd(before.double())
+    exact = (U * values.clamp(max=limit)) @ V
+    assert float(torch.linalg.svdvals(after.double())[0]) <= limit * (1 + 2e-6)
+    assert float((after - exact).norm()) <= 2e-6 * max(float(before.norm()), limit)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each bound by random vectors."""
+    bound, calls = tracked.bound, []
+    monkeypatch.setattr(tracked, "bound", lambda *args: calls.append(1) or bound(*args))
+    return calls
+
+
+def spectrum(n: int, above: int) -> Tensor:
+    """Some values at 1, and a gap below them."""
+    return torch.cat((torch.ones(above), torch.linspace(0.9, 0, n - above))).double()
+
+
+def test_a_slow_drift_is_certified_without_random_vectors_for_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, calls, state = torch.Generator().manual_seed(0), counted(monkeypatch), SpectralState()
+    U, V = orthogonal(300, generator), orthogonal(300, generator)
+    weight = ((U * spectrum(300, 5)) @ V.mT).float()
+    for step in range(40):
+        noise = torch.randn(300, 300, generator=generator)
+        weight += (2e-3 * U[:, :5] @ V[:, :5].mT).float() + 2e-3 * noise / noise.norm()
+        before = weight.clone()
+        result = clip_singular_values_(weight, 1.0, state=state)
+        assert result.certified
+        assert not result.redone
+        assert int(result.values_clipped) == 5, step
+        assert_projected(before, weight, 1.0)
+    # ||W - W_old||_F is 5e-3, and the gap 0.1.
+    assert 1 <= len(calls) <= 6
+
+
+def test_a_large_step_is_certified_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, calls, state = torch.Generator().manual_seed(0), counted(monkeypatch), SpectralState()
+    U, V = orthogonal(300, generator), orthogonal(300, generator)
+    weight = ((U * spectrum(300, 5)) @ V.mT).float()
+    clip_singular_values_(weight, 1.0, state=state)
+    for step in range(5):
+        weight += (0.2 * U[:, :5] @ V[:, :5].mT).float()
+        result = clip_singular_values_(weight, 1.0, state=state)
+        assert result.certified
+        assert len(calls) == step + 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rise=st.floats(1e-3, 0.05),
+    start=st.floats(0.3, 0.95),
+    above=st.integers(0, 8),
+    restarts=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_what_rises_where_no_carried_vector_feels_it_never_passes_the_limit(
+    rise: float, start: float, above: int, restarts: bool, seed: int
+) -> None:
+    """One direction of the bulk, by steps so small that nothing is sought in them, beside values held at the limit."""
+    generator, state = torch.Generator().manual_seed(seed), SpectralState()
+    U, V = orthogonal(200, generator), orthogonal(200, generator)
+    values = torch.cat((torch.ones(above), torch.linspace(0.8, 0.7, 30), torch.linspace(0.6, 0, 170 - above))).double()
+    values[60] = start
+    weight = ((U * values) @ V.mT).to(torch.float32)
+    for step in range(30):
+        weight += (rise * U[:, 60:61] @ V[:, 60:61].mT + 1e-3 * U[:, :above] @ V[:, :above].mT).float()
+        before = weight.clone()
+        result = clip_singular_values_(weight, 1.0, state=state, algorithm="block")
+        assert result.certified
+        assert_projected(before, weight, 1.0)
+        if restarts and step % 7 == 3:
+            copied = SpectralState()
+            copied.load_state_dict(state.state_dict())
+            state = copied
