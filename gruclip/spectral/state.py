@@ -39,9 +39,11 @@ class SpectralState:
         return self.matrices
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:
-        """The state of some of the matrices, in the order of `index`."""
-        chosen = [index] if isinstance(index, int) else index
-        return SpectralState([dict(self.matrices[i]) if i < len(self.matrices) else {} for i in chosen])
+        """A copy of the state of some of the matrices, in the order of `index`."""
+        chosen = [
+            self.matrices[i] if i < len(self.matrices) else {} for i in ([index] if isinstance(index, int) else index)
+        ]
+        return SpectralState([{name: tensor.clone() for name, tensor in held.items()} for held in chosen])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors, by ``"<matrix>.<entry>"``."""

@@ -119,13 +119,13 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     known = [value * (1 + ROUNDED) for value in values[: width + 1].tolist()]
     held = apart(known, limit, 1, 0.0)
     shown = Certificate(known[0], held, known[held]) if held else Certificate(known[0], 0, torch.inf)
-    return _carried(leading, weight, known[width], shown, torch.tensor(draws), 0)
+    return _carried(leading, weight.clone(), known[width], shown, torch.tensor(draws), 0)
 
 
-def _carried(right: Tensor, weight: Tensor, bulk: float, shown: Certificate, draws: Tensor, degree: int) -> Tracked:
+def _carried(right: Tensor, previous: Tensor, bulk: float, shown: Certificate, draws: Tensor, degree: int) -> Tracked:
     numbers = torch.tensor([bulk, shown.largest, shown.rest], dtype=torch.float64).unbind()
     held = torch.tensor(shown.held)
-    return Tracked(right, weight.clone(), numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
+    return Tracked(right, previous, numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
 
 
 def apart(values: list[float], limit: float, least: int, step: float) -> int:
@@ -228,7 +228,9 @@ def _clip(
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
     bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
-    kept = _carried(right[:, :width].contiguous(), weight, bulk, shown, tracked.draws, degree)
+    # In place, where there is a place: to map new memory takes longer than to write it.
+    previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
+    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
     return Clipped(max(count, again), min(values[0], limit), kept)
 
 
