@@ -30,8 +30,8 @@ ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
 
-#: From this size on a matrix of which nothing is known, and which `single` does not take, is searched for a few values
-#: above the limit: in vain that takes a thirtieth of the decomposition, and else a third to a half of it.
+#: From this size on a matrix of which nothing is known is searched for a few values above the limit: in vain that takes
+#: up to a third of the decomposition, and else saves the half of it and more.
 SMALLEST_SEARCHED = 800
 
 #: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
@@ -198,8 +198,8 @@ def _clip_one(
             done = tracked.clip(weight, norm, limit, entries, near)
         else:
             done = tracked.inside(weight, norm, limit, entries, distance(weight, entries.previous))
-    elif tracks and in_range and not near_limit and limit < torch.inf and min(weight.shape) >= SMALLEST_SEARCHED:
-        done = tracked.search(weight, norm, limit, _draws(held), near)
+    elif tracks and in_range and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
+        done = tracked.search(weight, norm, limit, near)
     if done is not None:
         held.clear()  # of what another algorithm left, which is of another matrix
         held.update(done.tracked._asdict())

@@ -188,9 +188,9 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     return thin_product(weight.mT, change)
 
 
-def search(weight: Tensor, norm: float, limit: float, draws: int, tolerance: float) -> Clipped | None:
+def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipped | None:
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
-    none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(draws + 1)
+    none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(1)
     unknown = Tracked(weight, weight, none, none, torch.tensor(0), none, draw, torch.tensor(0))
     return _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
 
