@@ -3,8 +3,8 @@
 - `clip`: `clip_singular_values_`, which chooses among them; start here, with ``README.md`` for the mathematics.
 - `exact`: full decompositions, the reference; `truncated`: the paper's; `single`: leading eigenvectors in float32, with
   `eigen`; `products`: matrix products alone, for GPUs.
-- `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `bound` (what the
-  certificate needs) and `state` (what is carried from step to step); `thin`: products with a few columns.
+- `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `certificate` and
+  the `bound` for it, and `state` (what is carried from step to step); `thin`: products with a few columns.
 - `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix.
 
 Imports torch and the standard library, and of gruclip `kernels` and `errors`.

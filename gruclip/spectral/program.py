@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral.bound import ALPHA, PROBES
+from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
 from gruclip.spectral.products import MARGIN, Projected, number_positive, positive_part, sign_polynomials
 from gruclip.spectral.state import CARRIED, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
-from gruclip.spectral.tracked import GUESS, HIGHEST_BULK, NEAR, SHARE, SKETCH
+from gruclip.spectral.tracked import NEAR, SKETCH
 
 #: q, with those of the sketch.
 COLUMNS = CARRIED + SKETCH

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gruclip.kernels.products import gram_matrix
 from gruclip.spectral import subspace
+from gruclip.spectral.certificate import certifies
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, thin_product
 
@@ -170,7 +171,7 @@ def _clip_few(
         before = weight.clone()
         clipped = subspace.clip_leading(weight, block, limit, ceiling)
         block = subspace.rayleigh_ritz(weight, block.right.contiguous())
-    if max(judge(block)) <= 1 and subspace.certifies(block, last, limit, ceiling, beta):
+    if max(judge(block)) <= 1 and certifies(block, last, limit, ceiling, beta):
         clipped = max(subspace.clip_leading(weight, block, limit, ceiling), clipped)
         values = torch.tensor(block.values, dtype=torch.float64) * (1 + NOISE)
         return Clipped(clipped, values, block.right)

@@ -222,18 +222,6 @@ def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: f
     return [math.sqrt(max(one / room, two / further)) for one, two in zip(squares, seconds, strict=True)]
 
 
-def certifies(block: Block, count: int, limit: float, ceiling: float, beta: float) -> bool:
-    """Whether by (8) no singular value is above `ceiling`, once those of the first `count` pairs that are above it are
-    at `limit`, and beta < ceiling bounds the ones that these pairs leave out.
-    """
-    kappa = ceiling**2 / (ceiling**2 - beta**2)
-    # What lies between the limit and the ceiling is not clipped.
-    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
-    coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
-    schur = coupling.new_tensor(room).diag().sub_(coupling)
-    return int(torch.linalg.cholesky_ex(schur)[1]) == 0
-
-
 def allotted(parts: list[float], whole: float) -> float:
     """What each part may be at most for their sum to be `whole`, where those below it keep what they are; where the sum
     is less, the largest part enlarged as much."""

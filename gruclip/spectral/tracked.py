@@ -17,12 +17,20 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import single
-from gruclip.spectral.bound import bound, probes
+from gruclip.spectral.bound import probes
+from gruclip.spectral.certificate import (
+    NONE,
+    ROUNDED,
+    Certificate,
+    apart,
+    from_last,
+    from_random_vectors,
+    uncertainty,
+)
 from gruclip.spectral.subspace import (
     FARTHEST,
     Block,
     both,
-    certifies,
     clip_leading,
     converge,
     imprecision,
@@ -42,25 +50,10 @@ WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
 #: below it, and what is left out.
 STILL = 0.1
-#: beta / L, at most: kappa is then below 34.
-HIGHEST_BULK = 0.985
 #: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones or the change's.
 LEADING, STIRRED = 8, 2
 #: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
 HELD = 0.98
-#: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
-LEAST_TRACKED = 0.88
-#: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
-GUESS = 0.1
-#: Numbers of a matrix for whose bound W (I - P) = W - U Theta V^T is formed. For a larger one the vectors are kept in
-#: the range of I - P.
-LARGEST_COPY = 1_000_000
-#: For how many steps a certificate should hold for a gap between two values to be sought for it.
-STEPS = 4
-#: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
-SHARE = 0.5
-#: By how much a decomposition may have its largest value too small, relative to it.
-ROUNDED = 1e-6
 #: Added to the seeds of sketches: no sketch takes the vectors of a bound.
 SKETCHES = 1 << 40
 #: Columns of a search in a matrix of which nothing is known.
@@ -78,14 +71,6 @@ class Tracked(NamedTuple):
     rest: Tensor  #: as certain as `bound`, a float64 number on the CPU; infinite for none
     draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
     degree: Tensor  #: of the filter that the last step would have needed, on the CPU
-
-
-class Certificate(NamedTuple):
-    """What is known of the singular values after a step."""
-
-    largest: float  #: an upper bound of all
-    held: int  #: of all but so many
-    rest: float  #: is this one
 
 
 class Clipped(NamedTuple):
@@ -118,7 +103,7 @@ def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: in
     leading = right[:, :width].to(weight.dtype).contiguous()
     known = [value * (1 + ROUNDED) for value in values[: width + 1].tolist()]
     held = apart(known, limit, 1, 0.0)
-    shown = Certificate(known[0], held, known[held]) if held else Certificate(known[0], 0, torch.inf)
+    shown = Certificate(known[0], held, known[held] if held else torch.inf)
     return _carried(leading, weight.clone(), known[width], shown, torch.tensor(draws), 0)
 
 
@@ -126,15 +111,6 @@ def _carried(right: Tensor, previous: Tensor, bulk: float, shown: Certificate, d
     numbers = torch.tensor([bulk, shown.largest, shown.rest], dtype=torch.float64).unbind()
     held = torch.tensor(shown.held)
     return Tracked(right, previous, numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
-
-
-def apart(values: list[float], limit: float, least: int, step: float) -> int:
-    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of that
-    length, which is ||W - W_old||_F, may close it.
-    """
-    gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
-    widest = max(gaps, default=0.0)
-    return least + gaps.index(widest) if widest > STEPS * step else 0
 
 
 def pairs_wanted(weight: Tensor, near: int, most: int | None = None) -> int:
@@ -208,7 +184,7 @@ def _clip(
         if not width_for(weight, near) or near + SPARE > len(block.values):
             return None
         precise = imprecision(block, norm, limit, ceiling, min(block.values[near + SPARE - 1], limit))
-        return both(precise, _uncertainty(block, limit, ceiling, near))
+        return both(precise, uncertainty(block, limit, ceiling, near))
 
     before, count = None, 0
     found = converge(weight, columns, judge, end, int(tracked.degree))
@@ -218,7 +194,7 @@ def _clip(
         before, moved = weight.clone(), torch.inf
         count = clip_leading(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
-    shown = _certified(weight, limit, ceiling, found.block, tracked, moved) if found else None
+    shown = _shown(weight, limit, ceiling, found.block, tracked, moved) if found else None
     if found is None or shown is None:
         if before is not None:
             weight.copy_(before)
@@ -234,68 +210,12 @@ def _clip(
     return Clipped(max(count, again), min(values[0], limit), kept)
 
 
-def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """What each pair's residual takes of its room in the certificate (8)."""
-    kappa = ceiling**2 / (ceiling**2 - bulk**2)
-    # What lies between the limit and the ceiling is not clipped.
-    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
-    return [
-        kappa * (size / ceiling) ** 2 / left if left > 0 else math.inf
-        for size, left in zip(block.size, room, strict=True)
-    ]
-
-
-def _certifiable(block: Block, limit: float, ceiling: float) -> int:
-    """How many of the leading pairs have residuals that let a certificate hold, even with the largest bulk."""
-    total = 0.0
-    for count, share in enumerate(_shares(block, limit, ceiling, HIGHEST_BULK * limit)):
-        total += share
-        if total > SHARE:
-            return count
-    return len(block.values)
-
-
-def _uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[float]:
-    """Of the pairs near the limit, so that there can be a certificate."""
-    if _certifiable(block, limit, ceiling) >= near:
-        return []
-    shares = _shares(block, limit, ceiling, HIGHEST_BULK * limit)[:near]
-    return [math.sqrt(2 * share * near / SHARE) for share in shares]
-
-
-def _certified(
+def _shown(
     weight: Tensor, limit: float, ceiling: float, block: Block, tracked: Tracked, moved: float
 ) -> Certificate | None:
-    """Of `weight`, at a distance `moved` from the one tracked, once the pairs above the ceiling are clipped; None where
-    it cannot be shown that no value is then above the ceiling. With a limit of infinity nothing is shown."""
+    """What there is to certify `weight`, at a distance `moved` from the one tracked; of an infinite limit, nothing."""
     if limit == torch.inf:
-        return Certificate(limit, 0, limit)
-    certifiable = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
-
-    def certificate(count: int, beta: float) -> Certificate | None:
-        if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
-            return None
-        # By (5), Theta being clipped; and so are all but `count` values at most beta.
-        coupling = math.hypot(*block.size[:count])
-        return Certificate(min(max(block.values[0], beta) + coupling, ceiling), count, beta + coupling)
-
-    held = int(tracked.held)
-    if 0 < held <= certifiable:
-        # By (2) no more values than `held` are above this: if as many pairs are, what they leave out is not, but for
-        # what W^T W lacks to be diag(Theta^2, M^T M).
-        lacking = block.values[0] * math.hypot(*block.size[:held])
-        beta = math.sqrt((float(tracked.rest) + moved) ** 2 + lacking) * (1 + ROUNDED)
-        shown = certificate(held, beta) if beta < block.values[held - 1] else None
-        if shown is not None:
-            return shown
-    count = min(certifiable, max(number_above(block.values, LEAST_TRACKED * limit), 1))
-    count = apart(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
-    if count == 0:
-        return None
-    left_out = block.values[count]
-    guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
-    rest, right = weight, block.right[:, :count].contiguous()
-    if weight.numel() <= LARGEST_COPY:
-        rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
-    vectors = probes(weight.shape[1], weight, int(tracked.draws))
-    return certificate(count, bound(rest, guess, target, vectors, right if rest is weight else None))
+        return NONE
+    last = Certificate(float(tracked.bound), int(tracked.held), float(tracked.rest))
+    known = from_last(block, limit, ceiling, last, moved)
+    return known or from_random_vectors(weight, block, limit, ceiling, int(tracked.draws), moved)

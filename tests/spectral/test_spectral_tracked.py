@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gruclip.spectral import SpectralState, clip_singular_values_, tracked
+from gruclip.spectral import SpectralState, certificate, clip_singular_values_
 
 
 def orthogonal(n: int, generator: torch.Generator) -> Tensor:
@@ -24,8 +24,8 @@ def assert_projected(before: Tensor, after: Tensor, limit: float) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each bound by random vectors."""
-    bound, calls = tracked.bound, []
-    monkeypatch.setattr(tracked, "bound", lambda *args: calls.append(1) or bound(*args))
+    bound, calls = certificate.bound, []
+    monkeypatch.setattr(certificate, "bound", lambda *args: calls.append(1) or bound(*args))
     return calls
 
 

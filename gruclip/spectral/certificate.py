@@ -1,0 +1,135 @@
+"""What certifies that no singular value is above the limit after a step: equation (8) of README.md, for a bound of what
+the pairs that were found leave out. It comes from random vectors, (9), or from the last step's certificate by Weyl's
+inequality, (2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral.bound import bound, probes
+from gruclip.spectral.subspace import Block, number_above
+from gruclip.spectral.thin import column_gram
+
+#: beta / L, at most: kappa is then below 34.
+HIGHEST_BULK = 0.985
+#: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
+LEAST_TRACKED = 0.88
+#: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
+GUESS = 0.1
+#: Numbers of a matrix for whose bound W (I - P) = W - U Theta V^T is formed. For a larger one the vectors are kept in
+#: the range of I - P.
+LARGEST_COPY = 1_000_000
+#: For how many steps a certificate should hold for a gap between two values to be sought for it.
+STEPS = 4
+#: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
+SHARE = 0.5
+#: By how much a decomposition may have its largest value too small, relative to it.
+ROUNDED = 1e-6
+
+
+class Certificate(NamedTuple):
+    """What is known of the singular values after a step."""
+
+    largest: float  #: an upper bound of all
+    held: int  #: of all but so many
+    rest: float  #: is this one
+
+
+NONE = Certificate(math.inf, 0, math.inf)
+
+
+def certifies(block: Block, count: int, limit: float, ceiling: float, beta: float) -> bool:
+    """Whether by (8) no singular value is above `ceiling`, once those of the first `count` pairs that are above it are
+    at `limit`, and beta < ceiling bounds the ones that these pairs leave out.
+    """
+    kappa = ceiling**2 / (ceiling**2 - beta**2)
+    # What lies between the limit and the ceiling is not clipped.
+    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
+    coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
+    schur = coupling.new_tensor(room).diag().sub_(coupling)
+    return int(torch.linalg.cholesky_ex(schur)[1]) == 0
+
+
+def apart(values: list[float], limit: float, least: int, step: float) -> int:
+    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of that
+    length, which is ||W - W_old||_F, may close it.
+    """
+    gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
+    widest = max(gaps, default=0.0)
+    return least + gaps.index(widest) if widest > STEPS * step else 0
+
+
+def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:
+    """What each pair's residual takes of its room in the certificate (8)."""
+    kappa = ceiling**2 / (ceiling**2 - bulk**2)
+    # What lies between the limit and the ceiling is not clipped.
+    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
+    return [
+        kappa * (size / ceiling) ** 2 / left if left > 0 else math.inf
+        for size, left in zip(block.size, room, strict=True)
+    ]
+
+
+def _certifiable(block: Block, limit: float, ceiling: float) -> int:
+    """How many of the leading pairs have residuals that let a certificate hold, even with the largest bulk."""
+    total = 0.0
+    for count, share in enumerate(_shares(block, limit, ceiling, HIGHEST_BULK * limit)):
+        total += share
+        if total > SHARE:
+            return count
+    return len(block.values)
+
+
+def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[float]:
+    """Of the pairs near the limit, so that there can be a certificate."""
+    if _certifiable(block, limit, ceiling) >= near:
+        return []
+    shares = _shares(block, limit, ceiling, HIGHEST_BULK * limit)[:near]
+    return [math.sqrt(2 * share * near / SHARE) for share in shares]
+
+
+def _certificate(block: Block, limit: float, ceiling: float, count: int, beta: float) -> Certificate | None:
+    """By the first `count` pairs, once those above the ceiling are clipped."""
+    if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
+        return None
+    # By (5), Theta being clipped; and so are all but `count` values at most beta.
+    coupling = math.hypot(*block.size[:count])
+    return Certificate(min(max(block.values[0], beta) + coupling, ceiling), count, beta + coupling)
+
+
+def from_last(block: Block, limit: float, ceiling: float, last: Certificate, moved: float) -> Certificate | None:
+    """A matrix's, at a distance `moved` from the one of which `last` is known, in the Frobenius norm; None where it has
+    none, as where the gap has closed.
+    """
+    if not 0 < last.held <= min(_certifiable(block, limit, ceiling), len(block.values) - 1):
+        return None
+    # By (2) no more values than `held` are above the sum: if as many pairs are, what they leave out is not, but for
+    # what W^T W lacks to be diag(Theta^2, M^T M).
+    lacking = block.values[0] * math.hypot(*block.size[: last.held])
+    beta = math.sqrt((last.rest + moved) ** 2 + lacking) * (1 + ROUNDED)
+    return _certificate(block, limit, ceiling, last.held, beta) if beta < block.values[last.held - 1] else None
+
+
+def from_random_vectors(
+    weight: Tensor, block: Block, limit: float, ceiling: float, draw: int, moved: float
+) -> Certificate | None:
+    """`weight`'s, by vectors that are others for every `draw`; None where they leave it open. `moved`: how far a step
+    goes, in the Frobenius norm.
+    """
+    count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
+    count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))
+    count = apart(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
+    if count == 0:
+        return None
+    left_out = block.values[count]
+    guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
+    rest, right = weight, block.right[:, :count].contiguous()
+    if weight.numel() <= LARGEST_COPY:
+        rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
+    beta = bound(rest, guess, target, probes(weight.shape[1], weight, draw), right if rest is weight else None)
+    return _certificate(block, limit, ceiling, count, beta)
