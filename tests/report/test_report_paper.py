@@ -39,6 +39,23 @@ def test_a_kept_table_is_made_again_to_the_byte(
     assert capsys.readouterr().out == (PAPER / file).read_text()
 
 
+@pytest.mark.parametrize("page", sorted(PAPER.glob("*.html")), ids=lambda page: page.stem)
+def test_a_kept_page_is_made_again_but_for_how_its_figures_are_drawn(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte, pictures aside: these depend on the machine's fonts."""
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "made.html"
+    assert main(["report", "--experiment", page.stem, "--runs", "outputs/paper", "--out", str(made)]) == 0
+
+    def without_pictures(html: Path) -> str:
+        text, pictures = re.subn(r"base64,[A-Za-z0-9+/=]+", "", html.read_text())
+        return f"{pictures} pictures\n{text}"
+
+    assert without_pictures(made) == without_pictures(page)
+
+
 def test_every_kept_file_is_one_that_collect_writes() -> None:
     for path in (*PAPER.glob("*.csv"), *PAPER.glob("*/*.csv")):
         assert collected.text(line for _, line in collected.read(path)) == path.read_text(), path
