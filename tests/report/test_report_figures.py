@@ -143,10 +143,17 @@ def test_figure_2_of_less_than_an_epoch_is_per_iteration(tmp_path: Path, drawn: 
 
 
 def test_figure_2_refuses_times_taken_in_a_stack(tmp_path: Path) -> None:
-    runs = write_figure_2_runs(tmp_path, stack_size=12)
+    write_run(tmp_path, config(PTB, "gradient_clipping", 5), summary(), None, timing(2, stack_size=12))
     with pytest.raises(UserError, match=r"timed in a stack of 12 runs, not alone; .* gruclip reproduce figure2"):
-        figure("2", runs, tmp_path / "out")
+        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_figure_2_says_that_it_leaves_out_what_was_timed_in_a_stack(tmp_path: Path, drawn: Drawn) -> None:
+    figure("2", write_figure_2_runs(tmp_path, stack_size=12), tmp_path / "out", ("png",))
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert labels == ["spectral clipping\ndelta 0.2", "spectral clipping\ndelta 0.2, naive full SVD"]
+    assert "without 1 run timed in a stack" in " ".join(text.get_text() for text in drawn[0].texts)
 
 
 def test_figure_2_refuses_times_that_do_not_compare(tmp_path: Path) -> None:

@@ -38,27 +38,32 @@ _TIMELESS = (
 )
 
 
-def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
-    """Seconds per epoch by method: forward, backward, update and clipping, the naive full SVD beside the rest.
+_REMEDY = "give --runs the folder of runs that do, or make them with: gruclip reproduce figure2"
 
-    Raises `UserError` for timings taken in a stack, and for runs whose times do not compare (other data, model, ...).
+
+def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
+    """Seconds per epoch by method: forward, backward, update and clipping, the naive full SVD beside the rest; of the
+    runs that were timed alone; the title says how many others there are.
+
+    Raises `UserError` where all were timed in a stack, and where times do not compare (other data, model, ...).
     """
     runs = finished(runs)
     if runs.empty:
         raise UserError("figure 2: no finished runs; make them with: gruclip reproduce figure2")
+    read = {folder: read_timing(folder) for folder in runs["folder"]}
+    stacked = {folder: most for folder, timing in read.items() if (most := timing["stack_size"].max()) > 1}
+    if len(stacked) == len(runs):
+        folder, most = next(iter(stacked.items()))
+        raise UserError(f"figure 2: {folder} was timed in a stack of {most:.0f} runs, not alone; {_REMEDY}")
+    runs = runs[~runs["folder"].isin(stacked)]
     parts = sections(runs, _TIMELESS)
     if len(parts) > 1:
-        raise UserError(f"figure 2: the runs differ in {', '.join(parts[0].differing)}, so their times do not compare")
+        differing = ", ".join(parts[0].differing)
+        raise UserError(f"figure 2: the runs differ in {differing}, so their times do not compare; {_REMEDY}")
     machines = _machines(runs)
     if len(machines) > 1:
-        raise UserError(f"figure 2: the runs were timed on different machines ({'; '.join(machines)})")
-    timings = [read_timing(folder) for folder in runs["folder"]]
-    for folder, timing in zip(runs["folder"], timings, strict=True):
-        if timing["stack_size"].max() > 1:
-            raise UserError(
-                f"figure 2: {folder} was timed in a stack of {timing['stack_size'].max():.0f} runs, not alone; "
-                "make its own runs with: gruclip reproduce figure2"
-            )
+        raise UserError(f"figure 2: the runs were timed on different machines ({'; '.join(machines)}); {_REMEDY}")
+    timings = [read[folder] for folder in runs["folder"]]
     if not any(map(len, timings)):
         raise UserError("figure 2: no run ended its first epoch, so none was timed")
     seconds = seconds_by_method(runs, timings)
@@ -90,7 +95,8 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
                       handler_map={tuple: HandlerTuple(ndivide=None, pad=0)})  # fmt: skip
 
     height = 0.9 + 0.32 * len(seconds)
-    return style.save(draw, f"{parts[0].model}\n{machines[0]}", height, out / "figure_2", formats)
+    left_out = f"\nwithout {len(stacked)} run{'s' * (len(stacked) > 1)} timed in a stack" if stacked else ""
+    return style.save(draw, f"{parts[0].model}\n{machines[0]}{left_out}", height, out / "figure_2", formats)
 
 
 def _machines(runs: pd.DataFrame) -> list[str]:
