@@ -172,7 +172,9 @@ def _clip_few(
         clipped = subspace.clip_leading(weight, block, limit, ceiling)
         block = subspace.rayleigh_ritz(weight, block.right.contiguous())
     if max(judge(block)) <= 1 and certifies(block, last, limit, ceiling, beta):
-        clipped = max(subspace.clip_leading(weight, block, limit, ceiling), clipped)
+        # What has come from far is at the limit but for rounding, and is now put there.
+        exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
+        clipped = clipped or exactly
         values = torch.tensor(block.values, dtype=torch.float64) * (1 + NOISE)
         return Clipped(clipped, values, block.right)
     if before is not None:

@@ -200,14 +200,15 @@ def _clip(
             weight.copy_(before)
         return None
     values, right = found.block.values, found.block.right
-    again = clip_leading(weight, found.block, limit, ceiling)
+    # What has come from far is at the limit but for rounding, and is now put there.
+    again = clip_leading(weight, found.block, limit, ceiling if before is None else limit)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
     bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
     # In place, where there is a place: to map new memory takes longer than to write it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
-    return Clipped(max(count, again), min(values[0], limit), kept)
+    return Clipped(count or again, min(values[0], limit), kept)
 
 
 def _shown(

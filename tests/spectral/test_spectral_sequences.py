@@ -101,3 +101,11 @@ def test_to_measure_between_two_projections_is_harmless() -> None:
     for seed in range(5):
         changes = [("below the leading vectors", "measure"), ("none", "clip")] * 3
         check_sequence(changes, 300, "block", torch.float32, seed)
+
+
+def test_what_was_far_above_the_limit_is_at_it_afterwards_so_that_a_second_time_changes_nothing() -> None:
+    """From 58 limits a difference left a value 1.87e-6 above: in the tolerance, but for the next look's rounding."""
+    changes = [("a thousandth", "clip"), ("a spike", "measure"), ("large", "measure"), ("a thousandth", "clip")]
+    check_sequence(changes, 247, "auto", torch.float32, 247)
+    for seed in range(8):
+        check_sequence([("a spike", "measure"), ("a thousandth", "clip")], 240 + seed, "block", torch.float32, seed)
