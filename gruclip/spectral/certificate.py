@@ -47,12 +47,18 @@ def certifies(block: Block, count: int, limit: float, ceiling: float, beta: floa
     """Whether by (8) no singular value is above `ceiling`, once those of the first `count` pairs that are above it are
     at `limit`, and beta < ceiling bounds the ones that these pairs leave out.
     """
+    # The trace bounds the largest eigenvalue.
+    if sum(_shares(block, limit, ceiling, beta)[:count]) <= 1:
+        return True
     kappa = ceiling**2 / (ceiling**2 - beta**2)
-    # What lies between the limit and the ceiling is not clipped.
-    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values[:count]]
     coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
-    schur = coupling.new_tensor(room).diag().sub_(coupling)
+    schur = coupling.new_tensor(_room(block, limit, ceiling)[:count]).diag().sub_(coupling)
     return int(torch.linalg.cholesky_ex(schur)[1]) == 0
+
+
+def _room(block: Block, limit: float, ceiling: float) -> list[float]:
+    """Of each pair once those above the ceiling are clipped; what lies between the limit and the ceiling is not."""
+    return [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
 
 
 def apart(values: list[float], limit: float, least: int, step: float) -> int:
@@ -67,11 +73,9 @@ def apart(values: list[float], limit: float, least: int, step: float) -> int:
 def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:
     """What each pair's residual takes of its room in the certificate (8)."""
     kappa = ceiling**2 / (ceiling**2 - bulk**2)
-    # What lies between the limit and the ceiling is not clipped.
-    room = [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
     return [
         kappa * (size / ceiling) ** 2 / left if left > 0 else math.inf
-        for size, left in zip(block.size, room, strict=True)
+        for size, left in zip(block.size, _room(block, limit, ceiling), strict=True)
     ]
 
 

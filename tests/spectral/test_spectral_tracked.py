@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gruclip.spectral import SpectralState, certificate, clip_singular_values_
+from gruclip.spectral.subspace import Block
 
 
 def orthogonal(n: int, generator: torch.Generator) -> Tensor:
@@ -90,3 +91,39 @@ def test_what_rises_where_no_carried_vector_feels_it_never_passes_the_limit(
             copied = SpectralState()
             copied.load_state_dict(state.state_dict())
             state = copied
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    values=st.lists(st.floats(0.9, 3.0), min_size=1, max_size=8),
+    beta=st.floats(0.0, 0.98),
+    size=st.floats(1e-4, 2.0),
+    alike=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_what_is_certified_is_inside_whatever_the_rest_is(
+    values: list[float], beta: float, size: float, alike: bool, seed: int
+) -> None:
+    """Equation (8) against the matrix (5) itself, its rest as bad as beta allows; residuals near what has room."""
+    generator, n, k = torch.Generator().manual_seed(seed), 30, len(values)
+    values, ceiling = sorted(values, reverse=True), 1 + 1e-3
+    clipped = [min(value, 1.0) if value > ceiling else value for value in values]
+    room = torch.tensor([1 - (value / ceiling) ** 2 for value in clipped], dtype=torch.float64)
+    kappa = ceiling**2 / (ceiling**2 - beta**2)
+    V = orthogonal(n, generator)
+    along = V[:, k : k + 1].expand(n, k) if alike else V[:, k : 2 * k]
+    residual = along * ceiling * (size * room / kappa).sqrt()
+    block = Block(values, torch.empty(0), V[:, :k], residual, residual.norm(dim=0).tolist())
+    # sigma_1 <= ceiling for every M M^T <= beta^2 I, and this is the largest.
+    A = torch.zeros(2 * n, n, dtype=torch.float64)
+    A[:k, :k], A[:k, k:], A[n : 2 * n - k, k:] = (
+        torch.tensor(clipped).diag(),
+        (V.mT @ residual).mT[:, k:],
+        beta * torch.eye(n - k),
+    )
+    largest = float(torch.linalg.svdvals(A)[0])
+    certified = certificate.certifies(block, k, 1.0, ceiling, beta)
+    assert largest <= ceiling * (1 + 1e-12) or not certified
+    # Orthogonal residuals take a share each; alike ones add up.
+    total = size * k if alike else size
+    assert certified == (total <= 1) or abs(total - 1) < 1e-6
