@@ -192,9 +192,7 @@ void gruclip_band(float* a, double* band, float* scales, long n, long stride, in
             // Q = I - x t x^T
             double along[BAND];
             for (long m = 0; m < c; m++) along[m] = dot(x + m * stride, mine, size);
-            t[c][c] = scales[i];
-            for (long m = 0; m < c; m++)
-                for (long l = m; l < c; l++) t[m][c] -= scales[i] * t[m][l] * along[l];
+            add_reflection(t, c, scales[i], along);
         }
         if (p < WORTH_A_THREAD) threads = 1;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)

@@ -15,6 +15,14 @@ inline long reflection_length(long i, long n) {
     return std::max<long>(0, p - (rows - 1 - (i - p)));
 }
 
+// The T of I - V T V^T for one reflection more, the c-th: `along` holds the products of its vector with those before.
+template <typename Number>
+void add_reflection(Number (*t)[BAND], long c, float scale, const Number* along) {
+    t[c][c] = scale;
+    for (long m = 0; m < c; m++)
+        for (long l = m; l < c; l++) t[m][c] -= scale * t[m][l] * along[l];
+}
+
 // Up to BAND reflections that follow each other, as I - V T V^T: the vectors are as long as `length` says, all of them
 // as `shared`, and T is upper triangular.
 struct Reflections {
@@ -31,11 +39,9 @@ struct Reflections {
             v[c] = a + i * stride;
             length[c] = c < rows ? reflection_length(i, n) : shared;
             if (c >= rows) continue;
-            t[c][c] = scales[i];
-            for (long m = 0; m < c; m++) {
-                const float along = dot(v[m], v[c], length[c]);
-                for (long l = 0; l <= m; l++) t[l][c] -= scales[i] * t[l][m] * along;
-            }
+            float along[BAND];
+            for (long m = 0; m < c; m++) along[m] = dot(v[m], v[c], length[c]);
+            add_reflection(t, c, scales[i], along);
         }
     }
 

@@ -109,10 +109,12 @@ double largest_beside(const double* gram, long q) {
     return largest;
 }
 
+// Cosine of the angle between columns, at most, that are nearly orthonormal: a second round leaves what the first made.
+constexpr double NEARLY = 1e-3;
+
 // columns (n, count): in place an orthonormal basis of the same spans by Cholesky factorisations of X^T X, two `rounds`
 // as Yamamoto et al. ("Roundoff error analysis of the CholeskyQR2 algorithm", 2015), or one, which leaves the rounding
 // of their condition's square; false, and columns as they were, where they are too nearly dependent for that.
-constexpr double NEARLY = 1e-3;
 bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
     const long width = parts(count, PANEL) * PANEL;
     const ArrayOf<double> gram = allocate<double>(count * count), sizes = allocate<double>(count);
@@ -128,7 +130,6 @@ bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
         }
         for (long i = 0; i < count; i++)
             for (long j = 0; j < count; j++) gram[i * count + j] *= sizes[i] * sizes[j];
-        // Of columns that were nearly so a second round leaves what the first one did.
         if (largest_beside(gram.get(), count) < NEARLY) rounds = 1;
         if (!inverse_root(inverse.get(), gram.get(), count)) return false;
         const Array panels = zeros(count * width);

@@ -138,8 +138,8 @@ double normalise(double* x, long n) {
     return size;
 }
 
-// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what `rounds` of
-// bisection leave of that.
+// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what bisection leaves of
+// that.
 template <int CHAINS>
 void bisect(dvec* middles, const double* band, long n, long first, double low, double high) {
     constexpr int ROUNDS = 34;

@@ -28,7 +28,7 @@ LARGEST_COPY = 1_000_000
 STEPS = 4
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
 SHARE = 0.5
-#: By how much a decomposition may have its largest value too small, relative to it.
+#: By how much rounding may have a value of a decomposition, or a bound, too small, relative to it.
 ROUNDED = 1e-6
 
 
@@ -97,6 +97,14 @@ def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[f
     return [math.sqrt(2 * share * near / SHARE) for share in shares]
 
 
+def left_out(block: Block, count: int, above: float) -> float:
+    """beta of the first `count` pairs of a matrix with at most so many singular values above a number, which what W^T W
+    lacks to be diag(Theta^2, M^T M) moves. Infinite where fewer pairs are found above it.
+    """
+    beta = math.sqrt(above**2 + block.values[0] * math.hypot(*block.size[:count])) * (1 + ROUNDED)
+    return beta if beta < block.values[count - 1] else math.inf
+
+
 def _certificate(block: Block, limit: float, ceiling: float, count: int, beta: float) -> Certificate | None:
     """By the first `count` pairs, once those above the ceiling are clipped."""
     if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
@@ -112,11 +120,9 @@ def from_last(block: Block, limit: float, ceiling: float, last: Certificate, mov
     """
     if not 0 < last.held <= min(_certifiable(block, limit, ceiling), len(block.values) - 1):
         return None
-    # By (2) no more values than `held` are above the sum: if as many pairs are, what they leave out is not, but for
-    # what W^T W lacks to be diag(Theta^2, M^T M).
-    lacking = block.values[0] * math.hypot(*block.size[: last.held])
-    beta = math.sqrt((last.rest + moved) ** 2 + lacking) * (1 + ROUNDED)
-    return _certificate(block, limit, ceiling, last.held, beta) if beta < block.values[last.held - 1] else None
+    # By (2) no more values than `held` are above the sum.
+    beta = left_out(block, last.held, last.rest + moved)
+    return _certificate(block, limit, ceiling, last.held, beta)
 
 
 def from_random_vectors(
@@ -130,8 +136,8 @@ def from_random_vectors(
     count = apart(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
     if count == 0:
         return None
-    left_out = block.values[count]
-    guess, target = left_out + GUESS * (limit - left_out), HIGHEST_BULK * limit
+    largest = block.values[count]
+    guess, target = largest + GUESS * (limit - largest), HIGHEST_BULK * limit
     rest, right = weight, block.right[:, :count].contiguous()
     if weight.numel() <= LARGEST_COPY:
         rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gruclip.kernels.products import gram_matrix
 from gruclip.spectral import subspace
-from gruclip.spectral.certificate import certifies
+from gruclip.spectral.certificate import certifies, left_out
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.thin import column_squares, thin_product
 
@@ -95,9 +95,8 @@ class Squares:
 
 
 def takes(weight: Tensor) -> bool:
-    """Whether a matrix is of a kind that this can clip."""
-    m, n = weight.shape
-    return weight.dtype == torch.float32 and m >= n <= LARGEST
+    """Whether a matrix, or its transpose, is of a kind that this can clip."""
+    return weight.dtype == torch.float32 and min(weight.shape) <= LARGEST
 
 
 def clip(
@@ -149,9 +148,9 @@ def _clip_few(
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
     ceiling = limit * (1 + tolerance)
     x, right = spectrum.leading(count, rough=True)
-    # The middle of a gap, below which are those that as many pairs leave out as X has eigenvalues above it.
+    # X has as many eigenvalues above the middle of a gap as are before it.
     last = close + int((x[close - 1 : -1] - x[close:]).argmax())
-    middle = float(x[last - 1] + x[last]) / 2
+    middle = 1 + float(x[last - 1] + x[last]) / 2
 
     def judge(block: subspace.Block) -> list[float]:
         precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
@@ -161,17 +160,16 @@ def _clip_few(
     if found is None:
         return None
     block = found.block
-    # What X lacks to be diag(Theta_1^2, M_1^T M_1) / L^2 - I: its eigenvalues are as near to X's.
-    lacking = (block.values[0] * math.hypot(*block.size[:last]) + ROUGH * block.values[0] ** 2) / limit**2
-    beta = limit * math.sqrt(max(1 + middle + lacking, 0.0))
-    if not beta < min(block.values[last - 1], limit):
+    beta = left_out(block, last, math.sqrt(max(middle, 0.0) * limit**2 + ROUGH * block.values[0] ** 2))
+    if not beta < limit:
         return None
-    before, clipped = None, 0
+    before, clipped, precise = None, 0, True
     if block.values[0] > subspace.FARTHEST * limit:
         before = weight.clone()
         clipped = subspace.clip_leading(weight, block, limit, ceiling)
         block = subspace.rayleigh_ritz(weight, block.right.contiguous())
-    if max(judge(block)) <= 1 and certifies(block, last, limit, ceiling, beta):
+        precise = max(judge(block)) <= 1
+    if precise and certifies(block, last, limit, ceiling, beta):
         # What has come from far is at the limit but for rounding, and is now put there.
         exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
         clipped = clipped or exactly

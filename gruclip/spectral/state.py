@@ -40,10 +40,9 @@ class SpectralState:
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:
         """A copy of the state of some of the matrices, in the order of `index`."""
-        chosen = [
-            self.matrices[i] if i < len(self.matrices) else {} for i in ([index] if isinstance(index, int) else index)
-        ]
-        return SpectralState([{name: tensor.clone() for name, tensor in held.items()} for held in chosen])
+        chosen = [index] if isinstance(index, int) else index
+        entries = [self.matrices[i] if i < len(self.matrices) else {} for i in chosen]
+        return SpectralState([{name: tensor.clone() for name, tensor in held.items()} for held in entries])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors, by ``"<matrix>.<entry>"``."""

@@ -1,8 +1,7 @@
 """Clipping by a tracked subspace, certified: some thin products a step instead of a decomposition.
 
 The subspace of the last step and the leading directions of the change since are filtered until the Ritz pairs give the
-result (6) to the precision (7); random vectors bound what they leave out, (9), and a q x q matrix certifies the
-result, (8). The numbers are the equations of README.md.
+result (6) to the precision (7), and `certificate` shows (8). The numbers are the equations of README.md.
 
 Cost in multiply-adds, for q columns: 2 m n q for each degree of the filter and for each Rayleigh-Ritz, 0 to 12 and two
 as a rule, and 2 m n b for each degree of the bound, b = 16 and four to twelve degrees.
@@ -84,9 +83,8 @@ class Clipped(NamedTuple):
 def width_for(weight: Tensor, near: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit; 0 where that would not pay."""
     width, size = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH, min(weight.shape)
-    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     widest = WIDEST_SHARE * size
-    if single.takes(tall):
+    if single.takes(weight):
         widest = min(widest, max(2 * PANEL, WIDEST_SINGLE * size))
     return width if width + SKETCH <= widest else 0
 

@@ -6,26 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_spectral import exact_projection
+from test_spectral_parts import orthogonal
 from torch import Tensor
 
 from gruclip.spectral import clip_singular_values_, exact, single, tracked
 from gruclip.spectral.eigen import Spectrum
 
 
-def orthogonal(n: int, seed: int) -> Tensor:
-    numbers = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.linalg.qr(numbers)[0]
-
-
 def with_values(values: Tensor, seed: int, rows: int | None = None) -> Tensor:
     n = len(values)
     left = orthogonal(rows or n, seed + 1000)[:, :n]
     return (left * values.double() @ orthogonal(n, seed).mT).float()
-
-
-def projection(weight: Tensor, limit: float) -> Tensor:
-    U, values, V = torch.linalg.svd(weight.double(), full_matrices=False)
-    return (U * values.clamp(max=limit)) @ V
 
 
 def spread(n: int, far: list[float]) -> Tensor:
@@ -63,7 +55,7 @@ def test_a_few_values_are_clipped_by_one_decomposition_however_far_they_are(
         assert result.certified
         assert int(result.values_clipped) == int((torch.linalg.svdvals(before.double()) > 1 + 1.9e-6).sum())
         assert float(torch.linalg.svdvals(weight.double())[0]) <= 1 + 2e-6
-        assert float((weight - projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
+        assert float((weight - exact_projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
 
 
 @settings(deadline=None, max_examples=60)
@@ -86,7 +78,7 @@ def test_wherever_the_values_are_the_result_is_exact(
     result = clip_singular_values_(weight, scale)
     assert result.certified
     assert float(torch.linalg.svdvals(weight.double())[0]) <= scale * (1 + 2e-6)
-    assert float((weight - projection(before, scale)).norm()) <= 2e-6 * max(float(before.norm()), scale)
+    assert float((weight - exact_projection(before, scale)).norm()) <= 2e-6 * max(float(before.norm()), scale)
 
 
 def test_values_that_are_returned_bound_the_leading_ones() -> None:
@@ -119,7 +111,7 @@ def test_a_vector_that_was_not_found_leaves_no_certificate(lost: int, monkeypatc
     assert torch.equal(weight, before)
     result = clip_singular_values_(weight, 1.0)
     assert result.certified
-    assert float((weight - projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
+    assert float((weight - exact_projection(before, 1.0)).norm()) <= 2e-6 * float(before.norm())
 
 
 @pytest.mark.usefixtures("kernels_or_not")

@@ -6,21 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_spectral import assert_projected, orthogonal
 from torch import Tensor
 
 from gruclip.spectral import SpectralState, certificate, clip_singular_values_
 from gruclip.spectral.subspace import Block
-
-
-def orthogonal(n: int, generator: torch.Generator) -> Tensor:
-    return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
-
-
-def assert_projected(before: Tensor, after: Tensor, limit: float) -> None:
-    U, values, V = torch.linalg.svd(before.double())
-    exact = (U * values.clamp(max=limit)) @ V
-    assert float(torch.linalg.svdvals(after.double())[0]) <= limit * (1 + 2e-6)
-    assert float((after - exact).norm()) <= 2e-6 * max(float(before.norm()), limit)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -37,7 +27,7 @@ def spectrum(n: int, above: int) -> Tensor:
 
 def test_a_slow_drift_is_certified_without_random_vectors_for_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, calls, state = torch.Generator().manual_seed(0), counted(monkeypatch), SpectralState()
-    U, V = orthogonal(300, generator), orthogonal(300, generator)
+    U, V = orthogonal(generator, 300), orthogonal(generator, 300)
     weight = ((U * spectrum(300, 5)) @ V.mT).float()
     for step in range(40):
         noise = torch.randn(300, 300, generator=generator)
@@ -47,14 +37,14 @@ def test_a_slow_drift_is_certified_without_random_vectors_for_many_steps(monkeyp
         assert result.certified
         assert not result.redone
         assert int(result.values_clipped) == 5, step
-        assert_projected(before, weight, 1.0)
+        assert_projected(before, weight, 1.0, "auto")
     # ||W - W_old||_F is 5e-3, and the gap 0.1.
     assert 1 <= len(calls) <= 6
 
 
 def test_a_large_step_is_certified_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, calls, state = torch.Generator().manual_seed(0), counted(monkeypatch), SpectralState()
-    U, V = orthogonal(300, generator), orthogonal(300, generator)
+    U, V = orthogonal(generator, 300), orthogonal(generator, 300)
     weight = ((U * spectrum(300, 5)) @ V.mT).float()
     clip_singular_values_(weight, 1.0, state=state)
     for step in range(5):
@@ -77,7 +67,7 @@ def test_what_rises_where_no_carried_vector_feels_it_never_passes_the_limit(
 ) -> None:
     """One direction of the bulk, by steps so small that nothing is sought in them, beside values held at the limit."""
     generator, state = torch.Generator().manual_seed(seed), SpectralState()
-    U, V = orthogonal(200, generator), orthogonal(200, generator)
+    U, V = orthogonal(generator, 200), orthogonal(generator, 200)
     values = torch.cat((torch.ones(above), torch.linspace(0.8, 0.7, 30), torch.linspace(0.6, 0, 170 - above))).double()
     values[60] = start
     weight = ((U * values) @ V.mT).to(torch.float32)
@@ -86,7 +76,7 @@ def test_what_rises_where_no_carried_vector_feels_it_never_passes_the_limit(
         before = weight.clone()
         result = clip_singular_values_(weight, 1.0, state=state, algorithm="block")
         assert result.certified
-        assert_projected(before, weight, 1.0)
+        assert_projected(before, weight, 1.0, "auto")
         if restarts and step % 7 == 3:
             copied = SpectralState()
             copied.load_state_dict(state.state_dict())
@@ -110,7 +100,7 @@ def test_what_is_certified_is_inside_whatever_the_rest_is(
     clipped = [min(value, 1.0) if value > ceiling else value for value in values]
     room = torch.tensor([1 - (value / ceiling) ** 2 for value in clipped], dtype=torch.float64)
     kappa = ceiling**2 / (ceiling**2 - beta**2)
-    V = orthogonal(n, generator)
+    V = orthogonal(generator, n)
     along = V[:, k : k + 1].expand(n, k) if alike else V[:, k : 2 * k]
     residual = along * ceiling * (size * room / kappa).sqrt()
     block = Block(values, torch.empty(0), V[:, :k], residual, residual.norm(dim=0).tolist())
