@@ -165,8 +165,8 @@ KERNELS: dict[str, Kernel] = {
             ((m, depth), (left_down, left_across)),
             ((depth, n), (right_down, right_across)),
         ),
-        flags=("symmetric", "threads"),
-        allows=lambda m, depth, n, *rest: min(m, depth, n) > 0 and (m == n or not rest[-2]),
+        flags=("symmetric", "add", "threads"),
+        allows=lambda m, depth, n, *rest: min(m, depth, n) > 0 and ((m == n and not rest[-2]) or not rest[-3]),
     ),
     "gruclip_product_of_kept": Kernel(
         _single("result left right"),

@@ -30,6 +30,7 @@ struct Reflections {
     long length[BAND], shared;
     float t[BAND][BAND] = {};
 
+    Reflections() = default;
     // Those of rows p ... of what gruclip_band left, the last row's first.
     Reflections(const float* a, const float* scales, long n, long stride, long p) {
         const long rows = std::min(BAND, n - p);

@@ -25,10 +25,11 @@ void multiply_corner(float* to, long down, const float* block, const float* pane
 
 extern "C" {
 
-// result (m, n), rows `down` apart, = left (m, depth) times right (depth, n), each of any layout. With `symmetric` the
-// result is known to be so, and only its lower half is computed.
+// result (m, n), rows `down` apart, = left (m, depth) times right (depth, n), each of any layout, or += that with
+// `add`. With `symmetric` the result is known to be so, and only its lower half is computed.
 void gruclip_product(float* result, const float* left, const float* right, long m, long depth, long n, long down,
-                     long left_down, long left_across, long right_down, long right_across, int symmetric, int threads) {
+                     long left_down, long left_across, long right_down, long right_across, int symmetric, int add,
+                     int threads) {
     const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
     const long rows_a_task = depth * n <= CACHED ? FEW : MANY;
     const long panels = parts(n, PANEL), tasks = parts(m, rows_a_task);
@@ -51,11 +52,11 @@ void gruclip_product(float* result, const float* left, const float* right, long 
                     pack(rows.get() + i * d, BLOCK, turned, k, d, first + i, std::min<long>(BLOCK, high - i));
                 for (long p = 0; p < needed; p++)
                     for (long i = 0; i < high; i += BLOCK)
-                        (k ? multiply_corner<true> : multiply_corner<false>)(result + (first + i) * down + p * PANEL,
-                                                                             down, rows.get() + i * d,
-                                                                             columns.get() + (p * depth + k) * PANEL, d,
-                                                                             std::min<long>(BLOCK, high - i),
-                                                                             std::min<long>(PANEL, n - p * PANEL));
+                        (k || add ? multiply_corner<true>
+                                  : multiply_corner<false>)(result + (first + i) * down + p * PANEL, down,
+                                                            rows.get() + i * d, columns.get() + (p * depth + k) * PANEL,
+                                                            d, std::min<long>(BLOCK, high - i),
+                                                            std::min<long>(PANEL, n - p * PANEL));
             }
         }
 #pragma omp for schedule(dynamic)

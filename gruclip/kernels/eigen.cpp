@@ -12,36 +12,46 @@
 namespace {
 
 // Registers side by side, at most, since each waits for its own last division.
-constexpr int MOST_CHAINS = 3;
+constexpr int MOST_CHAINS = 6;
 
 // How many eigenvalues of the band are above each of the `shifts`: the signs of the pivots of L D L^T.
 template <int CHAINS>
 void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
     constexpr double LEAST = 1e-290;
     dvec low[BAND][BAND][CHAINS] = {}, inverse[BAND][CHAINS] = {};  // l(i, i - d) at [i % BAND][d - 1], and 1 / d(i)
-    for (int c = 0; c < CHAINS; c++) above[c] = lvec{};
-    for (long i = 0; i < n; i++) {
-        const double* row = band + i * WIDTH;
-#pragma GCC unroll 3
+    dvec shift[CHAINS];
+    lvec count[CHAINS] = {};
+    std::copy(shifts, shifts + CHAINS, shift);
+    // `at` is i % BAND: as a constant it leaves most of these in registers.
+    const auto next_row = [&](const double* row, int at) __attribute__((always_inline)) {
+#pragma GCC unroll 6
         for (int c = 0; c < CHAINS; c++) {
-            dvec next[WIDTH], pivot = row[0] - shifts[c];
+            dvec next[WIDTH], pivot = row[0] - shift[c];
 #pragma GCC unroll 4
-            for (long d = BAND; d > 0; d--) {
+            for (int d = BAND; d > 0; d--) {
                 next[d] = row[d] + dvec{};
 #pragma GCC unroll 4
-                for (long e = BAND; e > d; e--) next[d] -= next[e] * low[(i - d) & (BAND - 1)][e - d - 1][c];
+                for (int e = BAND; e > d; e--) next[d] -= next[e] * low[(at - d) & (BAND - 1)][e - d - 1][c];
             }
 #pragma GCC unroll 4
-            for (long d = BAND; d > 0; d--) {
-                const dvec l = next[d] * inverse[(i - d) & (BAND - 1)][c];
+            for (int d = BAND; d > 0; d--) {
+                const dvec l = next[d] * inverse[(at - d) & (BAND - 1)][c];
                 pivot -= next[d] * l;
-                low[i & (BAND - 1)][d - 1][c] = l;
+                low[at][d - 1][c] = l;
             }
             pivot = ((pivot < LEAST) & (pivot > -LEAST)) ? dvec{} - LEAST : pivot;
-            inverse[i & (BAND - 1)][c] = 1.0 / pivot;
-            above[c] -= pivot > 0;
+            inverse[at][c] = 1.0 / pivot;
+            count[c] -= pivot > 0;
         }
-    }
+    };
+    long i = 0;
+    for (; i + BAND <= n; i += BAND)
+#pragma GCC unroll 4
+        for (int at = 0; at < BAND; at++) next_row(band + (i + at) * WIDTH, at);
+#pragma GCC unroll 4
+    for (int at = 0; at < BAND; at++)
+        if (i + at < n) next_row(band + (i + at) * WIDTH, at);
+    std::copy(count, count + CHAINS, above);
 }
 
 inline dvec size_of(dvec x) { return x < 0 ? -x : x; }
@@ -57,10 +67,14 @@ inline void exchange(lvec where, dvec& a, dvec& b) {
 struct Factors {
     static constexpr long REACH = 2 * BAND + 1;
     long n;
-    std::vector<dvec> upper, lower;  // (n, REACH), (n, BAND)
-    std::vector<lvec> exchanged;     // (n, BAND): row i with row i + m, for m = 1 ... in turn
+    ArrayOf<dvec> upper, lower;  // (n, REACH), (n, BAND)
+    ArrayOf<lvec> exchanged;     // (n, BAND): row i with row i + m, for m = 1 ... in turn
 
-    explicit Factors(long n) : n(n), upper(n * REACH), lower(n * BAND), exchanged(n * BAND) {}
+    explicit Factors(long n)
+        : n(n),
+          upper(allocate<dvec>(n * REACH)),
+          lower(allocate<dvec>(n * BAND)),
+          exchanged(allocate<lvec>(n * BAND)) {}
 
     // band (n + REACH, WIDTH), its end zero.
     void factor(const double* band, dvec shift, double least) {
@@ -138,11 +152,10 @@ double normalise(double* x, long n) {
     return size;
 }
 
-// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what bisection leaves of
-// that.
+// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what so many rounds of
+// bisection leave of that.
 template <int CHAINS>
-void bisect(dvec* middles, const double* band, long n, long first, double low, double high) {
-    constexpr int ROUNDS = 34;
+void bisect(dvec* middles, const double* band, long n, long first, double low, double high, int rounds) {
     dvec lows[CHAINS], highs[CHAINS];
     lvec above[CHAINS], rank[CHAINS];
     for (int c = 0; c < CHAINS; c++) {
@@ -150,7 +163,7 @@ void bisect(dvec* middles, const double* band, long n, long first, double low, d
         lows[c] = low + dvec{}, highs[c] = high + dvec{};
         middles[c] = (lows[c] + highs[c]) / 2;
     }
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < rounds; round++) {
         count_above<CHAINS>(band, n, middles, above);
         for (int c = 0; c < CHAINS; c++) {
             lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
@@ -183,6 +196,8 @@ void gruclip_count_above(long* count, const double* band, const double* threshol
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
                         long stride, long wanted, int rough, int threads) {
     constexpr double LOST = 1e-3, SETTLED = 0.7;
+    // Halvings of an interval: to a relative 6e-8 where one of float32 is asked, and else to what separates values.
+    constexpr int FEW_ROUNDS = 24, ROUNDS = 34;
     double low = band[0], high = band[0];
     for (long i = 0; i < n; i++) {
         double radius = 0;
@@ -193,28 +208,32 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
     const double least = 1e-16 * std::max(std::fabs(low), std::fabs(high)) + 1e-290;
     std::vector<double> padded((n + 2 * BAND + 1) * WIDTH);
     std::copy(band, band + n * WIDTH, padded.begin());
-    const long groups = parts(wanted, DOUBLES), tasks = parts(groups, MOST_CHAINS);
+    const long groups = parts(wanted, DOUBLES),
+               tasks = std::max(parts(groups, MOST_CHAINS), std::min<long>(groups, threads));
     std::vector<dvec> shifts(groups);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < tasks; task++) {
         const long first = groups * task / tasks, chains = groups * (task + 1) / tasks - first;
-        (chains == 3   ? bisect<3>
+        dvec middles[MOST_CHAINS];
+        (chains > 4    ? bisect<MOST_CHAINS>
+         : chains > 2  ? bisect<4>
          : chains == 2 ? bisect<2>
-                       : bisect<1>)(&shifts[first], band, n, first * DOUBLES, low, high);
+                       : bisect<1>)(middles, band, n, first * DOUBLES, low, high, rough ? FEW_ROUNDS : ROUNDS);
+        std::copy(middles, middles + chains, &shifts[first]);
     }
-    std::vector<double> found(wanted * n);
-    const auto keep = [&](const std::vector<dvec>& x, int lane, long k) {
+    const ArrayOf<double> found = allocate<double>(wanted * n);
+    const auto keep = [&](const ArrayOf<dvec>& x, int lane, long k) {
         for (long i = 0; i < n; i++) found[k * n + i] = x[i][lane];
     };
 #pragma omp parallel num_threads(threads)
     {
         Factors factors(n);
-        std::vector<dvec> x(n + 2 * BAND);
+        const ArrayOf<dvec> x = allocate<dvec>(n + 2 * BAND);
 #pragma omp for schedule(dynamic)
         for (long group = 0; group < groups; group++) {
             const long first = group * DOUBLES;
             factors.factor(padded.data(), shifts[group], least);
-            factors.iterate(x.data(), first + 1);
+            factors.iterate(x.get(), first + 1);
             for (long k = first; k < std::min(first + DOUBLES, wanted); k++) {
                 values[k] = shifts[group][k - first];
                 keep(x, k - first, k);
@@ -222,8 +241,6 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
         }
     }
     // Values that are next to each other may have found one vector.
-    Factors factors(n);
-    std::vector<dvec> again(n + 2 * BAND);
     for (long k = 0; k < (rough ? 0 : wanted); k++) {
         double* x = &found[k * n];
         const auto apart = [&] {
@@ -241,27 +258,32 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
             return smallest;
         };
         if (apart() > LOST) continue;
+        Factors factors(n);
+        const ArrayOf<dvec> again = allocate<dvec>(n + 2 * BAND);
         factors.factor(padded.data(), values[k] + dvec{}, least);
-        factors.iterate(again.data(), k + 1 + wanted);
+        factors.iterate(again.get(), k + 1 + wanted);
         keep(again, 0, k);
         apart();
     }
 
     // Back, in columns of whole vectors.
-    const long width = parts(wanted, LANES) * LANES;
-    const Array turned = zeros(n * width);
-    for (long k = 0; k < wanted; k++)
-        for (long i = 0; i < n; i++)
-            turned[(k / LANES * n + i) * LANES + k % LANES] = static_cast<float>(found[k * n + i]);
-    std::vector<Reflections> reflections;
-    for (long p = BAND; p < n; p += BAND) reflections.emplace_back(a, scales, n, stride, p);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long left = 0; left < width; left += LANES) {
-        float* rows = &turned[left * n];
-        for (const Reflections& some : reflections) some.apply(rows);
-        for (long i = 0; i < n; i++)
-            std::memcpy(vectors + i * wanted + left, rows + i * LANES,
-                        std::min<long>(LANES, wanted - left) * sizeof(float));
+    const long last = (n - 1) / BAND;
+    std::vector<Reflections> reflections(last);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long i = 0; i < last; i++) reflections[i] = Reflections(a, scales, n, stride, (i + 1) * BAND);
+        const Array rows = allocate(n * LANES);
+#pragma omp for schedule(dynamic)
+        for (long left = 0; left < wanted; left += LANES) {
+            const long width = std::min<long>(LANES, wanted - left);
+            for (long i = 0; i < n; i++)
+                for (long k = 0; k < LANES; k++)
+                    rows[i * LANES + k] = k < width ? static_cast<float>(found[(left + k) * n + i]) : 0;
+            for (const Reflections& some : reflections) some.apply(rows.get());
+            for (long i = 0; i < n; i++)
+                std::memcpy(vectors + i * wanted + left, rows.get() + i * LANES, width * sizeof(float));
+        }
     }
 }
 

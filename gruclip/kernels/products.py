@@ -112,9 +112,18 @@ def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, symmetric: bool
     """``a @ b`` for two float32 matrices on the CPU, with a common dimension, by the compiled kernel; to `out`, whose
     rows are contiguous, if that is given. `symmetric`: the product is known to be, and half of it is computed."""
     out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
-    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
-    compiled.call("gruclip_product", [out, a, b], counts, symmetric, torch.get_num_threads())
+    _call(out, a, b, symmetric, False)
     return out
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out += a @ b`` for float32 matrices on the CPU by the compiled kernel; the rows of `out` are contiguous."""
+    _call(out, a, b, False, True)
+
+
+def _call(out: Tensor, a: Tensor, b: Tensor, symmetric: bool, add: bool) -> None:
+    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
+    compiled.call("gruclip_product", [out, a, b], counts, symmetric, add, torch.get_num_threads())
 
 
 def gram_matrix(x: Tensor) -> Tensor:

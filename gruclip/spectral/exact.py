@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.spectral.thin import column_gram, thin_product
+from gruclip.spectral.thin import column_gram, take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
@@ -89,5 +89,5 @@ def clip_near(weight: Tensor, limit: float, tolerance: float) -> tuple[int, floa
     columns = right[:, -count:]
     share = (1 - limit / values[-count:]).float()
     columns = columns.float()
-    weight.addmm_(thin_product(weight, columns * share), columns.mT, alpha=-1)
+    take_off(weight, thin_product(weight, columns * share), columns)
     return count, limit

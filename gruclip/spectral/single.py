@@ -19,7 +19,7 @@ from gruclip.kernels.products import gram_matrix
 from gruclip.spectral import subspace
 from gruclip.spectral.certificate import certifies, left_out
 from gruclip.spectral.eigen import Spectrum
-from gruclip.spectral.thin import column_squares, thin_product
+from gruclip.spectral.thin import column_squares, take_off, thin_product
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
@@ -138,7 +138,7 @@ def clip(
             lacking.diagonal().sub_(1)
             columns = columns - thin_product(columns, lacking / 2)
         excess = (1 - 1 / relative[:count]).float()
-        weight.addmm_(thin_product(weight, columns * excess), columns.mT, alpha=-1)
+        take_off(weight, thin_product(weight, columns * excess), columns)
     return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
-from gruclip.spectral.thin import column_gram, there_and_back, thin_product
+from gruclip.spectral.thin import column_gram, take_off, there_and_back, thin_product
 
 #: How often the basis is filtered at most, by a polynomial of what degree, and the degrees between two times that it is
 #: made orthonormal: fewer where the largest value's column grows by more than e to `MOST_GROWTH`.
@@ -113,7 +113,7 @@ def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> 
     count = number_above(block.values, ceiling)
     if count:
         excess = weight.new_tensor([value - limit for value in block.values[:count]])
-        weight.addmm_(block.left[:, :count] * excess, block.right[:, :count].mT, alpha=-1)
+        take_off(weight, block.left[:, :count] * excess, block.right[:, :count])
     return count
 
 

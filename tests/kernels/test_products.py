@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_matrices import made_matrix
 
 from gruclip.kernels import compiled, products
-from gruclip.kernels.products import gram_matrix, matmul, our_product
+from gruclip.kernels.products import add_product, gram_matrix, matmul, our_product
 
 sizes = {"m": st.integers(1, 230), "depth": st.integers(1, 800), "n": st.integers(1, 120)}
 
@@ -36,6 +36,21 @@ def test_it_is_the_product_of_both_and_touches_nothing_beside_its_place(
     assert bool(((found.double() - expected).abs() <= depth * 6e-8 * (left.abs() @ right.abs())).all())
     place[1:-1, margin : margin + n] = 7.0
     assert bool((place == 7.0).all())
+
+
+@settings(max_examples=60)
+@given(**sizes, left_turned=st.booleans(), right_turned=st.booleans(), seed=st.integers(0, 2**31))
+def test_a_product_is_added_to_what_is_there(
+    m: int, depth: int, n: int, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left = made_matrix(m, depth, left_turned, generator)
+    right = made_matrix(depth, n, right_turned, generator)
+    place = made_matrix(m, n, False, generator)
+    expected = place.double() + left.double() @ right.double()
+    sizes_of_sums = place.abs() + left.abs() @ right.abs()
+    add_product(place, left, right)
+    assert bool(((place.double() - expected).abs() <= (depth + 1) * 6e-8 * sizes_of_sums).all())
 
 
 @settings(max_examples=40)

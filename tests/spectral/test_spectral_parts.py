@@ -15,6 +15,7 @@ from gruclip.kernels import compiled
 from gruclip.spectral import bound as bounds
 from gruclip.spectral import eigen
 from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.thin import LARGE, WIDE, take_off
 
 
 def random(n: int, m: int, seed: int) -> Tensor:
@@ -117,6 +118,24 @@ def test_what_is_found_roughly_spans_the_leading_eigenvectors(family: str) -> No
         basis = torch.linalg.qr(vectors.double())[0]
         # Ritz values on it are from below, and as near as the eigenvectors' squares.
         assert (torch.linalg.eigvalsh(basis.mT @ matrix.double() @ basis).flip(0) - expected).abs().max() <= 1e-5 * size
+
+
+@pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("layout", ["rows", "columns", "a part of more columns", "every second column", "float64"])
+@pytest.mark.parametrize("width", [1, WIDE - 1, WIDE, 40])
+def test_a_few_columns_are_taken_off_where_the_matrix_lies(layout: str, width: int) -> None:
+    m, n = 601, 520
+    assert m * n * WIDE > LARGE
+    wide = random(m, 2 * n, 0) if layout == "float64" else random(m, 2 * n, 0).float()
+    weight = {
+        "columns": wide[:, :n].mT.contiguous().mT,
+        "a part of more columns": wide[:, 3 : n + 3],
+        "every second column": wide[:, ::2],
+    }.get(layout, wide[:, :n].clone())
+    left, right = random(m, width, 1).to(wide.dtype), random(n, 2 * width, 2).to(wide.dtype)[:, :width]
+    expected = weight.double() - left.double() @ right.double().mT
+    take_off(weight, left, right)
+    assert (weight.double() - expected).abs().max() <= 1e-6 * width
 
 
 @settings(deadline=None, max_examples=100)
