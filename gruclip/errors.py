@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """A setting has a value it cannot have."""
 
 
+class MissingRuns(UserError):
+    """There are no runs of which what was asked for could be made."""
+
+
 class DataError(UserError):
     """A corpus is missing, altered or not of the form it should have."""
 

@@ -100,4 +100,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="their output_dir, or a folder of collected runs; default: outputs and outputs/paper",
     )
-    parser.add_argument("--experiment", metavar="NAME", help="default: the paper's for this table or figure")
+    parser.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="default: the paper's for this table or figure, or one that has runs for it",
+    )

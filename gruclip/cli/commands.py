@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from gruclip.cli.arguments import REPRODUCTIONS
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns, UserError
 
 #: The paper's experiment for a table or figure.
 EXPERIMENTS = {"2": "nottingham"}
@@ -19,6 +20,7 @@ EXPERIMENTS = {"2": "nottingham"}
 #: Where runs are looked for when nothing is said: those trained here, and those collected in the repository.
 OUTPUTS, PAPER = Path("outputs"), Path("outputs/paper")
 
+Made = TypeVar("Made")
 
 #: Between two looks of ``status --watch``.
 WATCH_SECONDS = 2.0
@@ -29,9 +31,11 @@ def table(options: Namespace) -> int:
     from gruclip.report.collect import read_runs
     from gruclip.report.tables import table as make_table
 
-    experiment = options.experiment or EXPERIMENTS.get(options.which, "ptb")
-    runs = read_runs(_places(options.runs), experiment, _remedy("table", options.which, experiment))
-    text = make_table(options.which, runs, options.format)
+    def made(experiment: str) -> str:
+        runs = read_runs(_places(options.runs), experiment, _remedy("table", options.which, experiment))
+        return make_table(options.which, runs, options.format)
+
+    text = _of_an_experiment(options.experiment, EXPERIMENTS.get(options.which, "ptb"), made)
     if options.out is None:
         print(text)
         return 0
@@ -54,10 +58,28 @@ def writable(out: str | Path) -> Iterator[None]:
 def figure(options: Namespace) -> int:
     """``gruclip figure``"""
     runs = _places(options.runs, "figure2" if options.which == "2" else "")
-    experiment = options.experiment or "ptb"
-    out = Path(options.out) if options.out else runs[0] / experiment
-    draw(options.which, runs, experiment, out, options.format.split(","))
+
+    def drawn(experiment: str) -> None:
+        out = Path(options.out) if options.out else runs[0] / experiment
+        draw(options.which, runs, experiment, out, options.format.split(","))
+
+    _of_an_experiment(options.experiment, "ptb", drawn)
     return 0
+
+
+def _of_an_experiment(named: str | None, usual: str, make: Callable[[str], Made]) -> Made:
+    """What `make` makes of the experiment that was named, or else of the paper's for it; where that has no runs for it,
+    of another one that has, and says so.
+    """
+    try:
+        return make(named or usual)
+    except MissingRuns as missing:
+        for other in () if named else _experiments():
+            with suppress(MissingRuns):
+                made = make(other)
+                print(f"gruclip: of {other}, since there are no runs of {usual} for it: {missing}", file=sys.stderr)
+                return made
+        raise
 
 
 def report(options: Namespace) -> int:
@@ -111,14 +133,17 @@ def draw(
 
 def _remedy(kind: str, which: str, experiment: str) -> str:
     """What to do where there are no runs for a table or figure."""
-    known = sorted(path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "experiment").iterdir())
-    if experiment not in known:
-        return f"there is no such experiment; there are {', '.join(known)}"
+    if experiment not in _experiments():
+        return f"there is no such experiment; there are {', '.join(_experiments())}"
     name = f"{kind}{which}" if which.isdecimal() else which
     if name not in REPRODUCTIONS:
         return f"train them: gruclip train -m +experiment={experiment} ..."
     usual = EXPERIMENTS.get(which, "ptb") if kind == "table" else "ptb"
     return f"make them with: gruclip reproduce {name}{'' if experiment == usual else f' +experiment={experiment}'}"
+
+
+def _experiments() -> list[str]:
+    return sorted(path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "experiment").iterdir())
 
 
 def eval(options: Namespace) -> int:

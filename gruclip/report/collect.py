@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns, UserError
 from gruclip.report import collected, curves, explosions, folders, timing
 from gruclip.report.rows import frame, in_file_order, merged
 
@@ -25,9 +25,9 @@ def read_runs(
     `RunConfig` by its dotted name; ``max_epochs`` and ``max_steps`` as the budget leaves them; what summary.json holds;
     `rows.ENVIRONMENT`. A run that has no summary yet is unfinished. The same run from two places is one row.
 
-    Raises `UserError` where there is no run, with the `remedy` for that; for a folder or file that cannot be read or
-    was altered (the messages about folders go into the list `unreadable` instead, where there is one); and for two
-    places that hold the same run with other results.
+    Raises `MissingRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
+    be read or was altered (the messages about folders go into the list `unreadable` instead, where there is one), and
+    for two places that hold the same run with other results.
     """
     places = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     rows = []
@@ -36,7 +36,7 @@ def read_runs(
         path = place / f"{experiment}.csv"
         rows += [run for run, _ in collected.read(path)] if path.is_file() else []
     if not rows:
-        raise UserError(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
+        raise MissingRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
     return frame(in_file_order(merged(rows)))
 
 

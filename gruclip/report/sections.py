@@ -10,7 +10,7 @@ import pandas as pd
 
 from gruclip.choices import BIAS_FREE_LIMIT, DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
 from gruclip.config import IDENTITY_SETTINGS
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns
 from gruclip.report import recalled
 
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
@@ -109,12 +109,12 @@ def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
 
 
 def rate_sweeps(runs: pd.DataFrame) -> list[Section]:
-    """The sections in which something was run at more than one learning rate; `UserError` where there is none."""
+    """The sections in which something was run at more than one learning rate; `MissingRuns` where there is none."""
     sweeps = [part for part in sections(runs, (*METHOD, "optimizer.lr")) if part.runs["optimizer.lr"].nunique() > 1]
     if not sweeps:
         rate = f"{runs['optimizer.lr'].iloc[0]:g}"
         experiment = runs["experiment"].iloc[0]
-        raise UserError(
+        raise MissingRuns(
             f"optimizer.lr={rate}: the only rate among these {len(runs)} runs; "
             f"make a sweep over rates with: gruclip reproduce lr +experiment={experiment}"
         )

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gruclip.choices import CELLS, WORD_DATASETS
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns, UserError
 from gruclip.report import origins, render
 from gruclip.report.costs import table_cost
 from gruclip.report.differences import table_differences
@@ -76,7 +76,9 @@ def table_1(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and perplexity of the language model by method."""
     words = runs[runs["dataset.name"].isin(WORD_DATASETS)]
     if words.empty:
-        raise UserError(f"table 1: is of words, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 2")
+        raise MissingRuns(
+            f"table 1: is of words, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 2"
+        )
     return _by_method("Table 1", words, METHOD)
 
 
@@ -84,7 +86,9 @@ def table_2(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and negative log-likelihood per time step of the music model by method."""
     music = runs[~runs["dataset.name"].isin(WORD_DATASETS)]
     if music.empty:
-        raise UserError(f"table 2: is of music, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 1")
+        raise MissingRuns(
+            f"table 2: is of music, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 1"
+        )
     return _by_method("Table 2", music, METHOD)
 
 

@@ -39,6 +39,39 @@ def test_a_kept_table_is_made_again_to_the_byte(
     assert capsys.readouterr().out == (PAPER / file).read_text()
 
 
+@pytest.mark.parametrize("table", ["1", "2", "lr"])
+def test_a_fresh_clone_prints_the_kept_table_where_no_experiment_is_named(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", table]) == 0
+    out, err = capsys.readouterr()
+    assert out == (PAPER / f"table_{table}.md").read_text()
+    assert err.startswith("gruclip: of demo, since there are no runs of ptb for it: ") == (table == "lr")
+
+
+def test_a_fresh_clone_draws_every_figure_where_no_experiment_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    for figure in ("1", "2", "lr"):
+        assert main(["figure", figure, "--format", "png"]) == 0
+        path = capsys.readouterr().out.removeprefix(f"figure {figure}: ").strip()
+        assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_experiment_that_is_named_is_the_only_one_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    for command in (["table", "lr"], ["figure", "lr"]):
+        assert main([*command, "--experiment", "nottingham"]) == 2
+        assert "the only rate among these" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", sorted(PAPER.glob("*.html")), ids=lambda page: page.stem)
 def test_a_kept_page_is_made_again_but_for_how_its_figures_are_drawn(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns, UserError
 from gruclip.report import style
 from gruclip.report.collect import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, in_order, sections, setting
@@ -49,12 +49,12 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
     """
     runs = finished(runs)
     if runs.empty:
-        raise UserError("figure 2: no finished runs; make them with: gruclip reproduce figure2")
+        raise MissingRuns("figure 2: no finished runs; make them with: gruclip reproduce figure2")
     read = {folder: read_timing(folder) for folder in runs["folder"]}
     stacked = {folder: most for folder, timing in read.items() if (most := timing["stack_size"].max()) > 1}
     if len(stacked) == len(runs):
         folder, most = next(iter(stacked.items()))
-        raise UserError(f"figure 2: {folder} was timed in a stack of {most:.0f} runs, not alone; {_REMEDY}")
+        raise MissingRuns(f"figure 2: {folder} was timed in a stack of {most:.0f} runs, not alone; {_REMEDY}")
     runs = runs[~runs["folder"].isin(stacked)]
     parts = sections(runs, _TIMELESS)
     if len(parts) > 1:

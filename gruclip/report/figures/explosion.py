@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns
 from gruclip.report import style
 from gruclip.report.collect import read_steps
 from gruclip.report.recalled import paper_rate
@@ -83,7 +83,7 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     both = [part for part in sections(finished(runs), METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
     if not both:
         experiment = runs["experiment"].iloc[0]
-        raise UserError(
+        raise MissingRuns(
             f"figure 1: {experiment} has no finished runs of gradient_clipping and spectral_clipping with otherwise "
             f"equal settings; make them with: gruclip reproduce figure1 +experiment={experiment}"
         )
