@@ -2,7 +2,6 @@
 // which a dozen calls of a library take ten times as long.
 
 #include <cmath>
-#include <vector>
 
 #include "tall.h"
 
@@ -49,8 +48,8 @@ bool orthonormalise(float* all, long n, long count) {
 void gram_matrix(double* gram, const float* image, long m, long q, int threads) {
     constexpr long TILE = 4, WIDE = 3;  // products that are summed at once, so that a column is read a few times only
     const long stride = apart(m);
-    const ArrayOf<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
     if (m * q * q < WORTH_A_THREAD) threads = 1;
+    const ArrayOf<double> turned = turn<double>(image, m, q, parts(q, TILE * WIDE) * TILE * WIDE);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long a = 0; a < q; a += TILE)
         for (long b = 0; b < a + TILE; b += WIDE) {
@@ -86,18 +85,16 @@ bool inverse_root(float* inverse, double* gram, long q) {
         const double root = std::sqrt(row[j]);
         for (long k = j; k < q; k++) row[k] /= root;
     }
-    std::vector<double> column(q);
-    std::fill(inverse, inverse + q * q, 0.0f);
-    for (long j = 0; j < q; j++) {
-        std::fill(column.begin(), column.end(), 0.0);
-        column[j] = 1 / gram[j * q + j];
-        for (long k = j - 1; k >= 0; k--) {
-            double sum = 0;
-            for (long i = k + 1; i <= j; i++) sum += gram[k * q + i] * column[i];
-            column[k] = -sum / gram[k * q + k];
-        }
-        for (long k = 0; k <= j; k++) inverse[k * q + j] = static_cast<float>(column[k]);
+    // Row by row from the last, each from those below it: no sum of products, which would wait for itself.
+    const ArrayOf<double> rows = zeros<double>(q * q);
+    for (long k = q - 1; k >= 0; k--) {
+        double* row = &rows[k * q];
+        row[k] = 1;
+        for (long i = k + 1; i < q; i++)
+            for (long j = i; j < q; j++) row[j] -= gram[k * q + i] * rows[i * q + j];
+        for (long j = k; j < q; j++) row[j] /= gram[k * q + k];
     }
+    std::copy(&rows[0], &rows[0] + q * q, inverse);
     return true;
 }
 

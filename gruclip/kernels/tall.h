@@ -13,14 +13,18 @@ inline long apart(long n) { return n + 16; }
 // The columns of matrix (rows, columns), one after the other.
 template <typename Number>
 void turn(const float* matrix, long rows, long columns, Number* turned) {
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < columns; j++) turned[j * apart(rows) + i] = matrix[i * columns + j];
+    constexpr long STRIP = 16;  // rows that the first-level cache holds until all columns have been read
+    for (long first = 0; first < rows; first += STRIP)
+        for (long j = 0; j < columns; j++)
+            for (long i = first; i < std::min(first + STRIP, rows); i++)
+                turned[j * apart(rows) + i] = matrix[i * columns + j];
 }
 
 // The same, and zeros up to `most` of them.
 template <typename Number>
 ArrayOf<Number> turn(const float* matrix, long rows, long columns, long most) {
-    ArrayOf<Number> turned = zeros<Number>(apart(rows) * most);
+    ArrayOf<Number> turned = allocate<Number>(apart(rows) * most);
+    std::fill(turned.get() + apart(rows) * columns, turned.get() + apart(rows) * most, Number());
     turn(matrix, rows, columns, turned.get());
     return turned;
 }
