@@ -105,9 +105,9 @@ WIDTH, ROOM = 5, 16
 
 KERNELS: dict[str, Kernel] = {
     "gruclip_band": Kernel(
-        {"a": F32, "band": F64, "scales": F32},
-        lambda n, stride: (n * stride, n * WIDTH, n),
-        allows=lambda n, stride, threads: stride >= n + ROOM,
+        {"a": F32, "band": F64, "scales": F32, "size": F64, "matrix": F32},
+        lambda n, stride, down: (n * stride, n * WIDTH, n, 1, _rows(n, n, down)),
+        allows=lambda n, stride, down, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
         {"x": F32, "before": F32, "largest": F64, "weight": F32, "scale": F64},
@@ -119,7 +119,9 @@ KERNELS: dict[str, Kernel] = {
         lambda m, n, down, across: (n, ((m, n), (down, across))),
         allows=lambda m, n, down, across, threads: 1 in (down, across),
     ),
-    "gruclip_count_above": Kernel({"count": I64, "band": F64, "threshold": F64}, lambda n: (1, n * WIDTH, 1), flags=()),
+    "gruclip_count_above": Kernel(
+        {"counts": I64, "band": F64, "thresholds": F64}, lambda n, most: (most, n * WIDTH, most), flags=()
+    ),
     "gruclip_eigenpairs": Kernel(
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},
         lambda n, stride, wanted: (wanted, n * wanted, n * stride, n * WIDTH, n),

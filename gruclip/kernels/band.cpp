@@ -150,14 +150,38 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
     }
 }
 
+// Rows of a (n, n) up to the vector of the diagonal = those of matrix over its largest number, which is returned; 1
+// where that is zero.
+double scaled(float* a, const float* matrix, long n, long stride, long down, int threads) {
+    float largest = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(max : largest)
+    for (long i = 0; i < n; i++) {
+        vec most = {};
+        for (long j = 0; j <= i; j += LANES) {
+            const vec row = load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j));
+            most = row > most ? row : (-row > most ? -row : most);
+        }
+        for (int lane = 0; lane < LANES; lane++) largest = std::max(largest, most[lane]);
+    }
+    if (!(largest > 0)) largest = 1;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++)
+        for (long j = 0; j <= i; j += LANES)
+            store(a + i * stride + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
+    return largest;
+}
+
 }  // namespace
 
 extern "C" {
 
-// Q^T A Q = B for a symmetric A (n, n), rows `stride` apart, n + 16 floats or more, of which the lower half is read and
-// written over: row i begins then with the vector of a reflection with the factor scales[i], and Q is their product,
-// the last row's first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
-void gruclip_band(float* a, double* band, float* scales, long n, long stride, int threads) {
+// Q^T A Q = B for a symmetric matrix = size A (n, n), rows `down` apart, of which the lower half is read; `size` is its
+// largest number, since squares are taken. Row i of `a` (n, stride), n + 16 floats or more, then begins with the vector
+// of a reflection with the factor scales[i], and Q is their product, the last row's first. B (i, i - d) is band[i, d]
+// for d = 0 ... BAND.
+void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
+                  long down, int threads) {
+    *size = scaled(a, matrix, n, stride, down, n < WORTH_A_THREAD ? 1 : threads);
     const Array memory = zeros((3 + SHARES) * BAND * stride);
     float *v = memory.get(), *w = v + BAND * stride, *x = w + BAND * stride, *sums = x + BAND * stride;
     std::fill(band, band + n * WIDTH, 0.0);

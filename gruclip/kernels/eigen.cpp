@@ -144,6 +144,14 @@ struct Factors {
     }
 };
 
+// count_above for any number of shifts up to MOST_CHAINS; room for that many.
+void count_above(const double* band, long n, const dvec* shifts, lvec* above, long chains) {
+    (chains > 4    ? count_above<MOST_CHAINS>
+     : chains > 2  ? count_above<4>
+     : chains == 2 ? count_above<2>
+                   : count_above<1>)(band, n, shifts, above);
+}
+
 // Scales x to length 1; its length before.
 double normalise(double* x, long n) {
     const double size = std::sqrt(dot(x, x, n));
@@ -152,43 +160,49 @@ double normalise(double* x, long n) {
     return size;
 }
 
-// Of CHAINS * DOUBLES eigenvalues from the first-th largest on, in (low, high), the middles of what so many rounds of
-// bisection leave of that.
-template <int CHAINS>
-void bisect(dvec* middles, const double* band, long n, long first, double low, double high, int rounds) {
-    dvec lows[CHAINS], highs[CHAINS];
-    lvec above[CHAINS], rank[CHAINS];
-    for (int c = 0; c < CHAINS; c++) {
+// Of `chains` vectors of eigenvalues from the first-th largest on, in (low, high), the middles of what so many rounds
+// of bisection leave of that.
+void bisect(dvec* result, const double* band, long n, long first, long chains, double low, double high, int rounds) {
+    dvec middles[MOST_CHAINS], lows[MOST_CHAINS], highs[MOST_CHAINS];
+    lvec above[MOST_CHAINS], rank[MOST_CHAINS];
+    for (int c = 0; c < MOST_CHAINS; c++) {
         for (int lane = 0; lane < DOUBLES; lane++) rank[c][lane] = first + c * DOUBLES + lane;
         lows[c] = low + dvec{}, highs[c] = high + dvec{};
         middles[c] = (lows[c] + highs[c]) / 2;
     }
     for (int round = 0; round < rounds; round++) {
-        count_above<CHAINS>(band, n, middles, above);
-        for (int c = 0; c < CHAINS; c++) {
+        count_above(band, n, middles, above, chains);
+        for (int c = 0; c < chains; c++) {
             lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
             highs[c] = above[c] > rank[c] ? highs[c] : middles[c];
             middles[c] = (lows[c] + highs[c]) / 2;
         }
     }
+    std::copy(middles, middles + chains, result);
 }
 
 }  // namespace
 
 extern "C" {
 
-// How many eigenvalues of the band are above `threshold`.
-void gruclip_count_above(long* count, const double* band, const double* threshold, long n) {
+// How many eigenvalues of the band are above each of `most` thresholds.
+void gruclip_count_above(long* counts, const double* band, const double* thresholds, long n, long most) {
     // A pivot near zero would cost digits: what most of several numbers say that are next to each other.
     constexpr int SHIFTS = DOUBLES;
-    dvec shifts;
-    lvec above;
-    for (int s = 0; s < SHIFTS; s++) shifts[s] = *threshold * (1 + s * 1e-9);
-    count_above<1>(band, n, &shifts, &above);
-    long sorted[SHIFTS];
-    for (int s = 0; s < SHIFTS; s++) sorted[s] = above[s];
-    std::nth_element(sorted, sorted + SHIFTS / 2, sorted + SHIFTS);
-    *count = sorted[SHIFTS / 2];
+    for (long first = 0; first < most; first += MOST_CHAINS) {
+        const long chains = std::min<long>(MOST_CHAINS, most - first);
+        dvec shifts[MOST_CHAINS] = {};
+        lvec above[MOST_CHAINS];
+        for (long c = 0; c < chains; c++)
+            for (int s = 0; s < SHIFTS; s++) shifts[c][s] = thresholds[first + c] * (1 + s * 1e-9);
+        count_above(band, n, shifts, above, chains);
+        for (long c = 0; c < chains; c++) {
+            long sorted[SHIFTS];
+            for (int s = 0; s < SHIFTS; s++) sorted[s] = above[c][s];
+            std::nth_element(sorted, sorted + SHIFTS / 2, sorted + SHIFTS);
+            counts[first + c] = sorted[SHIFTS / 2];
+        }
+    }
 }
 
 // The `wanted` largest eigenvalues of A, descending, and its eigenvectors as the columns of `vectors` (n, wanted), from
@@ -214,12 +228,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < tasks; task++) {
         const long first = groups * task / tasks, chains = groups * (task + 1) / tasks - first;
-        dvec middles[MOST_CHAINS];
-        (chains > 4    ? bisect<MOST_CHAINS>
-         : chains > 2  ? bisect<4>
-         : chains == 2 ? bisect<2>
-                       : bisect<1>)(middles, band, n, first * DOUBLES, low, high, rough ? FEW_ROUNDS : ROUNDS);
-        std::copy(middles, middles + chains, &shifts[first]);
+        bisect(&shifts[first], band, n, first * DOUBLES, chains, low, high, rough ? FEW_ROUNDS : ROUNDS);
     }
     const ArrayOf<double> found = allocate<double>(wanted * n);
     const auto keep = [&](const ArrayOf<dvec>& x, int lane, long k) {

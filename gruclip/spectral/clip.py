@@ -219,31 +219,32 @@ def _clip_one(
             outside = limit * (1 + near + single.NOISE)
             count = far + min(count, int((quick.values > outside).sum()))
         if tracks or values[0] < tracked.NEAR * limit:
-            right = quick.right if tall is weight else thin_product(weight.mT, quick.right)
-            _track(held, weight, limit, values, right)
+            _track(held, tall, weight, limit, values, quick.right)
         else:
             held.clear()
         return count, float(values[0]), True, known and tracks
-    if algorithm == "gram" and near_limit and tall.shape[1] < SMALLEST_TRACKED:
-        done_near = exact.clip_near(tall, limit, near)
-        if done_near is not None:
-            held.clear()
-            return (*done_near, True, False)
-    parts = exact.svd(weight) if algorithm == "full" else exact.gram(weight)
+    parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
-        parts = exact.svd(weight)
-    count, values = exact.clip(weight, limit, parts, near)
+        parts = exact.svd(tall)
+    count, values = exact.clip(tall, limit, parts, near)
     count += far
     if tracks:
-        _track(held, weight, limit, values, parts.right)
+        _track(held, tall, weight, limit, values, parts.right)
     else:
         held.clear()
     return count, float(values[0]), True, (known and tracks) or algorithm == "single"
 
 
-def _track(held: dict[str, Tensor], weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
-    """Start tracking a matrix that was decomposed, or stop where that would not pay."""
+def _track(
+    held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor
+) -> None:
+    """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
+    vectors of `tall`, which is the matrix or its transpose.
+    """
     draws = _draws(held)
+    if tall is not weight:
+        wanted = tracked.pairs_wanted(weight, int((values > tracked.NEAR * limit).sum()))
+        right = thin_product(tall, right[:, :wanted].to(tall.dtype))
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
     held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())

@@ -30,24 +30,24 @@ class Spectrum:
             self._all = _eigh(matrix)
             return
         n = matrix.shape[0]
-        #: Squares are taken: what they are taken of is near 1.
-        self._size = max(map(abs, torch.stack(torch.aminmax(matrix)).tolist())) or 1.0
         # What the kernel takes: rows of whole vectors, and room for one more.
         room = (n + 2 * ROW_STEP - 1) // ROW_STEP * ROW_STEP
         self._reflections, self._scales = matrix.new_empty(n, room), matrix.new_empty(n)
-        self._reflections[:, n:] = 0
-        torch.div(matrix, self._size, out=self._reflections[:, :n])
         self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
-        reduced: list[Tensor | None] = [self._reflections, self._band, self._scales]
-        compiled.call("gruclip_band", reduced, [n, room], torch.get_num_threads())
+        size, rows = torch.empty((), dtype=torch.float64), matrix.contiguous()
+        made: list[Tensor | None] = [self._reflections, self._band, self._scales, size, rows]
+        compiled.call("gruclip_band", made, [n, room, n], torch.get_num_threads())
+        self._size = float(size)
 
-    def count_above(self, threshold: float) -> int:
-        """The number of eigenvalues above `threshold`."""
+    def count_above(self, *thresholds: float) -> list[int]:
+        """The numbers of eigenvalues above each of the `thresholds`."""
         if self._all is not None:
-            return int((self._all[0] > threshold).sum())
-        count, bound = torch.empty((), dtype=torch.int64), torch.tensor(threshold / self._size, dtype=torch.float64)
-        compiled.call("gruclip_count_above", [count, self._band, bound], [len(self._band)])
-        return int(count)
+            return [int((self._all[0] > threshold).sum()) for threshold in thresholds]
+        bounds = torch.tensor(thresholds, dtype=torch.float64) / self._size
+        counts = torch.empty_like(bounds, dtype=torch.int64)
+        compiled.call("gruclip_count_above", [counts, self._band, bounds], [len(self._band), len(bounds)])
+        found: list[int] = counts.tolist()
+        return found
 
     def leading(self, count: int, rough: bool = False) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32.

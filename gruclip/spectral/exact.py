@@ -9,17 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.spectral.thin import column_gram, take_off, thin_product
+from gruclip.kernels import compiled
+from gruclip.kernels.products import matmul
+from gruclip.spectral.thin import column_gram, take_off
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
+#: n up to which W^T W is summed by our own kernel.
+LARGEST_THIN = 1024
+#: sigma_1 / limit up to which a difference from W keeps its digits.
+FARTHEST = 4.0
 
 
 class Decomposition(NamedTuple):
     """W = left diag(values) right^T in float64, values (..., r) descending."""
 
-    left: Tensor  #: (..., m, r)
+    left: Tensor | None  #: (..., m, r); None where it is W right diag(values)^-1
     values: Tensor
     right: Tensor  #: (..., n, r)
 
@@ -37,22 +43,19 @@ def svd(weight: Tensor) -> Decomposition:
 
 
 def gram(weight: Tensor) -> Decomposition:
-    """From the eigenvectors of W^T W or W W^T, whichever is smaller: good for limits of at least
-    sigma_1 / `GRAM_RANGE`.
+    """Of a matrix (m, n), m >= n, from the eigenvectors of W^T W: good for limits of at least sigma_1 / `GRAM_RANGE`.
 
-    A value sigma comes out with a relative error of some eps (sigma_1 / sigma)^2. The left vectors of smaller
-    values are not orthonormal; clipping does not need them.
+    A value sigma comes out with a relative error of some eps (sigma_1 / sigma)^2.
     """
-    if weight.shape[-2] < weight.shape[-1]:
-        turned = gram(weight.mT)
-        return Decomposition(turned.right, turned.values, turned.left)
-    wide = weight.double()
-    scale = wide.abs().amax((-2, -1), keepdim=True)
-    wide = wide / torch.where(scale > 0, scale, 1.0)
-    squares, right = torch.linalg.eigh(wide.mT @ wide)
-    values, right = squares.flip(-1).clamp(min=0).sqrt(), right.flip(-1)
-    left = (wide @ right) / values.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(-2)
-    return Decomposition(left, values * scale.squeeze(-1), right)
+    if compiled.takes(weight) and weight.shape[1] <= LARGEST_THIN:
+        scale, squares = 1.0, column_gram(weight)
+    else:
+        wide = weight.double()
+        scale = float(wide.abs().max()) or 1.0
+        wide = wide / scale
+        squares = wide.mT @ wide
+    squares, right = torch.linalg.eigh(squares)
+    return Decomposition(None, squares.flip(0).clamp(min=0).sqrt() * scale, right.flip(1))
 
 
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
@@ -61,33 +64,20 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     A matrix up to limit (1 + tolerance) is left alone. Of any other, what is above half the tolerance is clipped,
     so that rounding carries no value over the whole of it: clipping is idempotent.
     """
-    count = 0
-    if float(parts.values[0]) > limit * (1 + tolerance):
-        count = int((parts.values > limit * (1 + tolerance / 2)).sum())
-    if count and float(parts.values[0]) > 4 * limit:
-        # Put together anew: from far above the limit, a difference would lose the digits.
-        weight.copy_((parts.left * parts.values.clamp(max=limit)) @ parts.right.mT)
-    elif count:
-        excess = parts.values[:count] - limit
-        weight.copy_(weight.double() - (parts.left[:, :count] * excess) @ parts.right[:, :count].mT)
-    return count, parts.values.clamp(max=limit) if count else parts.values
-
-
-def clip_near(weight: Tensor, limit: float, tolerance: float) -> tuple[int, float] | None:
-    """`clip` by `gram` for a float32 matrix (m, n), m >= n, whose largest value is at most 4 limits; None for others.
-
-    As a difference in float32, of which only what is above the limit is computed: half of the time at n = 64.
-    """
-    squares, right = torch.linalg.eigh(column_gram(weight))
-    values = squares.clamp(min=0).sqrt()
-    largest = float(values[-1])
-    if not largest <= 4 * limit:
-        return None
-    if largest <= limit * (1 + tolerance):
-        return 0, largest
+    left, values, right = parts
+    if not float(values[0]) > limit * (1 + tolerance):
+        return 0, values
     count = int((values > limit * (1 + tolerance / 2)).sum())
-    columns = right[:, -count:]
-    share = (1 - limit / values[-count:]).float()
-    columns = columns.float()
-    take_off(weight, thin_product(weight, columns * share), columns)
-    return count, limit
+    if float(values[0]) > FARTHEST * limit:
+        # Put together anew: from far above the limit, a difference would lose the digits.
+        image = weight.double() @ right if left is None else left * values
+        weight.copy_((image * (limit / values).clamp(max=1)) @ right.mT)
+        return count, values.clamp(max=limit)
+    right, excess = right[:, :count], 1 - limit / values[:count]
+    if left is None and weight.dtype == torch.float32:
+        columns = right.float()
+        take_off(weight, matmul(weight, columns * excess.float()), columns)
+    else:
+        image = weight.double() @ right if left is None else left[:, :count] * values[:count]
+        weight.copy_(weight.double() - (image * excess) @ right.mT)
+    return count, values.clamp(max=limit)

@@ -113,17 +113,15 @@ def clip(
         return None
     spectrum = Spectrum(squares.matrix)
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
-    if spectrum.count_above(farthest**2 - 1):
-        close = spectrum.count_above(CLOSE**2 - 1)
+    marks = farthest, SET_APART, 1 + NOISE, CLOSE, near
+    far, apart, above, close, beside = spectrum.count_above(*(mark**2 - 1 for mark in marks))
+    if far:
         if close <= FEW * weight.shape[1]:
-            most = max(close + SPARE, wanted(spectrum.count_above(near**2 - 1)))
-            return _clip_few(weight, norm, limit, spectrum, close, most, tolerance)
-        apart = spectrum.count_above(SET_APART**2 - 1)
+            return _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
         if apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
         return None
-    above = spectrum.count_above((1 + NOISE) ** 2 - 1)
-    x, right = spectrum.leading(max(1, above, wanted(spectrum.count_above(near**2 - 1))))
+    x, right = spectrum.leading(max(1, above, wanted(beside)))
     relative = (1 + x).clamp(min=0).sqrt()
     leading = float(relative[0]) - 1
     if abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
