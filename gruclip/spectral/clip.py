@@ -235,9 +235,7 @@ def _clip_one(
     return count, float(values[0]), True, (known and tracks) or algorithm == "single"
 
 
-def _track(
-    held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor
-) -> None:
+def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
     """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
     vectors of `tall`, which is the matrix or its transpose.
     """

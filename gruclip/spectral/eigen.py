@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict, deque
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,38 @@ ROW_STEP, BAND_WIDTH = 16, 5
 #: Deviation from orthonormality, and residual relative to the largest entry of X or to a pair's own value, beyond which
 #: it is not trusted.
 PRECISION = 4e-6
+
+
+#: After so many reductions of one size to a band the number of threads that was slower is tried again; and of each
+#: number the best of so many last times counts.
+TRIED_AGAIN, LAST_TIMES = 20, 3
+
+
+class Pace:
+    """Whether one thread reduces a matrix faster than all: these wait for each other n / 4 times, which costs more than
+    they save where other work, or another guest of the host, has the second core. No bit depends on it.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        #: Seconds of the last ones by one thread, and by all; of what was not tried, none.
+        self.seconds = [deque([0.0], LAST_TIMES), deque([0.0], LAST_TIMES)]
+
+    def all_threads(self) -> bool:
+        """What the next reduction takes."""
+        self.calls += 1
+        alone, together = map(min, self.seconds)
+        return (together < alone) != (self.calls % TRIED_AGAIN == 0)
+
+    def took(self, together: bool, seconds: float) -> None:
+        times = self.seconds[together]
+        if times[0] == 0:
+            times.clear()
+        times.append(seconds)
+
+
+#: By n and the number of threads.
+_PACES: defaultdict[tuple[int, int], Pace] = defaultdict(Pace)
 
 
 class Spectrum:
@@ -36,7 +71,12 @@ class Spectrum:
         self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
         size, rows = torch.empty((), dtype=torch.float64), matrix.contiguous()
         made: list[Tensor | None] = [self._reflections, self._band, self._scales, size, rows]
-        compiled.call("gruclip_band", made, [n, room, n], torch.get_num_threads())
+        threads = torch.get_num_threads()
+        pace = _PACES[n, threads]
+        together = pace.all_threads()
+        begin = time.perf_counter()
+        compiled.call("gruclip_band", made, [n, room, n], threads if together else 1)
+        pace.took(together, time.perf_counter() - begin)
         self._size = float(size)
 
     def count_above(self, *thresholds: float) -> list[int]:

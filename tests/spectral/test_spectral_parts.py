@@ -14,7 +14,7 @@ from torch import Tensor
 from gruclip.kernels import compiled
 from gruclip.spectral import bound as bounds
 from gruclip.spectral import eigen
-from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.eigen import LAST_TIMES, TRIED_AGAIN, Pace, Spectrum
 from gruclip.spectral.thin import LARGE, WIDE, take_off
 
 
@@ -106,6 +106,31 @@ def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -
         torch.set_num_threads(count)
         found.append(Spectrum(matrix).leading(20))
     assert all(torch.equal(one, other) for pairs in found[1:] for one, other in zip(pairs, found[0], strict=True))
+
+
+def test_a_reduction_takes_the_number_of_threads_that_was_faster_and_sees_when_that_changes() -> None:
+    pace, taken = Pace(), []
+
+    def reduce(alone: float, all_threads: float) -> None:
+        taken.append(pace.all_threads())
+        pace.took(taken[-1], all_threads if taken[-1] else alone)
+
+    for _ in range(2 * TRIED_AGAIN):
+        reduce(2.3, 1.7)
+    assert taken[:3] == [False, True, True]
+    assert taken.count(False) == 3  # first, and each time that it was tried again
+    taken.clear()
+    reduce(2.3, 40.0)  # once, for whatever reason
+    reduce(2.3, 1.7)
+    assert taken == [True, True]
+    taken.clear()
+    for _ in range(TRIED_AGAIN):  # from now on the second core is another's
+        reduce(2.3, 3.8)
+    assert taken.count(True) <= LAST_TIMES + 1
+    taken.clear()
+    for _ in range(2 * TRIED_AGAIN):
+        reduce(2.3, 1.7)
+    assert taken.count(True) >= TRIED_AGAIN - 1
 
 
 @pytest.mark.usefixtures("kernels_or_not")
