@@ -11,12 +11,12 @@ from torch import Tensor
 
 from gruclip.kernels import compiled
 from gruclip.kernels.products import matmul
-from gruclip.spectral.thin import column_gram, take_off
+from gruclip.spectral.thin import column_gram, take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
-#: n up to which W^T W is summed by our own kernel.
+#: n up to which our own kernels take less than torch's products.
 LARGEST_THIN = 1024
 #: sigma_1 / limit up to which a difference from W keeps its digits.
 FARTHEST = 4.0
@@ -54,8 +54,9 @@ def gram(weight: Tensor) -> Decomposition:
         scale = float(wide.abs().max()) or 1.0
         wide = wide / scale
         squares = wide.mT @ wide
-    squares, right = torch.linalg.eigh(squares)
-    return Decomposition(None, squares.flip(0).clamp(min=0).sqrt() * scale, right.flip(1))
+    # The negative's, which ascend.
+    squares, right = torch.linalg.eigh(squares.neg_())
+    return Decomposition(None, (0 - squares).clamp_(min=0).sqrt_().mul_(scale), right)  # none of them is -0
 
 
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
@@ -76,7 +77,8 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     right, excess = right[:, :count], 1 - limit / values[:count]
     if left is None and weight.dtype == torch.float32:
         columns = right.float()
-        take_off(weight, matmul(weight, columns * excess.float()), columns)
+        product = thin_product if weight.shape[1] <= LARGEST_THIN else matmul
+        take_off(weight, product(weight, columns * excess.float()), columns)
     else:
         image = weight.double() @ right if left is None else left[:, :count] * values[:count]
         weight.copy_(weight.double() - (image * excess) @ right.mT)
