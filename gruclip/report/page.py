@@ -48,7 +48,7 @@ COLUMNS = {
 _TITLES = {
     "1": "Figure 1: gradient norm and spectral radius",
     "2": "Figure 2: computation time",
-    "lr": "Learning rates",
+    "lr": "Success and loss by learning rate",
 }
 
 
@@ -118,9 +118,11 @@ def _tables(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[s
             continue
         for table in made:
             content = table.cells.astype(str)
+            # Of several the headings say which, by the caption's first sentence without the data's name.
+            which_of = f": {table.caption.split('. ')[0].partition(', ')[2]}" if len(made) > 1 else ""
             found.append(
                 {
-                    "title": table.title, "caption": table.caption, "notes": table.notes,
+                    "title": table.title + which_of, "caption": table.caption, "notes": table.notes,
                     "columns": list(content.columns), "rows": content.to_numpy().tolist(),
                     "command": f"gruclip table {which}{options}",
                 }

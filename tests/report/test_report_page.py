@@ -147,4 +147,7 @@ def test_the_kept_runs_have_a_page(tmp_path: Path) -> None:
     for path in PAPER.glob("*.csv"):
         out = tmp_path / f"{path.stem}.html"
         assert main(["report", "--experiment", path.stem, "--runs", str(PAPER), "--out", str(out)]) == 0
-        assert out.read_text().rstrip().endswith("</html>")
+        text = out.read_text()
+        assert text.rstrip().endswith("</html>")
+        headings = re.findall("<h2>(.*?)</h2>", text)
+        assert len(set(headings)) == len(headings) > 5, "two parts of the page with one name"
