@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import torch
 
 from gruclip.data import FILES
 from gruclip.kernels import compiled
+
+# A shell starts what goes to the background with SIGINT ignored, by which runs are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, so that a failure comes from a change; no deadline, since cores are shared.
 hypothesis.settings.register_profile(
