@@ -54,6 +54,15 @@ def test_only_seeds_with_which_both_succeeded_are_compared() -> None:
     assert list(table.cells["success there"]) == ["6/6", "8/9"]
 
 
+def test_the_reference_is_a_setting_with_the_most_seeds() -> None:
+    runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary(valid=5.0, test=5.0)) for seed in range(5)]
+    runs.append((config(DEMO, "gradient_clipping", 1, seed=0), summary(valid=4.9, test=4.9)))
+    runs += [(config(DEMO, "spectral_clipping", 0.2, seed=seed), summary(valid=4.8, test=4.8)) for seed in range(5)]
+    (table,) = table_differences(frame(runs))
+    assert list(table.cells["setting"]) == ["threshold 1", "threshold 5", "delta 0.2"]
+    assert list(table.cells["verdict"]) == ["open", "reference", "lower loss"]
+
+
 def test_without_gradient_clipping_there_is_nothing_to_compare_with() -> None:
     runs = [(config(DEMO, "spectral_clipping", 0.2, optimizer__lr=lr), summary()) for lr in (0.1, 1.0)]
     (table,) = table_differences(frame(runs))
