@@ -25,6 +25,11 @@ def test_every_table_that_is_kept_has_its_command_and_every_command_its_table() 
     assert tables == {file for file, _ in KEPT}
 
 
+def test_every_figure_that_is_kept_is_one_that_the_readme_names() -> None:
+    named = re.findall(r"`(figure_\S+\.png)`", (PAPER / "README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in PAPER.glob("*.png"))
+
+
 def test_where_runs_are_kept_tables_are_kept() -> None:
     assert bool(KEPT) == any(PAPER.glob("*.csv"))
 
@@ -59,6 +64,7 @@ def test_a_fresh_clone_draws_every_figure_where_no_experiment_is_named(
     for figure in ("1", "2", "lr"):
         assert main(["figure", figure, "--format", "png"]) == 0
         path = capsys.readouterr().out.removeprefix(f"figure {figure}: ").strip()
+        assert Path(path).name == f"figure_{figure}.png"
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 

@@ -34,10 +34,10 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
     bootstrap interval, or the runs themselves where fewer than five succeeded. A cross above says that at this rate
     at least one finished run did not succeed.
     """
-    files = []
-    for section in rate_sweeps(runs):
-        first = section.runs.iloc[0]
-        name = ",".join(["figure_lr", *(f"{name}={value(first[name])}" for name in section.differing)])
+    files, sweeps = [], rate_sweeps(runs)
+    for section in sweeps:
+        first, differing = section.runs.iloc[0], section.differing if len(sweeps) > 1 else ()
+        name = ",".join(["figure_lr", *(f"{name}={value(first[name])}" for name in differing)])
         files += _figure_lr(section, out / name, formats)
     return files
 
