@@ -210,7 +210,7 @@ void gruclip_count_above(long* counts, const double* band, const double* thresho
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
                         long stride, long wanted, int rough, int threads) {
     constexpr double LOST = 1e-3, SETTLED = 0.7;
-    // Halvings of an interval: to a relative 6e-8 where one of float32 is asked, and else to what separates values.
+    // Halvings of (low, high): to 6e-8 of it, which tells apart what rough vectors are to span, and to 6e-11.
     constexpr int FEW_ROUNDS = 24, ROUNDS = 34;
     double low = band[0], high = band[0];
     for (long i = 0; i < n; i++) {

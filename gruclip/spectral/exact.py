@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled
 from gruclip.kernels.products import matmul
+from gruclip.spectral.subspace import FARTHEST
 from gruclip.spectral.thin import column_gram, take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
@@ -18,8 +19,6 @@ from gruclip.spectral.thin import column_gram, take_off, thin_product
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
 #: n up to which our own kernels take less than torch's products.
 LARGEST_THIN = 1024
-#: sigma_1 / limit up to which a difference from W keeps its digits.
-FARTHEST = 4.0
 
 
 class Decomposition(NamedTuple):
