@@ -8,6 +8,8 @@
 namespace {
 
 constexpr long BAND = 4, WIDTH = BAND + 1;  // diagonals below the main one; with it
+// Vectors of columns that Q is applied to at once: their sums stay in registers.
+constexpr int MOST_VECS = REGISTERS >= 32 ? 3 : 1;
 
 // Of the vector of the reflection that row i holds, of n.
 inline long reflection_length(long i, long n) {
@@ -46,32 +48,54 @@ struct Reflections {
         }
     }
 
-    // Rows of one vector each.
+    // Rows of VECS vectors each.
+    template <int VECS>
     void apply(float* rows) const {
-        vec even[BAND] = {}, odd[BAND] = {}, along[BAND] = {};
-        const auto add = [&](vec* sums, long j) __attribute__((always_inline)) {
-            const vec row = in_register(load(rows + j * LANES));
+        constexpr long ROW = VECS * LANES;
+        vec even[BAND][VECS] = {}, odd[BAND][VECS] = {}, along[BAND][VECS] = {};
+        const auto add = [&](vec(*sums)[VECS], long j) __attribute__((always_inline)) {
+            vec row[VECS];
+#pragma GCC unroll 3
+            for (int x = 0; x < VECS; x++) row[x] = in_register(load(rows + j * ROW + x * LANES));
 #pragma GCC unroll 4
-            for (int c = 0; c < BAND; c++) sums[c] += splat(v[c][j]) * row;
+            for (int c = 0; c < BAND; c++) {
+                const vec entry = splat(v[c][j]);
+#pragma GCC unroll 3
+                for (int x = 0; x < VECS; x++) sums[c][x] += entry * row[x];
+            }
         };
         long j = 0;
         for (; j + 1 < shared; j += 2) add(even, j), add(odd, j + 1);
         if (j < shared) add(even, j);
-        for (int c = 0; c < BAND; c++)
-            for (j = shared; j < length[c]; j++) odd[c] += splat(v[c][j]) * load(rows + j * LANES);
-        for (int m = 0; m < BAND; m++)
-            for (int c = m; c < BAND; c++) along[m] += splat(t[m][c]) * (even[c] + odd[c]);
+        for (int x = 0; x < VECS; x++) {
+            for (int c = 0; c < BAND; c++)
+                for (j = shared; j < length[c]; j++) odd[c][x] += splat(v[c][j]) * load(rows + j * ROW + x * LANES);
+            for (int m = 0; m < BAND; m++)
+                for (int c = m; c < BAND; c++) along[m][x] += splat(t[m][c]) * (even[c][x] + odd[c][x]);
+        }
         for (j = 0; j < shared; j++) {
-            vec row = load(rows + j * LANES);
+            vec row[VECS];
+#pragma GCC unroll 3
+            for (int x = 0; x < VECS; x++) row[x] = load(rows + j * ROW + x * LANES);
 #pragma GCC unroll 4
-            for (int c = 0; c < BAND; c++) row -= splat(v[c][j]) * along[c];
-            store(rows + j * LANES, row);
+            for (int c = 0; c < BAND; c++) {
+                const vec entry = splat(v[c][j]);
+#pragma GCC unroll 3
+                for (int x = 0; x < VECS; x++) row[x] -= entry * along[c][x];
+            }
+#pragma GCC unroll 3
+            for (int x = 0; x < VECS; x++) store(rows + j * ROW + x * LANES, row[x]);
         }
         for (int c = 0; c < BAND; c++)
-            for (j = shared; j < length[c]; j++) {
-                float* row = rows + j * LANES;
-                store(row, load(row) - splat(v[c][j]) * along[c]);
-            }
+            for (j = shared; j < length[c]; j++)
+                for (int x = 0; x < VECS; x++) {
+                    float* at = rows + j * ROW + x * LANES;
+                    store(at, load(at) - splat(v[c][j]) * along[c][x]);
+                }
+    }
+
+    void apply(float* rows, long vecs) const {
+        vecs == 1 ? apply<1>(rows) : vecs == 2 ? apply<2>(rows) : apply<3>(rows);
     }
 };
 

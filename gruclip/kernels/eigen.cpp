@@ -8,51 +8,9 @@
 #include <vector>
 
 #include "panels.h"
+#include "sturm.h"
 
 namespace {
-
-// Registers side by side, at most, since each waits for its own last division.
-constexpr int MOST_CHAINS = 6;
-
-// How many eigenvalues of the band are above each of the `shifts`: the signs of the pivots of L D L^T.
-template <int CHAINS>
-void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
-    constexpr double LEAST = 1e-290;
-    dvec low[BAND][BAND][CHAINS] = {}, inverse[BAND][CHAINS] = {};  // l(i, i - d) at [i % BAND][d - 1], and 1 / d(i)
-    dvec shift[CHAINS];
-    lvec count[CHAINS] = {};
-    std::copy(shifts, shifts + CHAINS, shift);
-    // `at` is i % BAND: as a constant it leaves most of these in registers.
-    const auto next_row = [&](const double* row, int at) __attribute__((always_inline)) {
-#pragma GCC unroll 6
-        for (int c = 0; c < CHAINS; c++) {
-            dvec next[WIDTH], pivot = row[0] - shift[c];
-#pragma GCC unroll 4
-            for (int d = BAND; d > 0; d--) {
-                next[d] = row[d] + dvec{};
-#pragma GCC unroll 4
-                for (int e = BAND; e > d; e--) next[d] -= next[e] * low[(at - d) & (BAND - 1)][e - d - 1][c];
-            }
-#pragma GCC unroll 4
-            for (int d = BAND; d > 0; d--) {
-                const dvec l = next[d] * inverse[(at - d) & (BAND - 1)][c];
-                pivot -= next[d] * l;
-                low[at][d - 1][c] = l;
-            }
-            pivot = ((pivot < LEAST) & (pivot > -LEAST)) ? dvec{} - LEAST : pivot;
-            inverse[at][c] = 1.0 / pivot;
-            count[c] -= pivot > 0;
-        }
-    };
-    long i = 0;
-    for (; i + BAND <= n; i += BAND)
-#pragma GCC unroll 4
-        for (int at = 0; at < BAND; at++) next_row(band + (i + at) * WIDTH, at);
-#pragma GCC unroll 4
-    for (int at = 0; at < BAND; at++)
-        if (i + at < n) next_row(band + (i + at) * WIDTH, at);
-    std::copy(count, count + CHAINS, above);
-}
 
 inline dvec size_of(dvec x) { return x < 0 ? -x : x; }
 
@@ -85,19 +43,33 @@ struct Factors {
         }
         for (long i = 0; i < n; i++) {
             // The largest of the column comes first.
-            for (long m = 1; m < WIDTH; m++) {
-                const lvec where = exchanged[i * BAND + m - 1] = size_of(active[m][0]) > size_of(active[0][0]);
-                for (long c = 0; c < REACH; c++) exchange(where, active[0][c], active[m][c]);
+            lvec where[WIDTH];
+            dvec factor[WIDTH], others[WIDTH], pivot = active[0][0], largest = size_of(pivot);
+#pragma GCC unroll 4
+            for (int m = 1; m < WIDTH; m++) {
+                const dvec size = size_of(active[m][0]);
+                where[m] = size > largest;
+                largest = where[m] ? size : largest;
+                others[m] = where[m] ? pivot : active[m][0];
+                pivot = where[m] ? active[m][0] : pivot;
+                exchanged[i * BAND + m - 1] = where[m];
             }
-            const dvec pivot = active[0][0];
             dvec* row = &upper[i * REACH];
-            std::copy(active[0], active[0] + REACH, row);
-            row[0] = 1 / (size_of(pivot) < least ? dvec{} + least : pivot);
-            for (long m = 1; m < WIDTH; m++) {
-                const dvec factor = lower[i * BAND + m - 1] = active[m][0] * row[0];
-                for (long c = 0; c + 1 < REACH; c++) active[m - 1][c] = active[m][c + 1] - factor * row[c + 1];
-                active[m - 1][REACH - 1] = dvec{};
+            row[0] = 1 / (largest < least ? dvec{} + least : pivot);
+#pragma GCC unroll 4
+            for (int m = 1; m < WIDTH; m++) factor[m] = lower[i * BAND + m - 1] = others[m] * row[0];
+            for (long c = 1; c < REACH; c++) {
+                dvec first = active[0][c];
+#pragma GCC unroll 4
+                for (int m = 1; m < WIDTH; m++) {
+                    others[m] = where[m] ? first : active[m][c];
+                    first = where[m] ? active[m][c] : first;
+                }
+                row[c] = first;
+#pragma GCC unroll 4
+                for (int m = 1; m < WIDTH; m++) active[m - 1][c - 1] = others[m] - factor[m] * first;
             }
+            for (long m = 0; m < BAND; m++) active[m][REACH - 1] = dvec{};
             const double* row_after = band + (i + WIDTH) * WIDTH;
             for (long d = 0; d <= BAND; d++) {
                 active[BAND][BAND - d] = row_after[d] + dvec{};
@@ -144,14 +116,6 @@ struct Factors {
     }
 };
 
-// count_above for any number of shifts up to MOST_CHAINS; room for that many.
-void count_above(const double* band, long n, const dvec* shifts, lvec* above, long chains) {
-    (chains > 4    ? count_above<MOST_CHAINS>
-     : chains > 2  ? count_above<4>
-     : chains == 2 ? count_above<2>
-                   : count_above<1>)(band, n, shifts, above);
-}
-
 // Scales x to length 1; its length before.
 double normalise(double* x, long n) {
     const double size = std::sqrt(dot(x, x, n));
@@ -160,25 +124,18 @@ double normalise(double* x, long n) {
     return size;
 }
 
-// Of `chains` vectors of eigenvalues from the first-th largest on, in (low, high), the middles of what so many rounds
-// of bisection leave of that.
-void bisect(dvec* result, const double* band, long n, long first, long chains, double low, double high, int rounds) {
-    dvec middles[MOST_CHAINS], lows[MOST_CHAINS], highs[MOST_CHAINS];
-    lvec above[MOST_CHAINS], rank[MOST_CHAINS];
-    for (int c = 0; c < MOST_CHAINS; c++) {
-        for (int lane = 0; lane < DOUBLES; lane++) rank[c][lane] = first + c * DOUBLES + lane;
-        lows[c] = low + dvec{}, highs[c] = high + dvec{};
-        middles[c] = (lows[c] + highs[c]) / 2;
+// For eigenvalues (count), descending and known to `error`, of which some follow each other so closely that their
+// eigenvectors are not told apart: one shift, above all of these. From there random vectors become any ones of what
+// they span, where from within, next to one of them, several would become that one.
+void stand_back(dvec* shifts, const double* values, long count, double error) {
+    double before = HUGE_VAL;
+    for (long first = 0, end; first < count; before = values[end - 1], first = end) {
+        for (end = first + 1; end < count && values[end - 1] - values[end] <= 2 * error;) end++;
+        const double spread = values[first] - values[end - 1] + error;
+        if (end > first + 1)
+            for (long k = first; k < end; k++)
+                shifts[k / DOUBLES][k % DOUBLES] = values[first] + std::min(spread, (before - values[first]) / 2);
     }
-    for (int round = 0; round < rounds; round++) {
-        count_above(band, n, middles, above, chains);
-        for (int c = 0; c < chains; c++) {
-            lows[c] = above[c] > rank[c] ? middles[c] : lows[c];
-            highs[c] = above[c] > rank[c] ? highs[c] : middles[c];
-            middles[c] = (lows[c] + highs[c]) / 2;
-        }
-    }
-    std::copy(middles, middles + chains, result);
 }
 
 }  // namespace
@@ -210,16 +167,12 @@ void gruclip_count_above(long* counts, const double* band, const double* thresho
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
                         long stride, long wanted, int rough, int threads) {
     constexpr double LOST = 1e-3, SETTLED = 0.7;
-    // Halvings of (low, high): to 6e-8 of it, which tells apart what rough vectors are to span, and to 6e-11.
-    constexpr int FEW_ROUNDS = 24, ROUNDS = 34;
-    double low = band[0], high = band[0];
-    for (long i = 0; i < n; i++) {
-        double radius = 0;
-        for (long d = 1; d <= BAND; d++)
-            radius += std::fabs(band[i * WIDTH + d]) + (i + d < n ? std::fabs(band[(i + d) * WIDTH + d]) : 0);
-        low = std::min(low, band[i * WIDTH] - radius), high = std::max(high, band[i * WIDTH] + radius);
-    }
-    const double least = 1e-16 * std::max(std::fabs(low), std::fabs(high)) + 1e-290;
+    // Halvings of the interval of all eigenvalues: to 6e-8 of it, which tells apart what rough vectors are to span, and
+    // to 6e-11.
+    constexpr int FEW_ROUNDS = 23, ROUNDS = 34;
+    const int rounds = rough ? FEW_ROUNDS : ROUNDS;
+    const Sections sections(band, n, threads);
+    const double least = 1e-16 * std::max(std::fabs(sections.low()), std::fabs(sections.high())) + 1e-290;
     std::vector<double> padded((n + 2 * BAND + 1) * WIDTH);
     std::copy(band, band + n * WIDTH, padded.begin());
     const long groups = parts(wanted, DOUBLES),
@@ -228,8 +181,10 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (long task = 0; task < tasks; task++) {
         const long first = groups * task / tasks, chains = groups * (task + 1) / tasks - first;
-        bisect(&shifts[first], band, n, first * DOUBLES, chains, low, high, rough ? FEW_ROUNDS : ROUNDS);
+        sections.bisect(&shifts[first], first * DOUBLES, chains, rounds);
     }
+    for (long k = 0; k < wanted; k++) values[k] = shifts[k / DOUBLES][k % DOUBLES];
+    if (rough) stand_back(shifts.data(), values, wanted, std::ldexp(sections.high() - sections.low(), -rounds));
     const ArrayOf<double> found = allocate<double>(wanted * n);
     const auto keep = [&](const ArrayOf<dvec>& x, int lane, long k) {
         for (long i = 0; i < n; i++) found[k * n + i] = x[i][lane];
@@ -243,10 +198,7 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
             const long first = group * DOUBLES;
             factors.factor(padded.data(), shifts[group], least);
             factors.iterate(x.get(), first + 1);
-            for (long k = first; k < std::min(first + DOUBLES, wanted); k++) {
-                values[k] = shifts[group][k - first];
-                keep(x, k - first, k);
-            }
+            for (long k = first; k < std::min(first + DOUBLES, wanted); k++) keep(x, k - first, k);
         }
     }
     // Values that are next to each other may have found one vector.
@@ -275,23 +227,25 @@ void gruclip_eigenpairs(double* values, float* vectors, const float* a, const do
         apart();
     }
 
-    // Back, in columns of whole vectors.
-    const long last = (n - 1) / BAND;
+    // Back, some vectors of columns at a time.
+    const long last = (n - 1) / BAND, vecs = parts(wanted, LANES);
+    const long turns = std::max(parts(vecs, MOST_VECS), std::min<long>(vecs, threads));
     std::vector<Reflections> reflections(last);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (long i = 0; i < last; i++) reflections[i] = Reflections(a, scales, n, stride, (i + 1) * BAND);
-        const Array rows = allocate(n * LANES);
+        const Array rows = allocate(n * MOST_VECS * LANES);
 #pragma omp for schedule(dynamic)
-        for (long left = 0; left < wanted; left += LANES) {
-            const long width = std::min<long>(LANES, wanted - left);
+        for (long turn = 0; turn < turns; turn++) {
+            const long left = vecs * turn / turns * LANES, row = vecs * (turn + 1) / turns * LANES - left;
+            const long width = std::min(row, wanted - left);
             for (long i = 0; i < n; i++)
-                for (long k = 0; k < LANES; k++)
-                    rows[i * LANES + k] = k < width ? static_cast<float>(found[(left + k) * n + i]) : 0;
-            for (const Reflections& some : reflections) some.apply(rows.get());
+                for (long k = 0; k < row; k++)
+                    rows[i * row + k] = k < width ? static_cast<float>(found[(left + k) * n + i]) : 0;
+            for (const Reflections& some : reflections) some.apply(rows.get(), row / LANES);
             for (long i = 0; i < n; i++)
-                std::memcpy(vectors + i * wanted + left, rows.get() + i * LANES, width * sizeof(float));
+                std::memcpy(vectors + i * wanted + left, rows.get() + i * row, width * sizeof(float));
         }
     }
 }

@@ -60,8 +60,9 @@ def clip_singular_values_(
     - ``full``: SVD in float64; the reference.
     - ``gram``: eigenvectors of the Gram matrix in float64.
     - ``truncated``: the paper's; as many leading values as can be above the limit by Weyl's inequality.
-    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.tracked`); without one, the Gram matrix's
-      eigenvectors in float32 where that is precise enough (`gruclip.spectral.single`), ``gram`` elsewhere.
+    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.tracked`); without one, and for some steps
+      after one that cost more than this, the Gram matrix's eigenvectors in float32 where that is precise enough
+      (`gruclip.spectral.single`), ``gram`` elsewhere.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
       it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
     - ``program``: ``block`` as a fixed program, all matrices at once (`gruclip.spectral.program`), for float32 matrices
@@ -187,6 +188,9 @@ def _clip_one(
     if algorithm == "auto":
         at_once = near_limit and single.SMALLEST <= tall.shape[1] <= single.LARGEST_AT_ONCE
         algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
+    rests = int(held.get("rests", 1)) - 1
+    if algorithm == "block" and near_limit and rests > 0:
+        algorithm = "single"
     if algorithm == "truncated" and in_range and limit < torch.inf:
         return (*truncated.clip(weight, norm, limit, near, held), False)
     tracks = algorithm == "block"
@@ -202,7 +206,7 @@ def _clip_one(
         done = tracked.search(weight, norm, limit, near)
     if done is not None:
         held.clear()  # of what another algorithm left, which is of another matrix
-        held.update(done.tracked._asdict())
+        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked._asdict())
         return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
     if algorithm in ("single", "block") and near_limit:
@@ -221,7 +225,9 @@ def _clip_one(
         if tracks or values[0] < tracked.NEAR * limit:
             _track(held, tall, weight, limit, values, quick.right)
         else:
+            draws = torch.tensor(_draws(held))
             held.clear()
+            held.update(_resting(draws, rests) if rests > 0 else {})
         return count, float(values[0]), True, known and tracks
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
     if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
@@ -246,6 +252,11 @@ def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, 
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
     held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
+
+
+def _resting(draws: Tensor, rests: int) -> dict[str, Tensor]:
+    """The state of a matrix that is not tracked for so many steps, since a decomposition is cheaper."""
+    return {"draws": draws, "rests": torch.tensor(rests)}
 
 
 def _draws(held: dict[str, Tensor]) -> int:

@@ -46,6 +46,12 @@ SKETCH, PANEL = 8, 16
 #: Share of min(m, n) that the filtered columns may be, and where `single` takes the matrix: with more, a decomposition
 #: is cheaper.
 WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
+#: The work of a step, degrees times columns, from which a decomposition by `single` is cheaper, relative to the size of
+#: a square matrix; the share of that decomposition that is no product of W with itself; and for how many steps it then
+#: serves, until a subspace is tried again.
+DEAREST, SQUARE_SHARE, RESTS = 1.15, 0.75, 16
+#: Degrees that the work beside the filter comes to, with a certificate of random vectors and with the last step's.
+BESIDE_DRAWN, BESIDE = 9, 4
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
 #: below it, and what is left out.
 STILL = 0.1
@@ -72,12 +78,20 @@ class Tracked(NamedTuple):
     degree: Tensor  #: of the filter that the last step would have needed, on the CPU
 
 
+class Shown(NamedTuple):
+    """What certifies a step."""
+
+    certificate: Certificate
+    drawn: bool  #: by random vectors
+
+
 class Clipped(NamedTuple):
     """What a step did."""
 
     clipped: int  #: values
     norm: float  #: sigma_1 after it
     tracked: Tracked
+    dear: bool = False  #: whether a decomposition would have been cheaper
 
 
 def width_for(weight: Tensor, near: int) -> int:
@@ -205,16 +219,21 @@ def _clip(
     bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
     # In place, where there is a place: to map new memory takes longer than to write it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
-    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
-    return Clipped(count or again, min(values[0], limit), kept)
+    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown.certificate, tracked.draws, degree)
+    work = columns.shape[1] * (degree + (BESIDE_DRAWN if shown.drawn else BESIDE))
+    small, large = sorted(weight.shape)
+    dearest = DEAREST * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
+    dear = single.takes(weight) and work > dearest
+    return Clipped(count or again, min(values[0], limit), kept, dear)
 
 
-def _shown(
-    weight: Tensor, limit: float, ceiling: float, block: Block, tracked: Tracked, moved: float
-) -> Certificate | None:
+def _shown(weight: Tensor, limit: float, ceiling: float, block: Block, tracked: Tracked, moved: float) -> Shown | None:
     """What there is to certify `weight`, at a distance `moved` from the one tracked; of an infinite limit, nothing."""
     if limit == torch.inf:
-        return NONE
+        return Shown(NONE, drawn=False)
     last = Certificate(float(tracked.bound), int(tracked.held), float(tracked.rest))
     known = from_last(block, limit, ceiling, last, moved)
-    return known or from_random_vectors(weight, block, limit, ceiling, int(tracked.draws), moved)
+    if known is not None:
+        return Shown(known, drawn=False)
+    found = from_random_vectors(weight, block, limit, ceiling, int(tracked.draws), moved)
+    return None if found is None else Shown(found, drawn=True)

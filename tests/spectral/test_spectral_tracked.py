@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_spectral import assert_projected, orthogonal
 from torch import Tensor
 
-from gruclip.spectral import SpectralState, certificate, clip_singular_values_
+from gruclip.spectral import SpectralState, certificate, clip_singular_values_, single, tracked
 from gruclip.spectral.subspace import Block
 
 
@@ -117,3 +117,36 @@ def test_what_is_certified_is_inside_whatever_the_rest_is(
     # Orthogonal residuals take a share each; alike ones add up.
     total = size * k if alike else size
     assert certified == (total <= 1) or abs(total - 1) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 640), (640, 256)])
+def test_where_the_subspace_costs_more_than_a_decomposition_the_next_steps_are_decomposed(shape, monkeypatch):
+    """And then it is tried again: a matrix that moves far in every step, and comes to rest."""
+    generator, state, limit = torch.Generator().manual_seed(3), SpectralState(), 1.0
+    steps: list[str] = []
+
+    def seen(name, function):
+        def called(*args, **kwargs):
+            steps.append(name)
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(tracked, "clip", seen("tracked", tracked.clip))
+    monkeypatch.setattr(single, "clip", seen("decomposed", single.clip))
+    few = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(size, few, generator=generator))[0] for size in shape)
+    weight = (left * torch.linspace(1, 0, few)) @ right.mT
+    for step in range(4 * tracked.RESTS):
+        far = step < tracked.RESTS + 3
+        u, v = (torch.randn(size, generator=generator) / size**0.5 for size in shape)
+        before = weight + (0.4 if far else 1e-6) * torch.outer(u, v)
+        weight = before.clone()
+        result = clip_singular_values_(weight, limit, state=state)
+        assert result.certified
+        assert not result.redone
+        assert_projected(before, weight, limit, "auto")
+    # One look at the subspace between the decompositions, the last of which starts it anew.
+    around = ["tracked", *["decomposed"] * tracked.RESTS]
+    assert steps[: tracked.RESTS + 3] == ["decomposed", *around, "tracked"]
+    assert steps[-tracked.RESTS :] == ["tracked"] * tracked.RESTS
