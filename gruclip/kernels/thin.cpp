@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "narrow.h"
 #include "panels.h"
 #include "thin.h"
 
@@ -124,6 +125,12 @@ extern "C" {
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
 void gruclip_thin_product(float* result, const float* matrix, const float* columns, long m, long n, long width,
                           long down, long across, int threads) {
+    if (width <= NARROW && (down == 1 || across == 1)) {
+        (width == 1   ? narrow_product<1>
+         : width == 2 ? narrow_product<2>
+                      : narrow_product<3>)(result, matrix, columns, m, n, down, across, threads);
+        return;
+    }
     for (long left = 0; left < width; left += PANEL) {
         const long used = std::min<long>(PANEL, width - left);
         (used > LANES ? Thin<2>::product : Thin<1>::product)(result, matrix, columns, m, n, width, left, used, down,

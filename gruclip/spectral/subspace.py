@@ -37,9 +37,9 @@ LEAST_GAP = 1e-3
 FARTHEST = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
 PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
-#: What (W Q)^T W Q has beside its diagonal, in the Frobenius norm, when Q holds Ritz vectors but for rounding: in units
-#: of the unit roundoff and its largest element.
-UNCOUPLED = 4.0
+#: What a column of (W Q)^T W Q has beside its diagonal when Q holds Ritz vectors but for rounding, in the mean and in
+#: units of the unit roundoff and its largest element; looked for where there are more columns than so many.
+UNCOUPLED, MANY = 6.0, 16
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
 
@@ -81,12 +81,16 @@ def orthonormal(columns: Tensor, rounds: int = 2) -> Tensor:
 def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
     """The singular values of W Q, descending, and its right singular vectors (q, q), float64."""
     gram = column_gram(basis.image)
-    squares, order = gram.diagonal().sort(descending=True)
-    coupling = torch.linalg.matrix_norm(gram - gram.diagonal().diag())
-    if float(coupling) <= UNCOUPLED * torch.finfo(basis.image.dtype).eps * float(squares[0]):
+    if len(gram) > MANY and _beside(gram) <= UNCOUPLED * torch.finfo(basis.image.dtype).eps * float(gram.max()):
+        squares, order = gram.diagonal().sort(descending=True)
         return squares.sqrt().tolist(), torch.eye(len(order), dtype=gram.dtype, device=gram.device)[:, order]
     squares, Y = torch.linalg.eigh(gram)
     return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
+
+
+def _beside(gram: Tensor) -> float:
+    """The mean over the columns of what is beside the diagonal."""
+    return float(gram.abs().sum() - gram.trace()) / len(gram)
 
 
 def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) -> Block:

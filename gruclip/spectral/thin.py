@@ -17,8 +17,7 @@ WIDE, LARGE = 16, 4_000_000
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
     """W X for a few columns X."""
-    # A single column is torch's to multiply: that takes the time it takes to read the matrix.
-    if columns.shape[1] > 1 and compiled.takes(weight, columns):
+    if compiled.takes(weight, columns):
         (m, n), width = weight.shape, columns.shape[1]
         product = columns.new_empty(m, width)
         counts = [m, n, width, *weight.stride()]
