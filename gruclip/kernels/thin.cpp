@@ -125,7 +125,7 @@ extern "C" {
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
 void gruclip_thin_product(float* result, const float* matrix, const float* columns, long m, long n, long width,
                           long down, long across, int threads) {
-    if (width <= NARROW && (down == 1 || across == 1)) {
+    if (0 < width && width <= NARROW && (down == 1 || across == 1)) {
         (width == 1   ? narrow_product<1>
          : width == 2 ? narrow_product<2>
                       : narrow_product<3>)(result, matrix, columns, m, n, down, across, threads);
