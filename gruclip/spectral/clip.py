@@ -30,6 +30,9 @@ ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
 
+#: From this size on a small matrix far inside its limit is followed without a decomposition, by Weyl's inequality.
+SMALLEST_INSIDE = 56
+
 #: From this size on a matrix of which nothing is known is searched for a few values above the limit: in vain that takes
 #: up to a third of the decomposition, and else saves the half of it and more.
 SMALLEST_SEARCHED = 800
@@ -186,7 +189,7 @@ def _clip_one(
     # So are the squares of W / L.
     near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
     if algorithm == "auto":
-        at_once = near_limit and single.SMALLEST <= tall.shape[1] <= single.LARGEST_AT_ONCE
+        at_once = near_limit and SMALLEST_INSIDE <= tall.shape[1] <= single.LARGEST_AT_ONCE
         algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
     rests = int(held.get("rests", 1)) - 1
     if algorithm == "block" and near_limit and rests > 0:
@@ -209,7 +212,8 @@ def _clip_one(
         held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked._asdict())
         return done.clipped, done.norm, limit < torch.inf, False
     quick, far = None, 0
-    if algorithm in ("single", "block") and near_limit:
+    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
+    if quickly and near_limit:
         wanted = partial(tracked.pairs_wanted, weight, most=None if tracks else 0)
         squares = single.Squares(tall, limit)
         quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
@@ -234,11 +238,11 @@ def _clip_one(
         parts = exact.svd(tall)
     count, values = exact.clip(tall, limit, parts, near)
     count += far
-    if tracks:
+    if tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit):
         _track(held, tall, weight, limit, values, parts.right)
     else:
         held.clear()
-    return count, float(values[0]), True, (known and tracks) or algorithm == "single"
+    return count, float(values[0]), True, (known and tracks) or (quickly and not tracks)
 
 
 def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:

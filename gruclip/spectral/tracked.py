@@ -97,7 +97,7 @@ class Clipped(NamedTuple):
 def width_for(weight: Tensor, near: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit; 0 where that would not pay."""
     width, size = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH, min(weight.shape)
-    widest = WIDEST_SHARE * size
+    widest = max(PANEL, WIDEST_SHARE * size)
     if single.takes(weight):
         widest = min(widest, max(2 * PANEL, WIDEST_SINGLE * size))
     return width if width + SKETCH <= widest else 0
@@ -180,7 +180,9 @@ def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipp
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
     none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(1)
     unknown = Tracked(weight, weight, none, none, torch.tensor(0), none, draw, torch.tensor(0))
-    return _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
+    found = _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
+    # What it took says nothing of the next step, which begins with what was found.
+    return None if found is None else found._replace(dear=False)
 
 
 def _clip(
