@@ -13,7 +13,7 @@ namespace {
 // Sums of squares in float32 that are taken for zero: below, they lose their digits. The entries of A are near 1.
 constexpr double LEAST_SQUARE = 1e-30;
 constexpr long SHARES = 4;            // of a product's sums, whatever the number of threads
-constexpr long WORTH_A_THREAD = 160;  // rows: below, starting a thread takes longer
+constexpr long ROWS_FOR_THREADS = 160;  // rows: below, starting a thread takes longer
 
 // Row i of A, up to column `end`: row -= v[row] w + w[row] v for BAND pairs of vectors, `stride` apart. Beyond
 // the diagonal what is in the matrix is never read.
@@ -181,7 +181,7 @@ extern "C" {
 // for d = 0 ... BAND.
 void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
                   long down, int threads) {
-    *size = scaled(a, matrix, n, stride, down, n < WORTH_A_THREAD ? 1 : threads);
+    *size = scaled(a, matrix, n, stride, down, n < ROWS_FOR_THREADS ? 1 : threads);
     const Array memory = zeros((3 + SHARES) * BAND * stride);
     float *v = memory.get(), *w = v + BAND * stride, *x = w + BAND * stride, *sums = x + BAND * stride;
     std::fill(band, band + n * WIDTH, 0.0);
@@ -218,7 +218,7 @@ void gruclip_band(float* a, double* band, float* scales, double* size, const flo
             for (long m = 0; m < c; m++) along[m] = dot(x + m * stride, mine, size);
             add_reflection(t, c, scales[i], along);
         }
-        if (p < WORTH_A_THREAD) threads = 1;
+        if (p < ROWS_FOR_THREADS) threads = 1;
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
         for (long share = 0; share < SHARES; share++) {
             float* mine = sums + share * BAND * stride;

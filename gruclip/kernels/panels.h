@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
+
 constexpr int PANEL = 2 * LANES;
 // The sums take 2 BLOCK registers; two more hold the panel's row and one the broadcast element.
 constexpr int BLOCK = (REGISTERS - 4) / 2;

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
-
 // How far apart columns of n numbers are kept: by a power of two they would drive each other out of the cache.
 inline long apart(long n) { return n + 16; }
 

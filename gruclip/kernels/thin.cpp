@@ -8,6 +8,8 @@
 
 namespace {
 
+constexpr long WORTH_READING = 100000;  // numbers, of which a sum is taken: as WORTH_A_THREAD
+
 // Of a transposed matrix whose elements lie so many floats apart or more, pieces of DEEP by PIECE are copied together
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
 constexpr long FAR_APART = 1024, DEEP = 32, TILES = 16, PIECE = TILES * BLOCK;
@@ -125,6 +127,7 @@ extern "C" {
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
 void gruclip_thin_product(float* result, const float* matrix, const float* columns, long m, long n, long width,
                           long down, long across, int threads) {
+    if (m * n * width < WORTH_A_THREAD) threads = 1;
     if (0 < width && width <= NARROW && (down == 1 || across == 1)) {
         (width == 1   ? narrow_product<1>
          : width == 2 ? narrow_product<2>
@@ -142,6 +145,7 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
 // width), in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads) {
+    if (2 * m * n * width < WORTH_A_THREAD) threads = 1;
     for (long left = 0, used; left < width; left += used) {
         const long rest = width - left;
         // A third vector costs less than a panel of its own, where there are registers for it.
@@ -197,6 +201,7 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
                               int threads) {
     constexpr long ROWS = 16, COLUMNS = 64 * LANES;
     const long count = parts(m, ROWS);
+    if (m * n < WORTH_READING) threads = 1;
     std::unique_ptr<double[]> sums(new double[count]);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long part = 0; part < count; part++) {
@@ -224,6 +229,7 @@ void gruclip_squared_distance(double* result, const float* a, const float* b, lo
 // which is 1, in double precision.
 void gruclip_column_squares(double* squares, const float* a, long m, long n, long down, long across, int threads) {
     constexpr long COLUMNS = 64;
+    if (m * n < WORTH_READING) threads = 1;
     if (across != 1) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (long j = 0; j < n; j++) {

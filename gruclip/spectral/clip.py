@@ -102,7 +102,8 @@ def clip_singular_values_(
                 state.load_state_dict(carried.state_dict())
             return result
         entries = (state or SpectralState()).resize(len(matrices))
-        done = [_clip_one(*one, algorithm) for one in zip(matrices, norms, limits, entries, strict=True)]
+        followed = state is not None
+        done = [_clip_one(*one, algorithm, followed) for one in zip(matrices, norms, limits, entries, strict=True)]
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
 
     def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -179,9 +180,12 @@ def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
 
 
 def _clip_one(
-    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str
+    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
 ) -> tuple[int, float, bool, bool]:
-    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not."""
+    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not.
+
+    `followed`: whether what is `held` of the matrix is asked for again.
+    """
     near = tolerance(weight.dtype, algorithm)
     # Its square is a float32 number.
     in_range = 1e-15 < norm < 1e15
@@ -214,7 +218,8 @@ def _clip_one(
     quick, far = None, 0
     quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
     if quickly and near_limit:
-        wanted = partial(tracked.pairs_wanted, weight, most=None if tracks else 0)
+        most = -1 if not followed else None if tracks else 0
+        wanted = partial(tracked.pairs_wanted, weight, most=most)
         squares = single.Squares(tall, limit)
         quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
         if quick is None:
@@ -226,7 +231,7 @@ def _clip_one(
             # Those are at the limit now, some by rounding above it.
             outside = limit * (1 + near + single.NOISE)
             count = far + min(count, int((quick.values > outside).sum()))
-        if tracks or values[0] < tracked.NEAR * limit:
+        if followed and (tracks or values[0] < tracked.NEAR * limit):
             _track(held, tall, weight, limit, values, quick.right)
         else:
             draws = torch.tensor(_draws(held))
@@ -238,7 +243,7 @@ def _clip_one(
         parts = exact.svd(tall)
     count, values = exact.clip(tall, limit, parts, near)
     count += far
-    if tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit):
+    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
         _track(held, tall, weight, limit, values, parts.right)
     else:
         held.clear()
