@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled
 from gruclip.kernels.products import matmul
-from gruclip.spectral.subspace import FARTHEST
+from gruclip.spectral.subspace import FARTHEST, number_above
 from gruclip.spectral.thin import column_gram, take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
@@ -55,7 +55,8 @@ def gram(weight: Tensor) -> Decomposition:
         squares = wide.mT @ wide
     # The negative's, which ascend.
     squares, right = torch.linalg.eigh(squares.neg_())
-    return Decomposition(None, (0 - squares).clamp_(min=0).sqrt_().mul_(scale), right)  # none of them is -0
+    values = (0 - squares).clamp_(min=0).sqrt_()  # none of them is -0
+    return Decomposition(None, values if scale == 1 else values.mul_(scale), right)
 
 
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
@@ -65,10 +66,11 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     so that rounding carries no value over the whole of it: clipping is idempotent.
     """
     left, values, right = parts
-    if not float(values[0]) > limit * (1 + tolerance):
+    known = values.tolist()
+    if not known[0] > limit * (1 + tolerance):
         return 0, values
-    count = int((values > limit * (1 + tolerance / 2)).sum())
-    if float(values[0]) > FARTHEST * limit:
+    count = number_above(known, limit * (1 + tolerance / 2))
+    if known[0] > FARTHEST * limit:
         # Put together anew: from far above the limit, a difference would lose the digits.
         image = weight.double() @ right if left is None else left * values
         weight.copy_((image * (limit / values).clamp(max=1)) @ right.mT)
