@@ -148,15 +148,15 @@ def _check_matrices(weight: Tensor) -> None:
 
 def _limits(limit: float | Tensor, batch: torch.Size) -> list[float]:
     """A limit for each matrix of a batch."""
-    values: list[float]
     if isinstance(limit, float):
         values = [limit] * math.prod(batch)
     else:
         try:
-            values = torch.as_tensor(limit, dtype=torch.float64).expand(batch).reshape(-1).tolist()
+            limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch)
         except (RuntimeError, TypeError, ValueError) as error:
             shape = tuple(batch)
             raise UserError(f"limit={limit!r}: should be a number, or a tensor that broadcasts to {shape}") from error
+        values = limits.reshape(-1).tolist()
     for value in values:
         if not value > 0:
             raise UserError(f"limit={value}: should be a positive number")
