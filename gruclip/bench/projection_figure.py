@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import colormaps
@@ -48,11 +49,17 @@ def projection_figure(by_size: pd.DataFrame, by_share: pd.DataFrame, path: Path,
     return style.save(draw, "Time of one projection", 0.6 + 1.7 * len(panels), path, formats)
 
 
+def line_style(index: int) -> dict[str, Any]:
+    """Of the line of one of the contestants: once the colours are used up, dashed and with open markers."""
+    turn, index = divmod(index, len(COLOURS))
+    style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
+    return style | ({"linestyle": "--", "markerfacecolor": "white"} if turn else {})
+
+
 def _panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     for index, algorithm in enumerate(rows["algorithm"].unique()):
         points = rows[rows["algorithm"] == algorithm].sort_values(column)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axes.plot(points[column], 1e3 * points["mean"], color=colour, marker=marker, markersize=3, label=algorithm)
+        axes.plot(points[column], 1e3 * points["mean"], markersize=3, label=algorithm, **line_style(index))
     axes.set_yscale("log")
     if column == "n":
         axes.set_xscale("log", base=2)

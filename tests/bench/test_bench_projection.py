@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gruclip.bench import grid, projection, projection_peers
 from gruclip.bench.grid import AUTO, Cell, cells, grid_tables, measure_cell, measure_grid
-from gruclip.bench.projection_figure import grid_figure, projection_figure
+from gruclip.bench.projection_figure import grid_figure, line_style, projection_figure
 from gruclip.bench.projection_peers import EMERGING, MISSING, NAIVE, matrix_sign, newton_schulz_clip, peers, svd_clip
 from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import Sequence, drifting, late, unknown
@@ -217,6 +217,11 @@ def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
     assert measured["idle"].error == pytest.approx(1 / (4 + 0.25) ** 0.5)
     assert measured["idle"].excess == pytest.approx(1.0)
     assert not measured["idle"].certified
+
+
+def test_no_two_of_twelve_contestants_are_drawn_alike() -> None:
+    styles = [line_style(index) for index in range(12)]
+    assert all(one != other for index, one in enumerate(styles) for other in styles[:index])
 
 
 def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
