@@ -88,13 +88,16 @@ def report(options: Namespace) -> int:
     from gruclip.report.page import page
 
     places = _places(options.runs)
-    experiment = options.experiment or "ptb"
-    runs = read_runs(places, experiment, _remedy("table", "1", experiment))
-    out = Path(options.out) if options.out else Path(f"{experiment}.html")
-    text = page(experiment, runs, places, f" --runs {options.runs}" if options.runs else "")
-    with writable(out):
-        out.write_text(text, encoding="utf-8")
-    print(out)
+
+    def written(experiment: str) -> Path:
+        runs = read_runs(places, experiment, _remedy("table", "1", experiment))
+        out = Path(options.out) if options.out else Path(f"{experiment}.html")
+        text = page(experiment, runs, places, f" --runs {options.runs}" if options.runs else "")
+        with writable(out):
+            out.write_text(text, encoding="utf-8")
+        return out
+
+    print(_of_an_experiment(options.experiment, "ptb", written))
     return 0
 
 

@@ -68,6 +68,19 @@ def test_a_fresh_clone_draws_every_figure_where_no_experiment_is_named(
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_page_of_no_named_experiment_is_that_of_one_with_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outputs" / "paper").mkdir(parents=True)
+    shutil.copy(PAPER / "jsb_chorales.csv", tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == "jsb_chorales.html"
+    assert (tmp_path / "jsb_chorales.html").exists()
+    assert err.startswith("gruclip: of jsb_chorales, since there are no runs of ptb for it: ")
+
+
 def test_an_experiment_that_is_named_is_the_only_one_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
