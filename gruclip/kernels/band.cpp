@@ -2,29 +2,25 @@
 // every BAND rows that both updates it and multiplies by it. A tridiagonal matrix takes a pass for every row, which is
 // twice the time.
 
-#include "band.h"
+#include "householder.h"
 
-#include <cmath>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include "panels.h"
 
 namespace {
 
-// Sums of squares in float32 that are taken for zero: below, they lose their digits. The entries of A are near 1.
-constexpr double LEAST_SQUARE = 1e-30;
-constexpr long SHARES = 4;            // of a product's sums, whatever the number of threads
 constexpr long ROWS_FOR_THREADS = 160;  // rows: below, starting a thread takes longer
 
-// Row i of A, up to column `end`: row -= v[row] w + w[row] v for BAND pairs of vectors, `stride` apart. Beyond
-// the diagonal what is in the matrix is never read.
-void update_row(float* a, const float* v, const float* w, long stride, long i, long end) {
-    for (long j = 0; j < end; j += LANES) {
-        vec sum = load(a + j);
-        for (long k = 0; k < BAND * stride; k += stride)
-            sum -= splat(v[k + i]) * load(w + k + j) + splat(w[k + i]) * load(v + k + j);
-        store(a + j, sum);
-    }
-}
+#if defined(_OPENMP)
+int thread_number() { return omp_get_thread_num(); }
+int thread_count() { return omp_get_num_threads(); }
+#else
+int thread_number() { return 0; }
+int thread_count() { return 1; }
+#endif
 
 // Vectors of a row that are worked on while they are in registers, and in the first-level cache.
 constexpr int TILE = 3, CHUNK = 4 * TILE;
@@ -99,13 +95,16 @@ void multiply_across(vec (*sums)[BAND], const float* a, const float* x, long str
     }
 }
 
+// The first of LANES rows that a share takes in a turn: forth and back, since the later ones are longer.
+long following(long turn, long share) { return (turn * SHARES + (turn % 2 ? SHARES - 1 - share : share)) * LANES; }
+
 // A share of the rows of A (n, n), of which the lower half is there: A -= v w^T + w v^T and, with what results,
 // sums (BAND, n) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A are; n a multiple of BAND.
 void update_and_multiply(float* a, float* sums, const float* v, const float* w, const float* x, long stride, long n,
                          long share) {
     ivec lane;
     for (int l = 0; l < LANES; l++) lane[l] = l;
-    for (long turn = 0, first = share * LANES; first < n; turn++) {
+    for (long turn = 0, first = share * LANES; first < n; first = following(++turn, share)) {
         float* group = a + first * stride;
         const long rows = std::min<long>(LANES, n - first);
         vec across[LANES][BAND] = {};
@@ -146,7 +145,6 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
             float* down = sums + k * stride + first;
             store(down, load(down) + totals(mine, LANES));
         }
-        first = ((turn + 1) * SHARES + (turn % 2 ? share : SHARES - 1 - share)) * LANES;
     }
 }
 
@@ -164,10 +162,13 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
         for (int lane = 0; lane < LANES; lane++) largest = std::max(largest, most[lane]);
     }
     if (!(largest > 0)) largest = 1;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long i = 0; i < n; i++)
-        for (long j = 0; j <= i; j += LANES)
-            store(a + i * stride + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
+    // By those who work on them, so that they are in their caches.
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (long share = 0; share < SHARES; share++)
+        for (long turn = 0, first = share * LANES; first < n; first = following(++turn, share))
+            for (long i = first; i < std::min(first + LANES, n); i++)
+                for (long j = 0; j <= i; j += LANES)
+                    store(a + i * stride + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
     return largest;
 }
 
@@ -182,72 +183,43 @@ extern "C" {
 void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
                   long down, int threads) {
     *size = scaled(a, matrix, n, stride, down, n < ROWS_FOR_THREADS ? 1 : threads);
-    const Array memory = zeros((3 + SHARES) * BAND * stride);
-    float *v = memory.get(), *w = v + BAND * stride, *x = w + BAND * stride, *sums = x + BAND * stride;
+    // By turns, so that a thread may begin the next panel's while another one still reads this one's.
+    const long each = SHARES * BAND * stride;
+    const Array all_sums = allocate(2 * each);
     std::fill(band, band + n * WIDTH, 0.0);
     std::fill(scales, scales + n, 0.0f);
-    for (long p = (n - 1) / BAND * BAND; p >= 0; p -= BAND) {
-        const long rows = std::min(BAND, n - p);
-        for (long r = 0; r < rows; r++) {
-            float* row = a + (p + r) * stride;
-            update_row(row, v, w, stride, p + r, p + r + 1);
-            for (long c = 0; c <= r; c++) band[(p + r) * WIDTH + r - c] = row[p + c];
-        }
-        if (p == 0) break;
-        std::memset(x, 0, BAND * stride * sizeof(float));
-        double t[BAND][BAND] = {};
-        for (long c = 0; c < rows; c++) {
-            const long i = p + rows - 1 - c, size = p - c;
-            float *row = a + i * stride, *mine = x + c * stride;
-            const double rest = size > 1 ? dot(row, row, size - 1) : 0, corner = row[size - 1];
-            double kept = corner;
-            if (rest > LEAST_SQUARE) {
-                kept = std::copysign(std::sqrt(rest + corner * corner), -corner);
-                scales[i] = static_cast<float>((kept - corner) / kept);
-                const float inverse = static_cast<float>(1 / (corner - kept));
-                for (long j = 0; j < size - 1; j++) mine[j] = row[j] * inverse;
-                mine[size - 1] = 1;
-                for (float* other = a + p * stride; other < row; other += stride)
-                    subtract(other, mine, scales[i] * dot(other, mine, size), size);
+#pragma omp parallel num_threads(n < ROWS_FOR_THREADS ? 1 : std::min<long>(threads, SHARES))
+    {
+        long team = thread_count();
+        const long me = thread_number();
+        Panel panel(stride, me == 0);
+        for (long p = (n - 1) / BAND * BAND;; p -= BAND) {
+            const long rows = std::min(BAND, n - p);
+            if (p < ROWS_FOR_THREADS) team = 1;
+            if (me >= team) break;
+            panel.reflect(band, scales, a, p, rows, team == 1);
+            if (p == 0) break;
+            float* sums = all_sums.get() + p / BAND % 2 * each;
+            for (long share = me; share < SHARES; share += team) {
+                float* mine = sums + share * BAND * stride;
+                for (long k = 0; k < BAND; k++) std::memset(mine + k * stride, 0, (p + LANES) * sizeof(float));
+                update_and_multiply(a, mine, panel.v, panel.w, panel.x, stride, p, share);
             }
-            band[i * WIDTH + i - size + 1] = kept;
-            for (long j = size; j < p; j++) band[i * WIDTH + i - j] = row[j];
-            std::memcpy(row, mine, size * sizeof(float));
-            // Q = I - x t x^T
-            double along[BAND];
-            for (long m = 0; m < c; m++) along[m] = dot(x + m * stride, mine, size);
-            add_reflection(t, c, scales[i], along);
-        }
-        if (p < ROWS_FOR_THREADS) threads = 1;
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-        for (long share = 0; share < SHARES; share++) {
-            float* mine = sums + share * BAND * stride;
-            for (long k = 0; k < BAND; k++) std::memset(mine + k * stride, 0, (p + LANES) * sizeof(float));
-            update_and_multiply(a, mine, v, w, x, stride, p, share);
-        }
-        // A x t = z in w, then w = z - x (t^T x^T z) / 2.
-        for (long j = 0; j < p; j += LANES) {
-            vec sum[BAND];
-            for (long k = 0; k < BAND; k++) {
-                sum[k] = load(sums + k * stride + j);
-                for (long share = 1; share < SHARES; share++) sum[k] += load(sums + (share * BAND + k) * stride + j);
+            // Two threads add up what is in their caches, so that half as much goes from one to the other.
+            const bool paired = team <= PAIR;
+            for (long i = me; paired && i < PAIR; i += team)
+                for (long k = i * BAND * stride; k < (i + 1) * BAND * stride; k += stride)
+                    for (float* at = sums + k; at < sums + k + p; at += LANES)
+                        store(at, load(at) + load(at + PAIR * BAND * stride));
+            if (team > 1) {
+#pragma omp barrier
             }
-            for (long c = BAND - 1; c >= 0; c--) {
-                vec z = {};
-                for (long m = 0; m <= c; m++) z += sum[m] * splat(static_cast<float>(t[m][c]));
-                store(w + c * stride + j, z);
-            }
+            if (me > 0 && p - BAND < ROWS_FOR_THREADS) break;  // the first goes on alone
+            // The others have read what stood there.
+            for (long r = 0; me == 0 && team > 1 && r < rows; r++)
+                std::memcpy(a + (p + r) * stride, panel.rows + r * stride, p * sizeof(float));
+            panel.follow(sums, paired, p);
         }
-        double along[BAND][BAND];
-        for (long m = 0; m < BAND; m++)
-            for (long c = 0; c < BAND; c++) along[m][c] = dot(x + m * stride, w + c * stride, p);
-        for (long c = 0; c < BAND; c++)
-            for (long i = 0; i < BAND; i++) {
-                double half = 0;
-                for (long m = 0; m <= i; m++) half += 0.5 * t[m][i] * along[m][c];
-                subtract(w + c * stride, x + i * stride, static_cast<float>(half), p);
-            }
-        std::swap(v, x);
     }
 }
 

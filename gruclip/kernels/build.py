@@ -21,7 +21,18 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 NAMES = ("band", "basis", "dense", "dropout", "eigen", "gru", "ritz", "softmax", "thin")
 SOURCES = tuple(f"{name}.cpp" for name in NAMES)
-HEADERS = ("arrays.h", "band.h", "narrow.h", "pairs.h", "panels.h", "sturm.h", "tall.h", "thin.h", "vectors.h")
+HEADERS = (
+    "arrays.h",
+    "band.h",
+    "householder.h",
+    "narrow.h",
+    "pairs.h",
+    "panels.h",
+    "sturm.h",
+    "tall.h",
+    "thin.h",
+    "vectors.h",
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 
