@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_spectral import assert_projected, orthogonal
 from torch import Tensor
 
+from gruclip.bench.sequences import late
 from gruclip.spectral import SpectralState, certificate, clip_singular_values_, single, tracked
 from gruclip.spectral.subspace import Block
 
@@ -150,3 +151,18 @@ def test_where_the_subspace_costs_more_than_a_decomposition_the_next_steps_are_d
     around = ["tracked", *["decomposed"] * tracked.RESTS]
     assert steps[: tracked.RESTS + 3] == ["decomposed", *around, "tracked"]
     assert steps[-tracked.RESTS :] == ["tracked"] * tracked.RESTS
+
+
+def test_a_state_is_saved_and_goes_on_to_the_bit_whether_the_matrix_is_tracked_or_rests() -> None:
+    sequence, state, kinds = late(256, tracked.RESTS + 10), SpectralState(), set()
+    for matrix in sequence.matrices:
+        saved, weight, again = SpectralState(), matrix.clone(), matrix.clone()
+        saved.load_state_dict(state.state_dict())
+        clip_singular_values_(weight, sequence.limit, state=state)
+        clip_singular_values_(again, sequence.limit, state=saved)
+        assert torch.equal(weight, again)
+        one, other = state.matrices[0], saved.matrices[0]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        kinds.add("rests" if "rests" in one else "tracked" if "right" in one else "unknown")
+    assert {"rests", "tracked"} <= kinds
