@@ -16,6 +16,9 @@ from gruclip.report.timing import condensed
 from gruclip.runs.files import write_whole
 from gruclip.runs.records import read_summary
 
+#: Below the runs of another clone, what is kept there.
+KEPT = "paper"
+
 
 @dataclass
 class _File:
@@ -37,9 +40,9 @@ def collect(
     """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
 
     A run folder ``PLACE/SUB/EXPERIMENT/...`` goes into ``out/SUB/EXPERIMENT.csv``; a place may also hold collected
-    files. No `experiments` are all of them. The iterations are kept of the runs that Figure 1 would show and of those
-    named in `step_names`. Everything is read and checked before the first file is written; each is written whole or
-    not at all. Yields each CSV file, its number of runs and how many of them are new.
+    files, itself or in ``paper/``. No `experiments` are all of them. The iterations are kept of the runs that Figure 1
+    would show and of those named in `step_names`. Everything is read and checked before the first file is written; each
+    is written whole or not at all. Yields each CSV file, its number of runs and how many of them are new.
 
     Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two places with other
     results, and where the curves would grow beyond `curves.MOST_BYTES`.
@@ -81,7 +84,8 @@ def _sources(place: Path, out: Path) -> Iterator[tuple[Path, list[Row], Path | N
         yield relative, rows, None
     for path in sorted([*place.glob("*.csv"), *place.glob("*/*.csv")]):
         if out.resolve() not in path.resolve().parents and collected.looks_collected(path):
-            yield path.relative_to(place), [], path
+            parts = path.relative_to(place).parts
+            yield Path(*parts[parts[0] == KEPT :]), [], path
 
 
 def _relative(parts: tuple[str, ...], experiment: str) -> Path:

@@ -100,6 +100,14 @@ def test_collected_files_of_two_places_are_merged_with_their_curves(tmp_path: Pa
     assert len(curves.read_curves(tmp_path / "paper a" / "ptb.csv", "steps")) == 4  # two of each
 
 
+def test_what_another_clone_has_kept_goes_where_its_run_folders_go(tmp_path: Path) -> None:
+    write_runs(tmp_path / "outputs", range(1))
+    gather(tmp_path / "outputs", tmp_path / "outputs" / "paper")
+    write_runs(tmp_path / "outputs", range(1, 2))
+    assert gather(tmp_path / "outputs", tmp_path / "kept") == [("ptb.csv", 8, 8)]
+    assert [path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()] == ["curves"]
+
+
 def test_a_run_with_other_results_is_refused_and_both_are_kept(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "o", config(PTB, "sgd"), summary())
     gather(tmp_path / "o", tmp_path / "paper")
