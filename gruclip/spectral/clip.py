@@ -73,7 +73,8 @@ def clip_singular_values_(
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
     - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; ``products``
       for others where float64 is fast; elsewhere the way out of ``block`` for float32 matrices whose shorter side has
-      80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``.
+      80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``. With a state a float32 matrix of 56
+      rows and columns or more that cannot have reached its limit since the last call is not decomposed.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
