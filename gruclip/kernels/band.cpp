@@ -216,8 +216,9 @@ void gruclip_band(float* a, double* band, float* scales, double* size, const flo
             }
             if (me > 0 && p - BAND < ROWS_FOR_THREADS) break;  // the first goes on alone
             // The others have read what stood there.
-            for (long r = 0; me == 0 && team > 1 && r < rows; r++)
-                std::memcpy(a + (p + r) * stride, panel.rows + r * stride, p * sizeof(float));
+            if (team > 1 && panel.writes)
+                for (long r = 0; r < rows; r++)
+                    std::memcpy(a + (p + r) * stride, panel.rows + r * stride, p * sizeof(float));
             panel.follow(sums, paired, p);
         }
     }

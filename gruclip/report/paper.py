@@ -85,7 +85,7 @@ def _sources(place: Path, out: Path) -> Iterator[tuple[Path, list[Row], Path | N
     for path in sorted([*place.glob("*.csv"), *place.glob("*/*.csv")]):
         if out.resolve() not in path.resolve().parents and collected.looks_collected(path):
             parts = path.relative_to(place).parts
-            yield Path(*parts[parts[0] == KEPT :]), [], path
+            yield Path(*(parts[1:] if parts[0] == KEPT else parts)), [], path
 
 
 def _relative(parts: tuple[str, ...], experiment: str) -> Path:

@@ -222,36 +222,32 @@ def _clip_one(
     quick, far = None, 0
     quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
     if quickly and near_limit:
-        most = -1 if not followed else None if tracks else 0
-        wanted = partial(tracked.pairs_wanted, weight, most=most)
+        wanted = partial(tracked.pairs_wanted, weight, most=None if tracks else 0) if followed else lambda near: 0
         squares = single.Squares(tall, limit)
         quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
         if quick is None:
             far = single.take_off_far_values(tall, squares, norm)
             quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted) if far else None
     if quick is not None:
-        count, values = quick.clipped, quick.values.clamp(max=limit) if quick.clipped else quick.values
+        count, right = quick.clipped, quick.right
+        values = quick.values.clamp(max=limit) if quick.clipped else quick.values
         if far:
             # Those are at the limit now, some by rounding above it.
             outside = limit * (1 + near + single.NOISE)
             count = far + min(count, int((quick.values > outside).sum()))
-        if followed and (tracks or values[0] < tracked.NEAR * limit):
-            _track(held, tall, weight, limit, values, quick.right)
-        else:
-            draws = torch.tensor(_draws(held))
-            held.clear()
-            held.update(_resting(draws, rests) if rests > 0 else {})
-        return count, float(values[0]), True, known and tracks
-    parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
-    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
-        parts = exact.svd(tall)
-    count, values = exact.clip(tall, limit, parts, near)
-    count += far
-    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
-        _track(held, tall, weight, limit, values, parts.right)
     else:
+        parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
+        if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
+            parts = exact.svd(tall)
+        count, values = exact.clip(tall, limit, parts, near)
+        count, right, rests = count + far, parts.right, 0
+    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
+        _track(held, tall, weight, limit, values, right)
+    else:
+        draws = torch.tensor(_draws(held))
         held.clear()
-    return count, float(values[0]), True, (known and tracks) or (quickly and not tracks)
+        held.update(_resting(draws, rests) if rests > 0 else {})
+    return count, float(values[0]), True, known if tracks else quickly and quick is None
 
 
 def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
