@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 from gruclip.cli import main
 from gruclip.report import collected, curves
@@ -28,6 +29,21 @@ def test_every_table_that_is_kept_has_its_command_and_every_command_its_table() 
 def test_every_figure_that_is_kept_is_one_that_the_readme_names() -> None:
     named = re.findall(r"`(figure_\S+\.png)`", (PAPER / "README.md").read_text())
     assert sorted(named) == sorted(path.name for path in PAPER.glob("*.png"))
+
+
+def test_a_kept_figure_is_what_its_command_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the pixel: a figure of another experiment in its place shows what no page says."""
+    text = (PAPER / "README.md").read_text()
+    commands = re.findall(r"`(figure_\S+\.png)`(?: is drawn)? by\s+`gruclip\s+(.+?)`", text, re.DOTALL)
+    assert len(commands) == len(list(PAPER.glob("*.png")))
+    shutil.copytree(PAPER, tmp_path / "outputs" / "paper")
+    monkeypatch.chdir(tmp_path)
+    for file, command in commands:
+        (tmp_path / "outputs" / "paper" / file).unlink()
+        assert main(shlex.split(command)) == 0
+        drawn, kept = imread(tmp_path / "outputs" / "paper" / file), imread(PAPER / file)
+        assert drawn.shape == kept.shape, file
+        assert (drawn == kept).all(), file
 
 
 def test_where_runs_are_kept_tables_are_kept() -> None:
