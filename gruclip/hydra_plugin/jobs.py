@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -15,15 +16,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.gruclip.grids import grid_overrides, parse, union
 from hydra_plugins.gruclip.settings import CONFIG_NAME
 
-#: Groups whose choice decides which grids there are, so that each of several choices has grids of its own.
-DECIDING = ("experiment", "sweep")
+#: What decides which grids there are, and by the values of `protocol` what they hold: each of several choices has
+#: grids of its own. So ``protocol.learning_rate.seeds=range(3)``, which Hydra reads as three choices, is three seeds.
+DECIDING = re.compile(r"(experiment|sweep|protocol\..*)")
 
 
 def planned_jobs(loader: ConfigLoader, config: DictConfig) -> list[tuple[str, ...]]:
     """The overrides of each run of the sweep that `config`, composed for a multirun, describes."""
     parser = OverridesParser.create(config_loader=loader)
     typed = parse(config.hydra.overrides.task, parser)
-    deciding = {key: typed[key] for key in DECIDING if key in typed}
+    deciding = {key: choices for key, choices in typed.items() if DECIDING.fullmatch(key)}
     jobs: dict[tuple[str, ...], None] = {}
     for decision in itertools.product(*deciding.values()):
         decided = typed | {key: [choice] for key, choice in zip(deciding, decision, strict=True)}
