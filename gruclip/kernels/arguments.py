@@ -100,13 +100,14 @@ def _rows(m: int, n: int, down: int) -> Layout:
     return (m, n), (down, 1)
 
 
-#: Of gruclip_band and gruclip_eigenpairs: diagonals, and floats from a row's end to the next row at least.
-WIDTH, ROOM = 5, 16
+#: Of gruclip_band and gruclip_eigenpairs: diagonals, floats from a row's end to the next row at least, and of what
+#: number the rows that there is room for are a multiple.
+WIDTH, ROOM, ROUND = 5, 16, 64
 
 KERNELS: dict[str, Kernel] = {
     "gruclip_band": Kernel(
         {"a": F32, "band": F64, "scales": F32, "size": F64, "matrix": F32},
-        lambda n, stride, down: (n * stride, n * WIDTH, n, 1, _rows(n, n, down)),
+        lambda n, stride, down: (-(-n // ROUND) * ROUND * stride, n * WIDTH, n, 1, _rows(n, n, down)),
         allows=lambda n, stride, down, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
@@ -124,7 +125,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     "gruclip_eigenpairs": Kernel(
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},
-        lambda n, stride, wanted: (wanted, n * wanted, n * stride, n * WIDTH, n),
+        lambda n, stride, wanted: (wanted, n * wanted, -(-n // ROUND) * ROUND * stride, n * WIDTH, n),
         flags=("rough", "threads"),
         allows=lambda n, stride, wanted, rough, threads: n > 0 and stride >= n + ROOM and wanted <= n,
     ),
@@ -167,8 +168,8 @@ KERNELS: dict[str, Kernel] = {
             ((m, depth), (left_down, left_across)),
             ((depth, n), (right_down, right_across)),
         ),
-        flags=("symmetric", "add", "threads"),
-        allows=lambda m, depth, n, *rest: min(m, depth, n) > 0 and ((m == n and not rest[-2]) or not rest[-3]),
+        flags=("lower", "threads"),
+        allows=lambda m, depth, n, *rest: min(m, depth, n) > 0,
     ),
     "gruclip_product_of_kept": Kernel(
         _single("result left right"),
@@ -207,6 +208,14 @@ KERNELS: dict[str, Kernel] = {
     ),
     "gruclip_there_and_back_one": Kernel(
         _single("image back matrix x"), lambda m, n, down: (m, n, _rows(m, n, down), n)
+    ),
+    "gruclip_take_off": Kernel(
+        _single("matrix left right"),
+        lambda m, n, width, down, left_down, left_across, right_down, right_across: (
+            _rows(m, n, down),
+            ((m, width), (left_down, left_across)),
+            ((n, width), (right_down, right_across)),
+        ),
     ),
     "gruclip_thin_product": Kernel(
         _single("result matrix columns"),

@@ -22,42 +22,7 @@ int thread_number() { return 0; }
 int thread_count() { return 1; }
 #endif
 
-// Vectors of a row that are worked on while they are in registers, and in the first-level cache.
-constexpr int TILE = 3, CHUNK = 4 * TILE;
-
-// BAND rows of COUNT vectors each, `stride` apart in memory, to registers and back.
-template <int COUNT>
-[[gnu::always_inline]] inline void load_rows(vec (&rows)[BAND][COUNT], const float* from, long stride) {
-#pragma GCC unroll 4
-    for (long r = 0; r < BAND; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) rows[r][c] = load(from + r * stride + c * LANES);
-}
-template <int COUNT>
-[[gnu::always_inline]] inline void store_rows(float* to, const vec (&rows)[BAND][COUNT], long stride) {
-#pragma GCC unroll 4
-    for (long r = 0; r < BAND; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < COUNT; c++) store(to + r * stride + c * LANES, rows[r][c]);
-}
-
-// BAND rows at `a`, COUNT vectors of them: a -= v w^T + w v^T, with the numbers of the rows at v and w.
-template <int COUNT>
-void update(float* a, const float* v, const float* w, const float* along_v, const float* along_w, long stride) {
-    vec e[BAND][COUNT];
-    load_rows(e, a, stride);
-    for (long k = 0; k < BAND; k++, v += stride, w += stride, along_v += stride, along_w += stride)
-        for (const auto& [at, along] : {std::pair{v, along_w}, std::pair{w, along_v}}) {
-            vec x[COUNT];
-#pragma GCC unroll 4
-            for (int c = 0; c < COUNT; c++) x[c] = in_register(load(along + c * LANES));
-#pragma GCC unroll 4
-            for (long r = 0; r < BAND; r++)
-#pragma GCC unroll 4
-                for (int c = 0; c < COUNT; c++) e[r][c] -= splat(at[r]) * x[c];
-        }
-    store_rows(a, e, stride);
-}
+constexpr int CHUNK = 4 * TILE;  // vectors of a row that are worked on while they are in the first-level cache
 
 // sums (BAND, COUNT vectors) += x^T A for `rows` rows of A, with the numbers of the rows at x.
 template <int COUNT>
@@ -95,30 +60,20 @@ void multiply_across(vec (*sums)[BAND], const float* a, const float* x, long str
     }
 }
 
-// The first of LANES rows that a share takes in a turn: forth and back, since the later ones are longer.
-long following(long turn, long share) { return (turn * SHARES + (turn % 2 ? SHARES - 1 - share : share)) * LANES; }
-
-// A share of the rows of A (n, n), of which the lower half is there: A -= v w^T + w v^T and, with what results,
-// sums (BAND, n) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A are; n a multiple of BAND.
+// A share of the first `end` rows of A (n, n), a multiple of BAND, of which the lower half is there: A -= v w^T + w v^T
+// and, with what results, sums (BAND, end) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A
+// are.
 void update_and_multiply(float* a, float* sums, const float* v, const float* w, const float* x, long stride, long n,
-                         long share) {
-    ivec lane;
-    for (int l = 0; l < LANES; l++) lane[l] = l;
-    for (long turn = 0, first = share * LANES; first < n; first = following(++turn, share)) {
-        float* group = a + first * stride;
-        const long rows = std::min<long>(LANES, n - first);
-        vec across[LANES][BAND] = {};
+                         long end, long share) {
+    for (long turn = 0, first = first_of(turn, share); first < end; first = first_of(++turn, share)) {
+        float* group = a + place_of(first, n) * stride;
+        const long rows = std::min<long>(LANES, end - first);
+        vec across[LANES][BAND];
         for (long j = 0; j <= first; j += CHUNK * LANES) {
             // The last vector is that of the diagonal.
             const long before = (first - j) / LANES, left = std::min<long>(CHUNK, before);
             const long count = std::min<long>(CHUNK, before + 1);
-            for (long r = 0; r < rows; r += BAND)
-                for (long c = 0; c < count; c += TILE) {
-                    const long at = j + c * LANES, row = first + r;
-                    (count - c >= TILE ? update<TILE>
-                     : count - c == 2  ? update<2>
-                                       : update<1>)(group + r * stride + at, v + row, w + row, v + at, w + at, stride);
-                }
+            for (long r = 0; r < rows; r += BAND) update_strip(group + r * stride, v, w, first + r, j, count, stride);
             for (long c = 0; c < left; c += TILE) {
                 const long at = j + c * LANES;
                 (left - c >= TILE ? add_down<TILE>
@@ -126,30 +81,20 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
                                   : add_down<1>)(sums + at, group + at, x + first, stride, rows);
             }
         }
-        multiply_across(across, group, x, stride, rows, first / LANES);
-        // At the diagonal, up to it, which counts once.
-        for (long r = 0; r < rows; r++) {
-            const vec e = load(group + r * stride + first);
-            const int diagonal = static_cast<int>(r);
-            const vec below = select(lane < diagonal, e, vec{}), whole = select(lane <= diagonal, e, vec{});
-            for (long k = 0; k < BAND; k++) {
-                float* down = sums + k * stride + first;
-                store(down, load(down) + splat(x[k * stride + first + r]) * below);
-                across[r][k] += load(x + k * stride + first) * whole;
-            }
-        }
+        // The vector of the diagonal with both halves of it.
+        multiply_across(across, group, x, stride, rows, first / LANES + 1);
         for (long k = 0; k < BAND; k++) {
             vec mine[LANES];
 #pragma GCC unroll 16
-            for (long r = 0; r < LANES; r++) mine[r] = across[r][k];
+            for (long r = 0; r < LANES; r++) mine[r] = r < rows ? across[r][k] : vec{};
             float* down = sums + k * stride + first;
             store(down, load(down) + totals(mine, LANES));
         }
     }
 }
 
-// Rows of a (n, n) up to the vector of the diagonal = those of matrix over its largest number, which is returned; 1
-// where that is zero.
+// Rows of a up to the vector of the diagonal, all of which is there, = those of matrix (n, n) over its largest number,
+// which is returned; 1 where that is zero.
 double scaled(float* a, const float* matrix, long n, long stride, long down, int threads) {
     float largest = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(max : largest)
@@ -165,10 +110,15 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
     // By those who work on them, so that they are in their caches.
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (long share = 0; share < SHARES; share++)
-        for (long turn = 0, first = share * LANES; first < n; first = following(++turn, share))
-            for (long i = first; i < std::min(first + LANES, n); i++)
+        for (long turn = 0, first = first_of(turn, share); first < n; first = first_of(++turn, share)) {
+            float* group = a + place_of(first, n) * stride;
+            for (long i = first; i < std::min(first + LANES, n); i++) {
+                float* row = group + (i - first) * stride;
                 for (long j = 0; j <= i; j += LANES)
-                    store(a + i * stride + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
+                    store(row + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
+                for (long j = first; j < i; j++) group[(j - first) * stride + i] = row[j];
+            }
+        }
     return largest;
 }
 
@@ -177,9 +127,9 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
 extern "C" {
 
 // Q^T A Q = B for a symmetric matrix = size A (n, n), rows `down` apart, of which the lower half is read; `size` is its
-// largest number, since squares are taken. Row i of `a` (n, stride), n + 16 floats or more, then begins with the vector
-// of a reflection with the factor scales[i], and Q is their product, the last row's first. B (i, i - d) is band[i, d]
-// for d = 0 ... BAND.
+// largest number, since squares are taken. Row i of `a`, which is where `place_of` says of room for a multiple of 64,
+// of n + 16 floats or more each, then begins with the vector of a reflection with the factor scales[i], and Q is their
+// product, the last row's first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
 void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
                   long down, int threads) {
     *size = scaled(a, matrix, n, stride, down, n < ROWS_FOR_THREADS ? 1 : threads);
@@ -192,7 +142,7 @@ void gruclip_band(float* a, double* band, float* scales, double* size, const flo
     {
         long team = thread_count();
         const long me = thread_number();
-        Panel panel(stride, me == 0);
+        Panel panel(stride, n, me == 0);
         for (long p = (n - 1) / BAND * BAND;; p -= BAND) {
             const long rows = std::min(BAND, n - p);
             if (p < ROWS_FOR_THREADS) team = 1;
@@ -203,7 +153,7 @@ void gruclip_band(float* a, double* band, float* scales, double* size, const flo
             for (long share = me; share < SHARES; share += team) {
                 float* mine = sums + share * BAND * stride;
                 for (long k = 0; k < BAND; k++) std::memset(mine + k * stride, 0, (p + LANES) * sizeof(float));
-                update_and_multiply(a, mine, panel.v, panel.w, panel.x, stride, p, share);
+                update_and_multiply(a, mine, panel.v, panel.w, panel.x, stride, n, p, share);
             }
             // Two threads add up what is in their caches, so that half as much goes from one to the other.
             const bool paired = team <= PAIR;
@@ -218,7 +168,7 @@ void gruclip_band(float* a, double* band, float* scales, double* size, const flo
             // The others have read what stood there.
             if (team > 1 && panel.writes)
                 for (long r = 0; r < rows; r++)
-                    std::memcpy(a + (p + r) * stride, panel.rows + r * stride, p * sizeof(float));
+                    std::memcpy(a + (place_of(p, n) + r) * stride, panel.rows + r * stride, p * sizeof(float));
             panel.follow(sums, paired, p);
         }
     }

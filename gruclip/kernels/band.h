@@ -11,6 +11,22 @@ constexpr long BAND = 4, WIDTH = BAND + 1;  // diagonals below the main one; wit
 // Vectors of columns that Q is applied to at once: their sums stay in registers.
 constexpr int MOST_VECS = REGISTERS >= 32 ? 3 : 1;
 
+// The rows of a matrix in LANES at a time are worked on in SHARES, whatever the number of threads: forth and back,
+// since the later ones are longer.
+constexpr long SHARES = 4;
+inline long first_of(long turn, long share) {
+    return (turn * SHARES + (turn % 2 ? SHARES - 1 - share : share)) * LANES;
+}
+
+// Where row i of n is in memory: behind one another what one share has, and one of two threads. A processor fetches
+// ahead of what is read, and would take rows from a thread that is writing to them.
+inline long place_of(long i, long n) {
+    constexpr long ROUND = SHARES * LANES;
+    const long turn = i / ROUND, turns = (n + ROUND - 1) / ROUND, group = i % ROUND / LANES;
+    const long share = turn % 2 ? SHARES - 1 - group : group, threads = 2;
+    return ((share % threads * (SHARES / threads) + share / threads) * turns + turn) * LANES + i % LANES;
+}
+
 // Of the vector of the reflection that row i holds, of n.
 inline long reflection_length(long i, long n) {
     const long p = i / BAND * BAND, rows = std::min(BAND, n - p);
@@ -39,7 +55,7 @@ struct Reflections {
         shared = reflection_length(p, n);
         for (long c = 0; c < BAND; c++) {
             const long i = p + std::max<long>(0, rows - 1 - c);
-            v[c] = a + i * stride;
+            v[c] = a + (place_of(p, n) + i - p) * stride;
             length[c] = c < rows ? reflection_length(i, n) : shared;
             if (c >= rows) continue;
             float along[BAND];

@@ -9,7 +9,6 @@ namespace {
 // stays in the third-level cache.
 constexpr long FEW = 3 * BLOCK, MANY = 16 * BLOCK, CACHED = 1500000;
 constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
-constexpr long TILE = 32;   // of the matrix that is reflected
 
 // to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, PANEL), or += that.
 template <bool ADD>
@@ -21,15 +20,17 @@ void multiply_corner(float* to, long down, const float* block, const float* pane
         for (long j = 0; j < used; j++) to[i * down + j] = sums[i * PANEL + j] + (ADD ? to[i * down + j] : 0);
 }
 
+// The first of blocks of rows that has row `row`.
+long first_below(long row) { return row > 0 ? row / BLOCK * BLOCK : 0; }
+
 }  // namespace
 
 extern "C" {
 
-// result (m, n), rows `down` apart, = left (m, depth) times right (depth, n), each of any layout, or += that with
-// `add`. With `symmetric` the result is known to be so, and only its lower half is computed.
+// result (m, n), rows `down` apart, = left (m, depth) times right (depth, n), each of any layout. With `lower` only the
+// lower half of it, with the diagonal, is sure to be there.
 void gruclip_product(float* result, const float* left, const float* right, long m, long depth, long n, long down,
-                     long left_down, long left_across, long right_down, long right_across, int symmetric, int add,
-                     int threads) {
+                     long left_down, long left_across, long right_down, long right_across, int lower, int threads) {
     const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
     const long rows_a_task = depth * n <= CACHED ? FEW : MANY;
     const long panels = parts(n, PANEL), tasks = parts(m, rows_a_task);
@@ -45,26 +46,20 @@ void gruclip_product(float* result, const float* left, const float* right, long 
 #pragma omp for schedule(dynamic)
         for (long task = tasks - 1; task >= 0; task--) {  // the longest first, where half is left out
             const long first = task * rows_a_task, high = std::min(rows_a_task, m - first);
-            const long needed = symmetric ? parts(first + high, PANEL) : panels;
+            const long needed = lower ? std::min(panels, parts(first + high, PANEL)) : panels;
             for (long k = 0; k < depth; k += deep) {
                 const long d = std::min(deep, depth - k);
                 for (long i = 0; i < high; i += BLOCK)
                     pack(rows.get() + i * d, BLOCK, turned, k, d, first + i, std::min<long>(BLOCK, high - i));
                 for (long p = 0; p < needed; p++)
-                    for (long i = 0; i < high; i += BLOCK)
-                        (k || add ? multiply_corner<true>
-                                  : multiply_corner<false>)(result + (first + i) * down + p * PANEL, down,
-                                                            rows.get() + i * d, columns.get() + (p * depth + k) * PANEL,
-                                                            d, std::min<long>(BLOCK, high - i),
-                                                            std::min<long>(PANEL, n - p * PANEL));
+                    for (long i = lower ? first_below(p * PANEL - first) : 0; i < high; i += BLOCK)
+                        (k ? multiply_corner<true> : multiply_corner<false>)(result + (first + i) * down + p * PANEL,
+                                                                             down, rows.get() + i * d,
+                                                                             columns.get() + (p * depth + k) * PANEL, d,
+                                                                             std::min<long>(BLOCK, high - i),
+                                                                             std::min<long>(PANEL, n - p * PANEL));
             }
         }
-#pragma omp for schedule(dynamic)
-        for (long first = 0; first < (symmetric ? m : 0); first += TILE)
-            for (long left_column = 0; left_column <= first; left_column += TILE)
-                for (long i = first; i < std::min(first + TILE, m); i++)
-                    for (long j = left_column; j < std::min(left_column + TILE, i); j++)
-                        result[j * down + i] = result[i * down + j];
     }
 }
 

@@ -33,7 +33,7 @@ from gruclip.kernels import compiled
 #: Multiply-adds of a product from which the compiled kernel is worth the packing of both factors, and up to which it
 #: beats MKL: by a tenth to a third in between, while MKL is a tenth faster at (700, 650) @ (650, 10000).
 LARGE, LARGEST = 200_000_000, 1_500_000_000
-#: The same where the product is symmetric and half of it computed: two thirds of oneDNN's time and half of MKL's.
+#: The same where the lower half is wanted: 0.6 of oneDNN's time and half of MKL's.
 LARGE_GRAM = 2_000_000
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
@@ -108,28 +108,19 @@ def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor
     return torch.matmul(a, b, out=out)
 
 
-def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, symmetric: bool = False) -> Tensor:
+def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, lower: bool = False) -> Tensor:
     """``a @ b`` for two float32 matrices on the CPU, with a common dimension, by the compiled kernel; to `out`, whose
-    rows are contiguous, if that is given. `symmetric`: the product is known to be, and half of it is computed."""
+    rows are contiguous, if that is given. `lower`: what is above the diagonal need not be computed."""
     out = a.new_empty(a.shape[0], b.shape[1]) if out is None else out
-    _call(out, a, b, symmetric, False)
+    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
+    compiled.call("gruclip_product", [out, a, b], counts, lower, torch.get_num_threads())
     return out
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out += a @ b`` for float32 matrices on the CPU by the compiled kernel; the rows of `out` are contiguous."""
-    _call(out, a, b, False, True)
-
-
-def _call(out: Tensor, a: Tensor, b: Tensor, symmetric: bool, add: bool) -> None:
-    counts = [*a.shape, b.shape[1], out.stride(0), *a.stride(), *b.stride()]
-    compiled.call("gruclip_product", [out, a, b], counts, symmetric, add, torch.get_num_threads())
-
-
-def gram_matrix(x: Tensor) -> Tensor:
-    """``x.mT @ x`` for (m, n)."""
+def lower_gram(x: Tensor) -> Tensor:
+    """``x.mT @ x`` for (m, n), of which what is above the diagonal may be anything."""
     if compiled.takes(x) and x.numel() * x.shape[1] >= LARGE_GRAM:
-        return our_product(x.mT, x, symmetric=True)
+        return our_product(x.mT, x, lower=True)
     return matmul(x.mT, x)
 
 

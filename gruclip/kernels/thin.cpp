@@ -158,7 +158,42 @@ void gruclip_there_and_back(float* image, float* back, const float* matrix, cons
     }
 }
 
-// The same for a single column x (n).
+// matrix (m, n), rows `down` apart, -= left (m, width) times the transpose of right (n, width), each of any layout. A
+// thread has the rows that it has in there_and_back, which are in its cache.
+void gruclip_take_off(float* matrix, const float* left, const float* right, long m, long n, long width, long down,
+                      long left_down, long left_across, long right_down, long right_across, int threads) {
+    constexpr long SHARES = 4;
+    const Array panels = allocate(parts(n, PANEL) * width * PANEL);
+    if (m * n < WORTH_READING) threads = 1;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long j = 0; j < n; j += PANEL) {
+            float* panel = panels.get() + j * width;
+            pack(panel, PANEL, {right, right_across, right_down}, 0, width, j, std::min<long>(PANEL, n - j));
+            for (long k = 0; k < width * PANEL; k++) panel[k] = -panel[k];
+        }
+#pragma omp for schedule(static)
+        for (long share = 0; share < SHARES; share++) {
+            const long end = m * (share + 1) / SHARES;
+            for (long i = m * share / SHARES; i < end; i += BLOCK)
+                for (long j = 0, high = std::min<long>(BLOCK, end - i); j < n; j += PANEL) {
+                    const float *rows = left + i * left_down, *panel = panels.get() + j * width;
+                    float* to = matrix + i * down + j;
+                    if (n - j >= PANEL) {
+                        multiply_rows<BLOCK, true>(to, down, rows, left_down, left_across, panel, high, width);
+                        continue;
+                    }
+                    float sums[BLOCK * PANEL];
+                    multiply_rows<BLOCK, false>(sums, PANEL, rows, left_down, left_across, panel, high, width);
+                    for (long r = 0; r < high; r++)
+                        for (long c = 0; c < n - j; c++) to[r * down + c] += sums[r * PANEL + c];
+                }
+        }
+    }
+}
+
+// gruclip_there_and_back for a single column x (n).
 void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
                                 long down, int threads) {
     constexpr long SHARES = 8, HIGH = 4;

@@ -13,8 +13,9 @@ from gruclip.spectral.thin import thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
 LARGEST_SHARE = 0.5
-#: Of the compiled band: floats that a row's length is a multiple of, and its diagonals from the main one down.
-ROW_STEP, BAND_WIDTH = 16, 5
+#: Of the compiled band: what a row's length and the number of rows are a multiple of, and its diagonals from the main
+#: one down.
+ROW_STEP, ROUND, BAND_WIDTH = 16, 64, 5
 #: Deviation from orthonormality, and residual relative to the largest entry of X or to a pair's own value, beyond which
 #: it is not trusted.
 PRECISION = 4e-6
@@ -53,21 +54,23 @@ _PACES: defaultdict[tuple[int, int], Pace] = defaultdict(Pace)
 
 
 class Spectrum:
-    """The eigenvalues and eigenvectors of X (n, n), float32 and symmetric.
+    """The eigenvalues, in units of `unit`, and eigenvectors of a symmetric matrix (n, n), float32, of which the lower
+    half is read.
 
-    With compiled kernels X is made a band, and pairs are computed as they are asked for; without them, all at once.
+    With compiled kernels it is made a band, and pairs are computed as they are asked for; without them, all at once.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
+    def __init__(self, matrix: Tensor, unit: float = 1.0) -> None:
+        self.matrix, self.unit = matrix, unit
         self._all: tuple[Tensor, Tensor] | None = None
         if not compiled.takes(matrix):
-            self._all = _eigh(matrix)
+            self._all = self._eigh()
             return
         n = matrix.shape[0]
         # What the kernel takes: rows of whole vectors, and room for one more.
         room = (n + 2 * ROW_STEP - 1) // ROW_STEP * ROW_STEP
-        self._reflections, self._scales = matrix.new_empty(n, room), matrix.new_empty(n)
+        self._reflections = matrix.new_empty(-(-n // ROUND) * ROUND, room)
+        self._scales = matrix.new_empty(n)
         self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
         size, rows = torch.empty((), dtype=torch.float64), matrix.contiguous()
         made: list[Tensor | None] = [self._reflections, self._band, self._scales, size, rows]
@@ -77,7 +80,7 @@ class Spectrum:
         begin = time.perf_counter()
         compiled.call("gruclip_band", made, [n, room, n], threads if together else 1)
         pace.took(together, time.perf_counter() - begin)
-        self._size = float(size)
+        self._size = float(size) / unit
 
     def count_above(self, *thresholds: float) -> list[int]:
         """The numbers of eigenvalues above each of the `thresholds`."""
@@ -104,17 +107,17 @@ class Spectrum:
             if rough or self._is_precise(values, vectors):
                 return values, vectors
         if self._all is None:
-            self._all = _eigh(self.matrix)
+            self._all = self._eigh()
         return self._all[0][:count], self._all[1][:, :count]
 
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
         apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
-        residuals = (thin_product(self.matrix, vectors) - vectors * values.float()).abs().amax(0)
+        products = thin_product(self.matrix.tril(), vectors) + thin_product(self.matrix.tril(-1).mT, vectors)
+        residuals = (products / self.unit - vectors * values.float()).abs().amax(0)
         allowed = PRECISION * values.abs().clamp(min=self._size)
         return float(apart) <= PRECISION and bool((residuals <= allowed).all())
 
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.flip(0).double(), vectors.flip(1)
+    def _eigh(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values.flip(0).double() / self.unit, vectors.flip(1)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.kernels.products import gram_matrix
+from gruclip.kernels.products import lower_gram, matmul
 from gruclip.spectral import subspace
 from gruclip.spectral.certificate import certifies, left_out
 from gruclip.spectral.eigen import Spectrum
@@ -60,7 +60,7 @@ class Clipped(NamedTuple):
 
 
 class Squares:
-    """X = W^T W / L^2 - I for a matrix W (m, n) and a limit L, in float32, and what was seen of it."""
+    """L^2 X = W^T W - L^2 I for a matrix W (m, n) and a limit L, the lower half in float32, and what was seen of it."""
 
     def __init__(self, weight: Tensor, limit: float) -> None:
         self.limit = limit
@@ -71,12 +71,12 @@ class Squares:
 
     def form(self, weight: Tensor) -> None:
         """From W itself."""
-        self.matrix = gram_matrix(weight).div_(self.limit**2)
+        self.matrix = lower_gram(weight)
         self._set_diagonal(weight)
 
     def _set_diagonal(self, weight: Tensor) -> None:
         """From the columns' norms in float64: the diagonal holds half of the error of X."""
-        self.matrix.diagonal().copy_(column_squares(weight) / self.limit**2 - 1)
+        self.matrix.diagonal().copy_(column_squares(weight) - self.limit**2)
 
     def follow(self, weight: Tensor, block: subspace.Block, count: int) -> None:
         """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block, all that are far:
@@ -85,9 +85,8 @@ class Squares:
         """
         theta, right = weight.new_tensor(block.values[:count]), block.right[:, :count]
         lost = right * ((theta**2 - self.limit**2) / 2) + block.residual[:, :count] * (theta - self.limit)
-        lost = lost / self.limit**2
         # The rounding of what is lost stays in X.
-        if float((lost * right).sum(1).abs().max()) > LARGEST_LOSS:
+        if float((lost * right).sum(1).abs().max()) > LARGEST_LOSS * self.limit**2:
             self.form(weight)
             return
         self.matrix.addmm_(lost, right.mT, alpha=-1).addmm_(right, lost.mT, alpha=-1)
@@ -111,14 +110,17 @@ def clip(
     limit = squares.limit
     if squares.far is not None:
         return None
-    spectrum = Spectrum(squares.matrix)
+    spectrum = Spectrum(squares.matrix, limit**2)
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
     marks = farthest, SET_APART, 1 + NOISE, CLOSE, near
     far, apart, above, close, beside = spectrum.count_above(*(mark**2 - 1 for mark in marks))
+    few = close <= FEW * weight.shape[1]
+    if above and few:
+        done = _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
+        if done is not None:
+            return done
     if far:
-        if close <= FEW * weight.shape[1]:
-            return _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
-        if apart < WIDEST_SHARE * weight.shape[1]:
+        if not few and apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
         return None
     x, right = spectrum.leading(max(1, above, wanted(beside)))
@@ -132,7 +134,7 @@ def clip(
         columns = right[:, :count]
         if leading > NEAREST - 1:
             # A step of Newton's method for the nearest orthonormal columns squares what they lack.
-            lacking = gram_matrix(columns)
+            lacking = matmul(columns.mT, columns)
             lacking.diagonal().sub_(1)
             columns = columns - thin_product(columns, lacking / 2)
         excess = (1 - 1 / relative[:count]).float()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
-from gruclip.kernels.products import add_product
 
-#: Columns, and multiply-adds, from which our product takes less than torch's.
-WIDE, LARGE = 16, 4_000_000
+#: Elements from which our product with few columns takes less than torch's.
+LARGE = 300_000
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
@@ -29,14 +28,13 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
 
 def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
     """W -= X Y^T in place, for a few columns X and Y."""
-    width = left.shape[1]
-    if width >= WIDE and weight.numel() * width >= LARGE and compiled.takes(weight, left, right):
-        if weight.stride(1) != 1:
-            weight, left, right = weight.mT, right, left
-        if weight.stride(1) == 1:
-            add_product(weight, -left, right.mT)
-            return
-    weight.addmm_(left, right.mT, alpha=-1)
+    if weight.stride(1) != 1:
+        weight, left, right = weight.mT, right, left
+    if weight.numel() >= LARGE and weight.stride(1) == 1 and compiled.takes(weight, left, right):
+        counts = [*weight.shape, left.shape[1], weight.stride(0), *left.stride(), *right.stride()]
+        compiled.call("gruclip_take_off", [weight, left, right], counts, torch.get_num_threads())
+    else:
+        weight.addmm_(left, right.mT, alpha=-1)
 
 
 def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -390,7 +390,7 @@ def test_many_values_near_the_limit_are_clipped_to_it_in_float32(shape, limit):
 def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
     generator = torch.Generator().manual_seed(9)
     used, reduce, gram = [], single.Spectrum, exact.gram
-    monkeypatch.setattr(single, "Spectrum", lambda matrix: used.append(matrix.dtype) or reduce(matrix))
+    monkeypatch.setattr(single, "Spectrum", lambda matrix, unit: used.append(matrix.dtype) or reduce(matrix, unit))
     monkeypatch.setattr(exact, "gram", lambda weight: used.append(torch.float64) or gram(weight))
     for above, dtypes in ((1.0, ["32"]), (1.09, ["32"]), (1.39, ["32"]), (2.1, ["32", "64"])):
         before = above * orthogonal(generator, 230).float()
