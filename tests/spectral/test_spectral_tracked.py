@@ -136,7 +136,7 @@ def test_where_the_subspace_costs_more_than_a_decomposition_the_next_steps_are_d
         return called
 
     # Few steps, so that not too many values come near the limit.
-    monkeypatch.setattr(tracked, "RESTS", 8)
+    monkeypatch.setattr(tracked, "RESTS", 16)
     monkeypatch.setattr(tracked, "clip", seen("tracked", tracked.clip))
     monkeypatch.setattr(single, "clip", seen("decomposed", single.clip))
     few = min(shape)
