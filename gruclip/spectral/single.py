@@ -1,9 +1,8 @@
 """Clipping in single precision where the spectral norm is near the limit, however many values are above it.
 
 The eigenvectors of X, equation (12) of README.md, that belong to positive eigenvalues, and the difference (13). Only
-they are computed, where they are few: it then takes a quarter of the time of all of them in float64. Where this
-precision does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the answer is
-None.
+they are computed, where they are few, and what is taken off is found on the space that they span. Where this precision
+does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the answer is None.
 """
 
 from __future__ import annotations
