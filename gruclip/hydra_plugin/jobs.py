@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from hydra_plugins.gruclip.grids import grid_overrides, parse, union
 from hydra_plugins.gruclip.settings import CONFIG_NAME
 
-#: What decides which grids there are, and by the values of `protocol` what they hold: each of several choices has
-#: grids of its own. So ``protocol.learning_rate.seeds=range(3)``, which Hydra reads as three choices, is three seeds.
-DECIDING = re.compile(r"(experiment|sweep|protocol\..*)")
+#: What decides which grids there are, or what is in them: each of several choices has grids of its own. So
+#: ``protocol.learning_rate.seeds=range(3)``, which Hydra reads as three choices, is three seeds.
+DECIDING = re.compile(r"experiment|sweep|protocol(\..*)?")
 
 
 def planned_jobs(loader: ConfigLoader, config: DictConfig) -> list[tuple[str, ...]]:

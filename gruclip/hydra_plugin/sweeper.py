@@ -11,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from gruclip.config import RunConfig
 from gruclip.runs.files import told_by_name
 from gruclip.runs.sweeps import record_sweeps
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
@@ -33,7 +34,11 @@ class GridSweeper(Sweeper):
 
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)
-        runs = [to_run(settings) for settings in settings_of(jobs, loader, self.composed)]
+        # Choices that a run does not depend on, as of a value of `protocol`, give it several times.
+        first: dict[RunConfig, tuple[str, ...]] = {}
+        for settings, job in zip(settings_of(jobs, loader, self.composed), jobs, strict=True):
+            first.setdefault(to_run(settings), job)
+        runs = list(first)
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed
@@ -44,7 +49,7 @@ class GridSweeper(Sweeper):
                 Path(folder).mkdir(parents=True, exist_ok=True)
         if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
             record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
-        returns = launcher.launch(jobs, initial_job_idx=0)
+        returns = launcher.launch(list(first.values()), initial_job_idx=0)
         for job in returns:
             if job.status is JobStatus.FAILED:
                 # JobReturn.return_value would print a line of its own before it raises the same.

@@ -100,14 +100,20 @@ def _rows(m: int, n: int, down: int) -> Layout:
     return (m, n), (down, 1)
 
 
-#: Of gruclip_band and gruclip_eigenpairs: diagonals, floats from a row's end to the next row at least, and of what
-#: number the rows that there is room for are a multiple.
-WIDTH, ROOM, ROUND = 5, 16, 64
+#: Of gruclip_band and gruclip_eigenpairs: diagonals from the main one down, and floats from a row's end to the next row
+#: at least.
+WIDTH, ROOM = 5, 16
+
+
+def band_rows(n: int) -> int:
+    """How many rows gruclip_band needs room for: `place_of` in band.h lays them out."""
+    return -(-n // 64) * 64
+
 
 KERNELS: dict[str, Kernel] = {
     "gruclip_band": Kernel(
         {"a": F32, "band": F64, "scales": F32, "size": F64, "matrix": F32},
-        lambda n, stride, down: (-(-n // ROUND) * ROUND * stride, n * WIDTH, n, 1, _rows(n, n, down)),
+        lambda n, stride, down: (band_rows(n) * stride, n * WIDTH, n, 1, _rows(n, n, down)),
         allows=lambda n, stride, down, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
@@ -125,7 +131,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     "gruclip_eigenpairs": Kernel(
         {"values": F64, "vectors": F32, "a": F32, "band": F64, "scales": F32},
-        lambda n, stride, wanted: (wanted, n * wanted, -(-n // ROUND) * ROUND * stride, n * WIDTH, n),
+        lambda n, stride, wanted: (wanted, n * wanted, band_rows(n) * stride, n * WIDTH, n),
         flags=("rough", "threads"),
         allows=lambda n, stride, wanted, rough, threads: n > 0 and stride >= n + ROOM and wanted <= n,
     ),
@@ -161,6 +167,7 @@ KERNELS: dict[str, Kernel] = {
         lambda n, count, rounds: (n * count,),
         allows=lambda n, count, rounds, threads: 0 < count <= n and rounds > 0,
     ),
+    "gruclip_mirror": Kernel({"a": F32}, lambda n, down: (_rows(n, n, down),)),
     "gruclip_product": Kernel(
         _single("result left right"),
         lambda m, depth, n, down, left_down, left_across, right_down, right_across: (

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr long ROWS_FOR_THREADS = 160;  // rows: below, starting a thread takes longer
+constexpr long ROWS_FOR_THREADS = 96;  // rows: below, starting a thread takes longer
 
 #if defined(_OPENMP)
 int thread_number() { return omp_get_thread_num(); }
@@ -60,9 +60,9 @@ void multiply_across(vec (*sums)[BAND], const float* a, const float* x, long str
     }
 }
 
-// A share of the first `end` rows of A (n, n), a multiple of BAND, of which the lower half is there: A -= v w^T + w v^T
-// and, with what results, sums (BAND, end) += A x, for BAND vectors v, w and x each, `stride` apart as the rows of A
-// are.
+// A share of the first `end` rows of A (n, n), a multiple of BAND, of which the lower half is there, and what is above
+// the diagonal in its vector: A -= v w^T + w v^T and, with what results, sums (BAND, end) += A x, for BAND vectors v, w
+// and x each, `stride` apart as the rows of A are. The two halves at the diagonal are equal but for rounding.
 void update_and_multiply(float* a, float* sums, const float* v, const float* w, const float* x, long stride, long n,
                          long end, long share) {
     for (long turn = 0, first = first_of(turn, share); first < end; first = first_of(++turn, share)) {
@@ -127,9 +127,9 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
 extern "C" {
 
 // Q^T A Q = B for a symmetric matrix = size A (n, n), rows `down` apart, of which the lower half is read; `size` is its
-// largest number, since squares are taken. Row i of `a`, which is where `place_of` says of room for a multiple of 64,
-// of n + 16 floats or more each, then begins with the vector of a reflection with the factor scales[i], and Q is their
-// product, the last row's first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
+// largest number, since squares are taken. Row i, in `a` where `place_of` says and `stride` floats long, n + 16 or
+// more, then begins with the vector of a reflection with the factor scales[i], and Q is their product, the last row's
+// first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
 void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
                   long down, int threads) {
     *size = scaled(a, matrix, n, stride, down, n < ROWS_FOR_THREADS ? 1 : threads);

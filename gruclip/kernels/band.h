@@ -18,10 +18,12 @@ inline long first_of(long turn, long share) {
     return (turn * SHARES + (turn % 2 ? SHARES - 1 - share : share)) * LANES;
 }
 
-// Where row i of n is in memory: behind one another what one share has, and one of two threads. A processor fetches
-// ahead of what is read, and would take rows from a thread that is writing to them.
+// Where row i of n is in memory, which has room for a multiple of 64 rows: those of a share lie together, and the two
+// shares that one of two threads has lie side by side. A processor fetches ahead of what is read, and would take rows
+// from a thread that is writing to them.
 inline long place_of(long i, long n) {
     constexpr long ROUND = SHARES * LANES;
+    static_assert(64 % ROUND == 0, "band_rows in arguments.py");
     const long turn = i / ROUND, turns = (n + ROUND - 1) / ROUND, group = i % ROUND / LANES;
     const long share = turn % 2 ? SHARES - 1 - group : group, threads = 2;
     return ((share % threads * (SHARES / threads) + share / threads) * turns + turn) * LANES + i % LANES;

@@ -20,7 +20,7 @@ void multiply_corner(float* to, long down, const float* block, const float* pane
         for (long j = 0; j < used; j++) to[i * down + j] = sums[i * PANEL + j] + (ADD ? to[i * down + j] : 0);
 }
 
-// The first of blocks of rows that has row `row`.
+// Where the block of rows begins that has row `row`; the first one's, for rows before it.
 long first_below(long row) { return row > 0 ? row / BLOCK * BLOCK : 0; }
 
 }  // namespace
@@ -61,6 +61,16 @@ void gruclip_product(float* result, const float* left, const float* right, long 
             }
         }
     }
+}
+
+// What is above the diagonal of a (n, n), rows `down` apart, = what is below it, in tiles that stay in a cache.
+void gruclip_mirror(float* a, long n, long down, int threads) {
+    constexpr long TILE = 32;
+#pragma omp parallel for schedule(dynamic) num_threads(n* n < WORTH_A_THREAD ? 1 : threads)
+    for (long first = 0; first < n; first += TILE)
+        for (long left = 0; left <= first; left += TILE)
+            for (long i = first; i < std::min(first + TILE, n); i++)
+                for (long j = left; j < std::min(left + TILE, i); j++) a[j * down + i] = a[i * down + j];
 }
 
 }  // extern "C"

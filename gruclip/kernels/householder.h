@@ -64,7 +64,8 @@ struct Panel {
     const bool writes;  // the band and the factors: one thread does
     const Array memory;
     // (BAND, stride) each: v and w of the last panel, x of this one, and a place for the rows of A that it is made of.
-    // Whole vectors are worked on: beyond its end a vector is zero, and a row is finite.
+    // Whole vectors are worked on: in the last one that is read, what is beyond the end of v, w or x is zero, and of a
+    // row finite.
     float *v, *w, *x, *const place;
     float* rows = place;  // where these are
     float t[BAND][BAND];  // Q = I - x t x^T
@@ -124,7 +125,8 @@ struct Panel {
             band[i * WIDTH + i - size + 1] = kept;
             for (j = size; j < p; j++) band[i * WIDTH + i - j] = row[j];
         }
-        // The products with the rows that are left, and with the vectors before it.
+        // The products with the rows that are left, and with the vectors before it; of fewer rows than BAND, which has
+        // no last vector, with zeros.
         const float* others[BAND - 1];
         for (long m = 0; m < BAND - 1; m++)
             others[m] = m < r ? rows + m * stride : m < r + c ? x + (m - r) * stride : x + (BAND - 1) * stride;

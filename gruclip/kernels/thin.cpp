@@ -9,6 +9,7 @@
 namespace {
 
 constexpr long WORTH_READING = 100000;  // numbers, of which a sum is taken: as WORTH_A_THREAD
+constexpr long SHARES = 4;              // of a matrix's rows: what one thread reads, it writes, too
 
 // Of a transposed matrix whose elements lie so many floats apart or more, pieces of DEEP by PIECE are copied together
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
@@ -87,7 +88,6 @@ struct Thin {
     // The same columns of image (m, width) = W X and of back (n, width) = W^T image.
     static void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                                long width, long left, long used, long down, int threads) {
-        constexpr long SHARES = 4;
         const Array panel = allocate(n * WIDTH), sums = allocate(SHARES * n * WIDTH);
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel num_threads(threads)
@@ -162,7 +162,6 @@ void gruclip_there_and_back(float* image, float* back, const float* matrix, cons
 // thread has the rows that it has in there_and_back, which are in its cache.
 void gruclip_take_off(float* matrix, const float* left, const float* right, long m, long n, long width, long down,
                       long left_down, long left_across, long right_down, long right_across, int threads) {
-    constexpr long SHARES = 4;
     const Array panels = allocate(parts(n, PANEL) * width * PANEL);
     if (m * n < WORTH_READING) threads = 1;
 #pragma omp parallel num_threads(threads)
@@ -196,13 +195,13 @@ void gruclip_take_off(float* matrix, const float* left, const float* right, long
 // gruclip_there_and_back for a single column x (n).
 void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
                                 long down, int threads) {
-    constexpr long SHARES = 8, HIGH = 4;
-    const Array sums = zeros(SHARES * n);
+    constexpr long PARTS = 8, HIGH = 4;
+    const Array sums = zeros(PARTS * n);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (long share = 0; share < SHARES; share++) {
+    for (long share = 0; share < PARTS; share++) {
         float* sum = sums.get() + share * n;
-        const long end = m * (share + 1) / SHARES;
-        for (long i = m * share / SHARES; i < end; i += HIGH) {
+        const long end = m * (share + 1) / PARTS;
+        for (long i = m * share / PARTS; i < end; i += HIGH) {
             const long high = std::min(HIGH, end - i);
             const float* row[HIGH];
             for (long r = 0; r < HIGH; r++) row[r] = matrix + (i + std::min(r, high - 1)) * down;
@@ -226,7 +225,7 @@ void gruclip_there_and_back_one(float* image, float* back, const float* matrix, 
     }
     for (long j = 0; j < n; j++) {
         back[j] = sums[j];
-        for (long share = 1; share < SHARES; share++) back[j] += sums[share * n + j];
+        for (long share = 1; share < PARTS; share++) back[j] += sums[share * n + j];
     }
 }
 

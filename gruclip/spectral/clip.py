@@ -194,7 +194,7 @@ def _clip_one(
     # Its square is a float32 number.
     in_range = 1e-15 < norm < 1e15
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
-    # So are the squares of W / L.
+    # So are the elements of W^T W.
     near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
     if algorithm == "auto":
         at_once = near_limit and SMALLEST_INSIDE <= tall.shape[1] <= single.LARGEST_AT_ONCE

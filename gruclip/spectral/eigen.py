@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
+from gruclip.kernels.arguments import ROOM, WIDTH, band_rows
 from gruclip.spectral.thin import thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
 LARGEST_SHARE = 0.5
-#: Of the compiled band: what a row's length and the number of rows are a multiple of, and its diagonals from the main
-#: one down.
-ROW_STEP, ROUND, BAND_WIDTH = 16, 64, 5
-#: Deviation from orthonormality, and residual relative to the largest entry of X or to a pair's own value, beyond which
-#: it is not trusted.
+#: Floats that the length of the compiled band's rows is a multiple of.
+ROW_STEP = 16
+#: Deviation from orthonormality, and residual relative to the largest entry of the matrix or to a pair's own value,
+#: beyond which it is not trusted.
 PRECISION = 4e-6
 
 
@@ -55,30 +55,29 @@ _PACES: defaultdict[tuple[int, int], Pace] = defaultdict(Pace)
 
 class Spectrum:
     """The eigenvalues, in units of `unit`, and eigenvectors of a symmetric matrix (n, n), float32, of which the lower
-    half is read.
+    half is read; the other one may be written over.
 
     With compiled kernels it is made a band, and pairs are computed as they are asked for; without them, all at once.
     """
 
     def __init__(self, matrix: Tensor, unit: float = 1.0) -> None:
-        self.matrix, self.unit = matrix, unit
+        self.matrix, self.unit = matrix.contiguous(), unit
         self._all: tuple[Tensor, Tensor] | None = None
         if not compiled.takes(matrix):
             self._all = self._eigh()
             return
         n = matrix.shape[0]
-        # What the kernel takes: rows of whole vectors, and room for one more.
-        room = (n + 2 * ROW_STEP - 1) // ROW_STEP * ROW_STEP
-        self._reflections = matrix.new_empty(-(-n // ROUND) * ROUND, room)
+        stride = -(-(n + ROOM) // ROW_STEP) * ROW_STEP
+        self._reflections = matrix.new_empty(band_rows(n), stride)
         self._scales = matrix.new_empty(n)
-        self._band = matrix.new_empty(n, BAND_WIDTH, dtype=torch.float64)
-        size, rows = torch.empty((), dtype=torch.float64), matrix.contiguous()
-        made: list[Tensor | None] = [self._reflections, self._band, self._scales, size, rows]
+        self._band = matrix.new_empty(n, WIDTH, dtype=torch.float64)
+        size = torch.empty((), dtype=torch.float64)
+        made: list[Tensor | None] = [self._reflections, self._band, self._scales, size, self.matrix]
         threads = torch.get_num_threads()
         pace = _PACES[n, threads]
         together = pace.all_threads()
         begin = time.perf_counter()
-        compiled.call("gruclip_band", made, [n, room, n], threads if together else 1)
+        compiled.call("gruclip_band", made, [n, stride, n], threads if together else 1)
         pace.took(together, time.perf_counter() - begin)
         self._size = float(size) / unit
 
@@ -113,9 +112,10 @@ class Spectrum:
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
         apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
-        products = thin_product(self.matrix.tril(), vectors) + thin_product(self.matrix.tril(-1).mT, vectors)
-        residuals = (products / self.unit - vectors * values.float()).abs().amax(0)
-        allowed = PRECISION * values.abs().clamp(min=self._size)
+        compiled.call("gruclip_mirror", [self.matrix], [len(self.matrix)] * 2, torch.get_num_threads())
+        sizes = values * self.unit
+        residuals = (thin_product(self.matrix, vectors) - vectors * sizes.float()).abs().amax(0)
+        allowed = PRECISION * sizes.abs().clamp(min=self._size * self.unit)
         return float(apart) <= PRECISION and bool((residuals <= allowed).all())
 
     def _eigh(self) -> tuple[Tensor, Tensor]:

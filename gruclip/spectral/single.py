@@ -1,8 +1,8 @@
 """Clipping in single precision where the spectral norm is near the limit, however many values are above it.
 
-The eigenvectors of X, equation (12) of README.md, that belong to positive eigenvalues, and the difference (13). Only
-they are computed, where they are few, and what is taken off is found on the space that they span. Where this precision
-does not tell whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the answer is None.
+The eigenvectors of X, equation (12) of README.md, that belong to values near the limit and above: what is taken off is
+found on the space that they span, where they are few, or is the difference (13). Where this precision does not tell
+whether sigma_1 is inside the tolerance, or sigma_1 is too far from the limit, the answer is None.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def clip(
         done = _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
         if done is not None:
             return done
+    # Without its certificate (13) is tried, which is not exact from far.
     if far:
         if not few and apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gruclip.kernels import compiled
 
-#: Elements from which our product with few columns takes less than torch's.
-LARGE = 300_000
+#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once.
+LARGE, MOST = 300_000, 256
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
@@ -27,12 +27,16 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
 
 
 def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
-    """W -= X Y^T in place, for a few columns X and Y."""
+    """W -= X Y^T in place, for columns X and Y."""
     if weight.stride(1) != 1:
         weight, left, right = weight.mT, right, left
     if weight.numel() >= LARGE and weight.stride(1) == 1 and compiled.takes(weight, left, right):
-        counts = [*weight.shape, left.shape[1], weight.stride(0), *left.stride(), *right.stride()]
-        compiled.call("gruclip_take_off", [weight, left, right], counts, torch.get_num_threads())
+        # Apart, since rows that lie a power of two apart drive each other out of a cache.
+        whole = left.shape[1] <= MOST
+        for x, y in zip(left.split(MOST, 1), right.split(MOST, 1), strict=True):
+            x = x if whole else x.contiguous()
+            counts = [*weight.shape, x.shape[1], weight.stride(0), *x.stride(), *y.stride()]
+            compiled.call("gruclip_take_off", [weight, x, y], counts, torch.get_num_threads())
     else:
         weight.addmm_(left, right.mT, alpha=-1)
 

@@ -237,9 +237,15 @@ def test_each_of_several_experiments_has_grids_of_its_own() -> None:
     assert ("nottingham", 10) not in both
 
 
-@pytest.mark.parametrize("seeds", ["range(3)", "0,1,2", "[0,1,2]", "'range(3)'"])
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        *(f"protocol.learning_rate.seeds={seeds}" for seeds in ("range(3)", "0,1,2", "[0,1,2]", "'range(3)'")),
+        "protocol={learning_rate:{seeds:[0]}},{learning_rate:{seeds:[1,2]}}",
+    ],
+)
 def test_a_typed_value_of_the_protocol_is_the_grids(seeds: str) -> None:
-    runs = planned_runs(["+sweep=learning_rate", f"protocol.learning_rate.seeds={seeds}", "protocol.delta=0.3,0.4"])
+    runs = planned_runs(["+sweep=learning_rate", seeds, "protocol.delta=0.3,0.4"])
     assert settings(runs, "seed") == {(0,), (1,), (2,)}
     combined = [run for run in runs if run.optimizer.name == "combined_clipping"]
     assert settings(combined, "optimizer.delta") == {(0.3,), (0.4,)}

@@ -68,6 +68,13 @@ def kept() -> Path:
     return found.file
 
 
+def put(path: Path, content: bytes) -> None:
+    """A new file in the place of one that is loaded, whose memory is the file's."""
+    path.unlink()
+    path.write_bytes(content)
+    path.chmod(0o600)
+
+
 def foreign(tmp_path: Path) -> tuple[bytes, Path]:
     """A library without our functions, and the file it makes when it is loaded."""
     mark = tmp_path / "loaded"
@@ -95,7 +102,7 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_users_alone(times: list[Pat
 def test_a_library_cut_short_is_compiled_again(length: int, times: list[Path]) -> None:
     path = kept()
     content = path.read_bytes()
-    path.write_bytes(content[:length])
+    put(path, content[:length])
     _, said = again()
     assert "is damaged" in said
     assert str(path) in said
@@ -111,14 +118,14 @@ def test_every_flipped_bit_is_noticed(times: list[Path]) -> None:
         damaged = bytearray(content)
         damaged[picked.randrange(len(content))] ^= 1 << picked.randrange(8)
         assert cache.damage(path.name, bytes(damaged))
-    path.write_bytes(damaged)
+    put(path, bytes(damaged))
     assert "is damaged" in again()[1]
     assert len(times) == 2
 
 
 def test_a_foreign_library_under_our_name_is_not_loaded(times: list[Path], tmp_path: Path) -> None:
     content, mark = foreign(tmp_path)
-    kept().write_bytes(content)
+    put(kept(), content)
     assert "is damaged" in again()[1]
     assert not mark.exists()
 

@@ -42,6 +42,8 @@ def test_it_is_the_product_of_both_and_touches_nothing_beside_its_place(
 @given(m=st.integers(1, 300), n=st.integers(1, 230), turned=st.booleans(), seed=st.integers(0, 2**31))
 def test_the_lower_half_of_a_product_is_the_products(m: int, n: int, turned: bool, seed: int) -> None:
     x = made_matrix(m, n, turned, torch.Generator().manual_seed(seed))
+    y = made_matrix(m, 120, not turned, torch.Generator().manual_seed(seed + 1))
+    assert torch.equal(our_product(x.mT, y, lower=True).tril(), our_product(x.mT, y).tril())
     lower = our_product(x.mT, x, lower=True).tril()
     assert torch.equal(lower, our_product(x.mT, x).tril())
     assert (lower.double() - (x.double().mT @ x.double()).tril()).abs().max() <= m * 6e-8 * x.square().sum(0).max()

@@ -59,7 +59,7 @@ def test_the_leading_eigenpairs_are_those_of_float64(family: str) -> None:
         expected = torch.linalg.eigvalsh(matrix.double()).flip(0)
         size = float(expected.abs().max())
         # What is above the diagonal is not looked at.
-        spectrum = Spectrum(matrix.tril() + torch.full((n, n), 7 * size).triu(1))
+        spectrum = Spectrum(torch.where(torch.ones(n, n).tril() > 0, matrix, torch.nan))
         for count in {1, max(1, n // 5), n}:
             values, vectors = spectrum.leading(count)
             assert vectors.shape == (n, count)
@@ -100,12 +100,12 @@ def test_pairs_that_inverse_iteration_did_not_find_come_from_a_full_decompositio
     assert (vectors.mT @ vectors - torch.eye(4)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("n", [150, 331])  # a band made by one thread, and by as many as there are
+@pytest.mark.parametrize("n", [90, 331])  # a band made by one thread, and by as many as there are
 def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -> None:
     matrix, found = SYMMETRIC["random"](n, 0).float(), []
-    for count in (1, 2, 3):
+    for count in range(1, 6):
         torch.set_num_threads(count)
-        found.append(Spectrum(matrix).leading(20))
+        found.append(Spectrum(matrix.clone()).leading(20))
     assert all(torch.equal(one, other) for pairs in found[1:] for one, other in zip(pairs, found[0], strict=True))
 
 
@@ -150,7 +150,7 @@ def test_what_is_found_roughly_spans_the_leading_eigenvectors(family: str) -> No
 
 @pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("layout", ["rows", "columns", "a part of more columns", "every second column", "float64"])
-@pytest.mark.parametrize("width", [1, 15, 40, 200])
+@pytest.mark.parametrize("width", [1, 15, 40, 300])
 def test_a_few_columns_are_taken_off_where_the_matrix_lies(layout: str, width: int) -> None:
     m, n = 601, 520
     assert m * n > LARGE
