@@ -17,9 +17,6 @@ from gruclip.kernels import compiled, gru_steps
 from gruclip.kernels.dropout import product_of_kept
 from gruclip.kernels.products import matmul, operand
 
-#: Multiply-adds of a product up to which a batch of them is faster by one call.
-BATCHED = 4_000_000
-
 
 class Saved(NamedTuple):
     """What the backward pass reads; without the leading axis R where there is one run."""
@@ -210,22 +207,12 @@ def _backward_compiled(
     if groups > 1:
         d_sums, inputs, h, rh = (_rows(rows.view(steps, batch, -1), groups) for rows in (d_sums, inputs, h, rh))
     if mask is None:
-        d_weight_ih = _products(d_sums.mT, inputs, compute)
+        d_weight_ih = matmul(d_sums.mT, inputs, compute)
     else:
         d_weight_ih = torch.empty_like(weight_ih)
         product_of_kept(inputs.mT, d_sums, out=d_weight_ih.mT)
     d_weight_hh = d_sums.new_empty(*d_sums.shape[:-2], 3 * n, n)
-    _products(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[..., : 2 * n, :])
-    _products(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[..., 2 * n :, :])
+    matmul(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[..., : 2 * n, :])
+    matmul(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[..., 2 * n :, :])
     d_bias = d_sums.sum(-2) if wants_bias else None
     return Gradients(d_x, d_h0, d_weight_ih, d_weight_hh, d_bias)
-
-
-def _products(a: Tensor, b: Tensor, compute: torch.dtype | None, out: Tensor | None = None) -> Tensor:
-    """``a @ b``; where they are batches of larger matrices one by one, by the best kernel of a single product."""
-    if a.dim() == 2 or a.shape[1] * a.shape[2] * b.shape[2] < BATCHED:
-        return matmul(a, b, compute, out)
-    out = a.new_empty(*a.shape[:2], b.shape[2]) if out is None else out
-    for one, other, result in zip(a, b, out, strict=True):
-        matmul(one, other, compute, result)
-    return out

@@ -6,33 +6,42 @@ on two cores each of three of them (torch 2.13, GFLOP/s):
 - AMD EPYC with AVX-512 (Zen 5): MKL 201, oneDNN, inside the same torch, 473 for (700, 650) @ (650, 10000); 133 against
   267 for (20, 650) @ (650, 650) with packed weights.
 - The same (Zen 4): 124 and 200; 93 and 160 for (20, 650) @ (650, 1300).
-- AMD EPYC with AVX2 (Zen 3): MKL 86, oneDNN 92, ours (`native/dense.cpp`) 120 for the transposed (1300, 700) @
+- AMD EPYC with AVX2 (Zen 3): MKL 86, oneDNN 92, ours (`dense.cpp`) 120 for the transposed (1300, 700) @
   (700, 650); 90, 137 and 118 for (700, 650) @ (650, 1950). oneDNN has to copy what is neither row-major nor the
   transpose of that, and both divide the work evenly among cores that other work slows down unevenly.
 
 In bf16 torch calls oneDNN itself.
 
-The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started: for float32
-on x86 processors other than Intel's, oneDNN with AVX-512, ours with AVX2 for products of a layer's size; torch's
-default everywhere else. Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to
-bf16 and multiplied as float32: the same sums.
+The choice is a rule and not a measurement, so that a run repeats to the same bits wherever it is started. For float32
+on x86 processors other than Intel's: with AVX-512 oneDNN, but ours where the left factor is a transpose, of which
+torch makes a copy for it (an iteration on Nottingham takes 0.95 of the time without, on Penn Treebank 0.99); with AVX2
+ours for products of a layer's size. Torch's default everywhere else. A batch of such products is taken one by one.
+
+Where a processor has no bf16 products (torch's then reach 2 GFLOP/s), operands are rounded to bf16 and multiplied as
+float32: the same sums.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gruclip.kernels import compiled
+from gruclip.kernels import compiled, derivatives
 
 #: Multiply-adds of a product from which the compiled kernel is worth the packing of both factors, and up to which it
 #: beats MKL: by a tenth to a third in between, while MKL is a tenth faster at (700, 650) @ (650, 10000).
 LARGE, LARGEST = 200_000_000, 1_500_000_000
+#: The same where it saves the copy of a left factor for oneDNN.
+LARGE_TURNED = 10_000_000
+#: Multiply-adds of a product up to which a batch of them is faster by one call.
+BATCHED = 4_000_000
 #: The same where the lower half is wanted: 0.6 of oneDNN's time and half of MKL's.
 LARGE_GRAM = 2_000_000
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
@@ -68,14 +77,19 @@ def _takes_onednn(a: Tensor) -> bool:
     return _is_float32_matrix(a) and onednn_is_faster()
 
 
-@functools.cache
-def ours_is_faster() -> bool:
-    """Whether large float32 products on this CPU go to the compiled kernel (see above)."""
-    return _processor() == "AVX2" and compiled.library() is not None
+def smallest_of_ours(turned: bool) -> float:
+    """Multiply-adds from which float32 products on this CPU go to the compiled kernel, up to `LARGEST`; infinity where
+    none does. `turned`: of a left factor that is a transpose (see above)."""
+    if compiled.library() is None:
+        return math.inf
+    return {"AVX2": LARGE, "AVX512": LARGE_TURNED if turned else math.inf}.get(_processor(), math.inf)
 
 
 def _takes_ours(a: Tensor, b: Tensor) -> bool:
-    return _is_float32_matrix(a) and LARGE <= a.numel() * b.shape[1] <= LARGEST and ours_is_faster()
+    if not _is_float32_matrix(a) or a.numel() * b.shape[1] > LARGEST:
+        return False
+    turned = a.stride(0) == 1 and a.stride(1) != 1
+    return a.numel() * b.shape[1] >= smallest_of_ours(turned) and compiled.takes(a, b)
 
 
 def _dense(a: Tensor) -> Tensor:
@@ -91,7 +105,7 @@ def operand(x: Tensor, compute: torch.dtype | None) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
-    """``a @ b`` for (m, k) and (k, n), or for batches of both with one leading axis.
+    """``a @ b`` for (m, k) and (k, n), or for batches of both with one leading axis. `product` has a gradient.
 
     The operands are rounded to `compute` first (None: left as they are), products are summed in float32
     or better, and the result, which goes to `out` if that is given, has the dtype of `a`.
@@ -100,12 +114,38 @@ def matmul(a: Tensor, b: Tensor, compute: torch.dtype | None = None, out: Tensor
     if a.dtype != dtype:
         product = torch.matmul(a, b)
         return product.to(dtype) if out is None else out.copy_(product)
+    if a.dim() == 3 and a[0].numel() * b.shape[2] >= BATCHED and (_takes_onednn(a[0]) or _takes_ours(a[0], b[0])):
+        out = a.new_empty(*a.shape[:2], b.shape[2]) if out is None else out
+        for one, other, result in zip(a, b, out, strict=True):
+            matmul(one, other, out=result)
+        return out
+    if _takes_ours(a, b):
+        return our_product(a, b, out)
     if _takes_onednn(a):
         product = onednn_product(a, b)
         return product if out is None else out.copy_(product)
-    if _takes_ours(a, b):
-        return our_product(a, b, out)
     return torch.matmul(a, b, out=out)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    @derivatives.forward
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(a, b)
+        return matmul(a, b)
+
+    @staticmethod
+    @derivatives.backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        a, b = ctx.saved_tensors
+        d_a, d_b = ctx.needs_input_grad
+        return matmul(grad, b.mT) if d_a else None, matmul(a.mT, grad) if d_b else None
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`matmul` of two tensors of one dtype, with a gradient."""
+    found: Tensor = _Product.apply(a, b)
+    return found
 
 
 def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, lower: bool = False) -> Tensor:

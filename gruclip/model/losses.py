@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled, derivatives, dropout, fused
 from gruclip.kernels.dropout import product_of_kept, product_where_kept
-from gruclip.kernels.products import matmul, operand
+from gruclip.kernels.products import matmul, operand, product
 
 
 def softmax_nll(
@@ -149,7 +149,7 @@ def logistic_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weigh
     h (R, M, n), weight (R, n, 88), bias (R, 88), targets (R, M, 88) or (1, M, 88) of zeros and ones, weights (R, M) or
     (1, M).
     """
-    logits = torch.baddbmm(bias.unsqueeze(-2), h, weight)
+    logits = product(h, weight) + bias.unsqueeze(-2)
     targets = targets.expand_as(logits)
     nll = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
     if weights is not None:

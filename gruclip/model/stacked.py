@@ -25,6 +25,7 @@ from gruclip.config import ModelConfig
 from gruclip.data import Lanes
 from gruclip.kernels import fused
 from gruclip.kernels.dropout import factors, random_bits
+from gruclip.kernels.products import product
 from gruclip.layers import GATES, clipped_block
 from gruclip.model.cells import STATE_VECTORS, recurrent_layer
 from gruclip.model.losses import logistic_nll, softmax_nll
@@ -131,7 +132,7 @@ def embed(weight: Tensor, inputs: Tensor, runs: int) -> Tensor:
     if inputs.dim() == 3:
         return torch.nn.functional.embedding(word_rows(inputs, runs, weight.shape[0] // runs), weight, sparse=True)
     notes = inputs.to(weight.dtype).expand(runs, *inputs.shape[1:])
-    return (notes.flatten(1, 2) @ weight).unflatten(1, inputs.shape[1:3])
+    return product(notes.flatten(1, 2), weight).unflatten(1, inputs.shape[1:3])
 
 
 def dropout_masks(

@@ -17,7 +17,7 @@ import torch
 
 from gruclip.errors import UserError
 from gruclip.kernels import compiled
-from gruclip.kernels.products import LARGE, LARGEST, PACKED_ELEMENTS, onednn_is_faster, ours_is_faster
+from gruclip.kernels.products import LARGEST, PACKED_ELEMENTS, onednn_is_faster, smallest_of_ours
 
 PACKAGES = ("gruclip", "torch", "numpy", "scipy", "hydra-core", "omegaconf", "pandas", "matplotlib", "safetensors")
 
@@ -38,6 +38,10 @@ GENERATIONS: dict[int, dict[str, list[tuple[int, int]]]] = {
 }
 
 
+def _range(smallest: float) -> list[float] | None:
+    return [smallest, LARGEST] if smallest <= LARGEST else None
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Plain data for ``environment.json`` and for the files of ``gruclip bench``."""
     return {
@@ -52,7 +56,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "revision": git_revision(),
         "kernels": {
             "float32_products": "oneDNN" if onednn_is_faster() else "torch default",
-            "compiled_multiply_adds": [LARGE, LARGEST] if ours_is_faster() else None,
+            "compiled_multiply_adds": _range(smallest_of_ours(turned=False)),
+            "compiled_multiply_adds_of_transposes": _range(smallest_of_ours(turned=True)),
             "packed_from_elements": PACKED_ELEMENTS,
             "native": compiled.description(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_matrices import made_matrix
 
 from gruclip.kernels import compiled, products
-from gruclip.kernels.products import lower_gram, matmul, our_product
+from gruclip.kernels.products import lower_gram, matmul, our_product, product
 
 sizes = {"m": st.integers(1, 230), "depth": st.integers(1, 800), "n": st.integers(1, 120)}
 
@@ -56,8 +56,8 @@ def test_a_thread_more_changes_no_bit(threads: None) -> None:
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         made.append((our_product(left, right), our_product(right.mT, right, lower=True).tril()))
-    for product, lower in made[1:]:
-        assert torch.equal(product, made[0][0])
+    for one, lower in made[1:]:
+        assert torch.equal(one, made[0][0])
         assert torch.equal(lower, made[0][1])
 
 
@@ -93,15 +93,25 @@ def test_every_rule_computes_the_same(processor: str, monkeypatch: pytest.Monkey
     call = compiled.call
     monkeypatch.setattr(compiled, "call", lambda name, *rest: (used.append(name), call(name, *rest)))
     monkeypatch.setattr(products, "_processor", lambda: processor)
-    for rule in (products.onednn_is_faster, products.ours_is_faster):
-        rule.cache_clear()
+    batch = torch.stack([x[:300], x[300:]])
+    products.onednn_is_faster.cache_clear()
     try:
-        found, small, lower = matmul(x, x), matmul(x[:5], x), lower_gram(x).tril()
+        found, small, turned, lower = matmul(x, x), matmul(x[:5], x), matmul(x.mT, x), lower_gram(x).tril()
+        several = matmul(batch.mT, batch)
     finally:
-        for rule in (products.onednn_is_faster, products.ours_is_faster):
-            rule.cache_clear()
-    # The large one by our kernel where the rule says so, half of one wherever there are kernels.
-    assert used == ["gruclip_product"] * (2 if processor == "AVX2" else 1)
+        products.onednn_is_faster.cache_clear()
+    # Large ones by our kernel where the rule says so, half of one wherever there are kernels.
+    assert used == ["gruclip_product"] * {"AVX2": 3, "AVX512": 4, "": 1}[processor]
     exact = x.double()
-    for one, other in ((found, exact @ exact), (small, exact[:5] @ exact), (lower, (exact.mT @ exact).tril())):
+    pairs = (found, exact @ exact), (small, exact[:5] @ exact), (turned, exact.mT @ exact)
+    halves = batch.double().mT @ batch.double()
+    for one, other in (*pairs, (lower, (exact.mT @ exact).tril()), (several, halves)):
         assert (one - other).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_a_product_has_its_gradient(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, *size, dtype=torch.float64, generator=generator) for size in ((5, 7), (7, 3)))
+    assert torch.autograd.gradcheck(product, (a.requires_grad_(), b.requires_grad_()))
+    assert torch.autograd.gradcheck(product, (a.detach(), b))
