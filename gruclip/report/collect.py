@@ -69,6 +69,17 @@ def read_timing(folder: str | Path) -> pd.DataFrame:
     return timing.expanded(line)
 
 
+def read_seconds(folder: str | Path) -> float | None:
+    """Seconds that a run was in training; None where that is not known."""
+    if collected.is_collected(folder):
+        text = collected.line_of(folder)["seconds"]
+        return float(text) if text else None
+    try:
+        return timing.condensed(Path(folder) / "timing.csv")["seconds"]
+    except UserError:
+        return None
+
+
 def read_explosions(folder: str | Path) -> dict[str, float | None] | None:
     """`explosions.COUNTS` of a run; None where its iterations were not kept, or it was collected without them."""
     if not collected.is_collected(folder):

@@ -23,9 +23,10 @@ from gruclip.choices import DATASET_NAMES
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import UserError
 from gruclip.report import style
-from gruclip.report.collect import read_epochs
+from gruclip.report.collect import read_epochs, read_seconds
 from gruclip.report.figures import FIGURES
-from gruclip.report.recalled import PROTOCOL
+from gruclip.report.findings import findings
+from gruclip.report.recalled import BESIDE, PROTOCOL, SOURCES, source
 from gruclip.report.rows import STATUSES
 from gruclip.report.sections import value
 from gruclip.report.tables import TABLES
@@ -41,6 +42,7 @@ COLUMNS = {
     "best epoch": "best_epoch",
     "epochs": "epochs",
     "seed": "seed",
+    "seconds": "seconds",
     "machine": "machine",
     "revision": "revision",
 }
@@ -63,21 +65,24 @@ class Multiple:
     norm: str
 
 
-def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], source: str = "") -> str:
-    """The page of the runs that `collect.read_runs` gives; `source` is what a command needs to find them."""
+def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], where: str = "") -> str:
+    """The page of the runs that `collect.read_runs` gives; `where` is what a command needs to find them."""
     runs = runs.reset_index(drop=True)
+    runs = runs.assign(seconds=[read_seconds(folder) for folder in runs["folder"]]).astype({"seconds": float})
     counts = runs["status"].value_counts()
     exploded = int(runs["exploded"].sum())
     words = [f"{counts[kind]} {kind}" for kind in STATUSES if kind in counts]
     missing: list[str] = []
     multiples, loss_range, norm_range = _multiples(runs, missing)
-    options = f" --experiment {experiment}{source}"
+    options = f" --experiment {experiment}{where}"
     return _template().render(
         title=f"{experiment}: {', '.join(DATASET_NAMES[name] for name in runs['dataset.name'].unique())}",
         counts=f"{len(runs)} runs: {', '.join(words)}; in {exploded} of them the gradient exploded.",
         command=f"gruclip report{options}",
         places=" and ".join(map(str, places)),
+        findings=findings(runs),
         settings=_settings(runs),
+        sources=SOURCES,
         tables=_tables(runs, options, missing),
         figures=_figures(runs, options, missing),
         columns=list(COLUMNS),
@@ -94,15 +99,28 @@ def _template() -> Any:
     return environment.from_string((files("gruclip.report") / "page.html").read_text(encoding="utf-8"))
 
 
-def _settings(runs: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Every setting, its values among the runs, and the protocol's where it has one."""
-    protocol = PROTOCOL.get(runs["dataset.name"].iloc[0], {})
+def _settings(runs: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Every setting, its values among the runs, and the protocol's with its source where it has one."""
+    dataset = runs["dataset.name"].iloc[0]
+    protocol = PROTOCOL[dataset] | BESIDE if dataset in PROTOCOL else {}
     rows = []
     for name in (*IDENTITY_SETTINGS, "data_sha256"):
-        values = sorted({value(one) for one in runs[name]})
-        expected = value(protocol[name]) if name in protocol else ""
-        rows.append((name, ", ".join(values), expected))
+        values = sorted({value(one) for one in runs[name]}, key=_in_order)
+        expected, letter = "", ""
+        if name in protocol:
+            wanted = protocol[name]
+            expected = ", ".join(map(value, wanted if isinstance(wanted, range) else [wanted]))
+            letter = source(name, dataset)
+        rows.append((name, ", ".join(values), expected, letter))
     return rows
+
+
+def _in_order(text: str) -> tuple[bool, float, str]:
+    """Numbers by their size, and then words."""
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
 
 
 def _tables(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[str, Any]]:
@@ -142,7 +160,8 @@ def _figures(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[
                 continue
             found += [
                 {
-                    "title": _TITLES[which],
+                    # Of several the files' names say which.
+                    "title": ", ".join([_TITLES[which], *path.stem.split(",")[1:]]),
                     "svg": base64.b64encode(path.read_bytes()).decode(),
                     "command": f"gruclip figure {which}{options}",
                 }

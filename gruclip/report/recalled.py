@@ -89,3 +89,20 @@ PROTOCOL: dict[str, dict[str, Any]] = {
     "ptb": _LANGUAGE,
     **dict.fromkeys(("nottingham", "jsb_chorales", "musedata", "piano_midi"), _MUSIC),
 }
+
+#: What the protocol has beside those, for every data set of the paper's: a full run in float32, ten seeds.
+BESIDE: dict[str, Any] = {"trainer.budget": "full", "precision": "fp32", "seed": range(10)}
+
+#: The letters of a setting's source.
+SOURCES = {
+    "P": "a public third-party reimplementation",
+    "C": "recollected from the paper, unchecked",
+    "D": "decided here",
+}
+
+
+def source(setting: str, dataset: str) -> str:
+    """The letter of the source of a setting that the protocol of a data set has."""
+    if setting in BESIDE or setting == "optimizer.algorithm":
+        return "D"
+    return "P" if dataset in WORD_DATASETS else "C"

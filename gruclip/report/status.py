@@ -17,6 +17,7 @@ from typing import Any
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.report import collected, folders
+from gruclip.report.collect import read_seconds
 from gruclip.report.rows import Row, merged
 from gruclip.report.timing import condensed
 from gruclip.runs.ownership import living_owner
@@ -90,7 +91,9 @@ def status(place: Path) -> Status:
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
     if result.training:
         some = finished[:: 1 + len(finished) // SAMPLE]
-        result.seconds_left = _seconds_left(result, [took for row in some if (took := _seconds(row)) is not None])
+        result.seconds_left = _seconds_left(
+            result, [took for row in some if (took := read_seconds(row["folder"])) is not None]
+        )
     return result
 
 
@@ -144,18 +147,6 @@ def _last(path: Path, column: str) -> float | None:
             lines = file.read().decode(errors="replace").split("\n")[:-1]
         return float(lines[-1].split(",")[names.index(column)]) if lines else None
     except (OSError, ValueError, IndexError):
-        return None
-
-
-def _seconds(row: Row) -> float | None:
-    """What a finished run took, where that is known."""
-    folder = Path(row["folder"])
-    if collected.is_collected(folder):
-        text = collected.line_of(folder)["seconds"]
-        return float(text) if text else None
-    try:
-        return condensed(folder / "timing.csv")["seconds"]
-    except UserError:
         return None
 
 

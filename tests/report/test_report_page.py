@@ -13,6 +13,7 @@ import pytest
 from made_runs import DEMO, config, frame, summary, timing, write_run
 
 from gruclip.cli import main
+from gruclip.report.findings import findings
 from gruclip.report.page import page
 
 CHROMIUM = shutil.which("chromium")
@@ -61,6 +62,36 @@ def test_the_page_has_every_run_the_tables_and_the_command_of_each(tmp_path: Pat
     for command in ("table 1", "table lr", "figure lr", "report"):
         assert f"gruclip {command} --experiment demo --runs {tmp_path / 'o'}" in text
     assert text.count("<polyline") == 16
+
+
+def test_the_page_says_what_was_asked_and_what_the_runs_say() -> None:
+    runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary(test=4.5 + seed / 1000)) for seed in range(5)]
+    runs += [(config(DEMO, "spectral_clipping", 0.2, seed=seed), summary(test=4.4 + seed / 900)) for seed in range(5)]
+    runs += [
+        (config(DEMO, "spectral_clipping", 0.8, seed=seed, optimizer__lr=2), summary("failed")) for seed in range(3)
+    ]
+    asked = dict(findings(frame(runs)))
+    assert asked["Does spectral clipping train where gradient clipping fails?"] == [
+        "Runs that succeed at the protocol's rate, 1: gradient clipping 5 of 5, spectral clipping 5 of 5.",
+        "Runs that succeed at other rates: spectral clipping 0 of 3.",
+    ]
+    (lower,) = asked["Does it reach a lower loss?"]
+    assert "against gradient clipping, threshold 5, at 1. Lower loss: delta 0.2 -8.5" in lower
+    assert asked["Does it cost little?"] == []  # no times
+    text = page("demo", frame(runs), [Path("/o")])
+    assert html.escape(lower, quote=False) in text.replace("&#39;", "'")
+    assert "Of that these runs say nothing." in text
+
+
+def test_every_setting_of_the_protocol_has_its_source_and_every_run_its_seconds(tmp_path: Path) -> None:
+    assert ">0.5, 1, 10<" in page(
+        "demo", frame([(config(DEMO, "sgd", optimizer__lr=lr), summary()) for lr in (10, 1, 0.5)]), [tmp_path]
+    )
+    corpus = {"dataset": {"name": "nottingham"}, "model": {"hidden_size": 200, "num_layers": 2}}
+    text = page("nottingham", frame([(config(corpus, "sgd"), summary(unit="nats per time step"))]), [tmp_path])
+    assert "<td>200</td><td>200</td><td>C</td>" in text
+    assert "<td>0</td><td>0, 1, 2, 3, 4, 5, 6, 7, 8, 9</td><td>D</td>" in text
+    assert "<td>402.2</td>" in made(tmp_path).read_text()  # two epochs of made_runs.timing
 
 
 def test_what_cannot_be_shown_is_told_with_its_reason(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""What an experiment is asked, the paper's four claims, and what its runs say, in a few sentences from the same tables.
+
+Nothing is judged here that a table does not judge: `outputs/README.md` weighs the experiments against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from gruclip.errors import UserError
+from gruclip.report.costs import table_cost
+from gruclip.report.differences import table_differences
+from gruclip.report.recalled import paper_rate
+from gruclip.report.render import Table
+from gruclip.report.sections import METHOD_NAMES
+from gruclip.report.stability import table_explosions
+from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
+
+
+class Finding(NamedTuple):
+    """A question, and what the runs say to it, a sentence each; none where they say nothing."""
+
+    question: str
+    answers: list[str]
+
+
+def findings(runs: pd.DataFrame) -> list[Finding]:
+    """Of runs as `collect.read_runs` gives them."""
+    return [Finding(question, _answers(answer, runs)) for question, answer in _QUESTIONS.items()]
+
+
+def _answers(answer: Callable[[pd.DataFrame], Iterator[str]], runs: pd.DataFrame) -> list[str]:
+    try:
+        return list(answer(runs))
+    except UserError:  # the page says elsewhere why there is no such table
+        return []
+
+
+def _explosions(runs: pd.DataFrame) -> Iterator[str]:
+    values = pd.concat([table.values for table in table_explosions(runs)])
+    for name, mine in values.groupby("optimizer.name", sort=False):
+        sums = mine.sum(numeric_only=True)
+        sides = (("below", "below 1"), ("above", "of 1 or more"))
+        shares = [
+            f"{sums[f'explosions.{side}']:,.0f} of {sums[f'iterations.{side}']:,.0f} iterations at a radius {words}"
+            for side, words in sides
+            if sums[f"iterations.{side}"]
+        ]
+        yield f"Under {METHOD_NAMES[name]}, {sums['runs']:.0f} runs at all rates, it does in {' and '.join(shares)}."
+
+
+def _success(runs: pd.DataFrame) -> Iterator[str]:
+    ended = finished(runs)
+    rate = paper_rate(ended["dataset.name"].iloc[0])
+    at_rate = ended["optimizer.lr"] == rate
+    for words, some in ((f"at the protocol's rate, {rate:g}", ended[at_rate]), ("at other rates", ended[~at_rate])):
+        counts = [
+            f"{METHOD_NAMES[name]} {len(successful(mine))} of {len(mine)}"
+            for name, mine in some.groupby("optimizer.name", sort=False)
+        ]
+        if counts:
+            yield f"Runs that succeed {words}: {', '.join(counts)}."
+
+
+def _lower(runs: pd.DataFrame) -> Iterator[str]:
+    few = f"Open, for fewer than {SEEDS_FOR_INTERVAL} seeds or an interval that holds 0"
+    for table in table_differences(runs):
+        cells = table.cells
+        reference = cells[cells["verdict"] == "reference"]
+        if reference.empty:
+            continue
+        against = f"{reference['method'].iloc[0]}, {reference['setting'].iloc[0]}, at {reference['best rate'].iloc[0]}"
+        parts = []
+        for verdict in ("lower loss", "higher loss", "open"):
+            named = [
+                f"{row['setting']}{'' if verdict == 'open' else ' ' + row['difference']}"
+                for _, row in cells[cells["verdict"] == verdict].iterrows()
+            ]
+            if named:
+                parts.append(f"{few if verdict == 'open' else verdict.capitalize()}: {'; '.join(named)}")
+        yield f"{_what(table)}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
+
+
+def _what(table: Table) -> str:
+    """The settings that a caption begins with, without the data's name."""
+    return table.caption.split(". ")[0].partition(", ")[2]
+
+
+def _cost(runs: pd.DataFrame) -> Iterator[str]:
+    values = pd.concat([table.values for table in table_cost(runs)])
+    shares = values["clipping"] / values[["forward", "backward", "update", "clipping"]].sum(axis=1)
+    shares = shares[values["optimizer.name"].isin(("spectral_clipping", "combined_clipping"))]
+    if len(shares):
+        yield f"The projection takes {shares.min():.1%} to {shares.max():.1%} of an iteration, by setting and machine."
+
+
+_QUESTIONS: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
+    "Does the gradient explode where the spectral radius of J passes 1?": _explosions,
+    "Does spectral clipping train where gradient clipping fails?": _success,
+    "Does it reach a lower loss?": _lower,
+    "Does it cost little?": _cost,
+}
