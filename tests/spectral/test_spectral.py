@@ -401,6 +401,21 @@ def test_float32_is_taken_near_the_limit_and_float64_far_above_it(monkeypatch):
         used.clear()
 
 
+@pytest.mark.parametrize("n", [100, 250])
+def test_without_a_certificate_a_few_values_are_taken_off_by_the_difference(n, monkeypatch):
+    """Near the limit in float32, (13) of spectral/README.md, and by float64 from far."""
+    monkeypatch.setattr(single, "_clip_few", lambda *_: None)
+    gram, used = exact.gram, []
+    monkeypatch.setattr(exact, "gram", lambda weight: used.append(n) or gram(weight))
+    generator = torch.Generator().manual_seed(12)
+    for far in (1.001, 1.3, 3.0):
+        before = with_values(generator, torch.linspace(0.2, 1, n) ** 2 * far).float()
+        after = before.clone()
+        clip_singular_values_(after, 1.0)
+        assert_projected(before, after, 1.0, "auto")
+        assert len(used) == (far > 2)
+
+
 @pytest.mark.parametrize(("n", "far"), [(200, 1.69), (1000, 1.39)])
 def test_values_within_the_tolerance_stay_there_beside_values_far_above_the_limit(n, far):
     """The rounding of W^T W grows with the values, and all are at the limit afterwards."""
