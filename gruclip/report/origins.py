@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 
@@ -32,14 +33,17 @@ def notes(runs: pd.DataFrame) -> list[str]:
 
 
 def _kernel_labels(texts: list[str]) -> list[str]:
-    """Of each description the entries in which they differ, e.g. "native 3e664d457746134e"."""
+    """Of each description the entries in which they differ, e.g. "native 3e664d457746134e"; of a run continued with
+    other kernels those of each."""
     try:
-        described = [None if text == _UNKNOWN else json.loads(text) for text in texts]
-    except ValueError:  # of a run continued with other kernels
+        described = [[] if text == _UNKNOWN else list(map(json.loads, text.split(" then "))) for text in texts]
+    except ValueError:
         return texts
-    known = [kernels for kernels in described if kernels is not None]
-    names = [name for name in known[0] if len({json.dumps(kernels.get(name)) for kernels in known}) > 1]
-    return [
-        _UNKNOWN if kernels is None else ", ".join(f"{name} {kernels.get(name)}" for name in names) or "known"
-        for kernels in described
-    ]
+    known = [kernels for stages in described for kernels in stages]
+    names = dict.fromkeys(name for kernels in known for name in kernels)
+    differing = [name for name in names if len({json.dumps(kernels.get(name)) for kernels in known}) > 1]
+
+    def label(kernels: dict[str, Any]) -> str:
+        return ", ".join(f"{name} {kernels[name]}" for name in differing if kernels.get(name) is not None) or "known"
+
+    return [" then ".join(map(label, stages)) or _UNKNOWN for stages in described]

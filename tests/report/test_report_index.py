@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_runs import DEMO, PTB, config, summary, write_run
+from made_runs import DEMO, PTB, config, frame, summary, write_run
 
-from gruclip.report import collect, folders, index, tables
+from gruclip.report import collect, folders, index, origins, tables
 
 
 @pytest.fixture
@@ -97,3 +97,16 @@ def test_a_table_says_in_what_its_runs_differ(tmp_path: Path) -> None:
         "",
         "Runs of 2 machines: p, 1 thread (3 runs); p, 2 threads (1 run).",
     ]
+
+
+def test_of_a_run_continued_with_other_kernels_the_note_says_which() -> None:
+    made = [(config(DEMO, "sgd", seed=seed), summary()) for seed in range(3)]
+    both = (
+        '{"native": "x", "float32_products": "oneDNN"}',
+        '{"native": "y", "float32_products": "oneDNN", "new": [1, 2]}',
+    )
+    runs = frame(made).assign(kernels=[both[0], " then ".join(both), None])
+    (note,) = (note for note in origins.notes(runs) if "kernels" in note)
+    assert note == (
+        "Runs of 3 choices of kernels: unknown (1 run); native x (1 run); native x then native y, new [1, 2] (1 run)."
+    )
