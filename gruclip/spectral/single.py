@@ -43,6 +43,8 @@ WIDEST_SHARE = 0.4
 HIDDEN = 0.03
 #: Values above this multiple of the limit, and the share of all up to which they are few; pairs that are found beside.
 CLOSE, FEW, SPARE = 0.98, 0.25, 4
+#: The same share of a square matrix's where none of them is far: of more, (13) is cheaper.
+FEW_NEAR = 0.125
 #: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2; and the residuals of those pairs,
 #: in units of L, at most: (8) then holds with room to spare.
 ROUGH, SETTLED = 1e-5, 1e-5
@@ -113,8 +115,8 @@ def clip(
     farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
     marks = farthest, SET_APART, 1 + NOISE, CLOSE, near
     far, apart, above, close, beside = spectrum.count_above(*(mark**2 - 1 for mark in marks))
-    few = close <= FEW * weight.shape[1]
-    if above and few:
+    (m, n), few = weight.shape, close <= FEW * weight.shape[1]
+    if above and few and (far or close * m <= FEW_NEAR * n**2):
         done = _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
         if done is not None:
             return done

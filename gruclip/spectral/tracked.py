@@ -49,7 +49,7 @@ WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
 #: The work of a step, degrees times columns, from which a decomposition by `single` is cheaper, relative to the size of
 #: a square matrix; the share of that decomposition that is no product of W with itself; and for how many steps it then
 #: serves, until a subspace is tried again.
-DEAREST, SQUARE_SHARE, RESTS = 1.0, 0.6, 32
+DEAREST, SQUARE_SHARE, RESTS = 1.15, 0.55, 32
 #: Degrees that the work beside the filter comes to, with a certificate of random vectors and with the last step's.
 BESIDE_DRAWN, BESIDE = 9, 4
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
