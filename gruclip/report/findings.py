@@ -14,10 +14,10 @@ from gruclip.errors import UserError
 from gruclip.report.costs import table_cost
 from gruclip.report.differences import table_differences
 from gruclip.report.recalled import paper_rate
-from gruclip.report.render import Table
 from gruclip.report.sections import METHOD_NAMES
 from gruclip.report.stability import table_explosions
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
+from gruclip.report.timing import PHASES
 
 
 class Finding(NamedTuple):
@@ -81,18 +81,13 @@ def _lower(runs: pd.DataFrame) -> Iterator[str]:
             ]
             if named:
                 parts.append(f"{few if verdict == 'open' else verdict.capitalize()}: {'; '.join(named)}")
-        yield f"{_what(table)}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
-
-
-def _what(table: Table) -> str:
-    """The settings that a caption begins with, without the data's name."""
-    return table.caption.split(". ")[0].partition(", ")[2]
+        yield f"{table.settings}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
 
 
 def _cost(runs: pd.DataFrame) -> Iterator[str]:
     values = pd.concat([table.values for table in table_cost(runs)])
-    shares = values["clipping"] / values[["forward", "backward", "update", "clipping"]].sum(axis=1)
-    shares = shares[values["optimizer.name"].isin(("spectral_clipping", "combined_clipping"))]
+    shares = values["clipping"] / values[list(PHASES)].sum(axis=1)
+    shares = shares[values["optimizer.delta"].notna()]
     if len(shares):
         yield f"The projection takes {shares.min():.1%} to {shares.max():.1%} of an iteration, by setting and machine."
 

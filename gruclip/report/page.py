@@ -136,8 +136,7 @@ def _tables(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[s
             continue
         for table in made:
             content = table.cells.astype(str)
-            # Of several the headings say which, by the caption's first sentence without the data's name.
-            which_of = f": {table.caption.split('. ')[0].partition(', ')[2]}" if len(made) > 1 else ""
+            which_of = f": {table.settings}" if len(made) > 1 else ""  # of several the headings say which
             found.append(
                 {
                     "title": table.title + which_of, "caption": table.caption, "notes": table.notes,

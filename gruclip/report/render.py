@@ -20,6 +20,11 @@ class Table:
     values: pd.DataFrame
     notes: list[str]
 
+    @property
+    def settings(self) -> str:
+        """What the caption begins with, without the data's name: which of several tables this is."""
+        return self.caption.split(". ")[0].partition(", ")[2]
+
 
 def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(_markdown(table) for table in tables)
