@@ -5,17 +5,14 @@ Nothing is judged here that a table does not judge: `outputs/README.md` weighs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import pandas as pd
 
-from gruclip.errors import UserError
-from gruclip.report.costs import table_cost
-from gruclip.report.differences import table_differences
 from gruclip.report.recalled import paper_rate
+from gruclip.report.render import Table
 from gruclip.report.sections import METHOD_NAMES
-from gruclip.report.stability import table_explosions
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
 from gruclip.report.timing import PHASES
 
@@ -27,20 +24,25 @@ class Finding(NamedTuple):
     answers: list[str]
 
 
-def findings(runs: pd.DataFrame) -> list[Finding]:
-    """Of runs as `collect.read_runs` gives them."""
-    return [Finding(question, _answers(answer, runs)) for question, answer in _QUESTIONS.items()]
+def findings(runs: pd.DataFrame, tables: Mapping[str, list[Table]]) -> list[Finding]:
+    """Of runs as `collect.read_runs` gives them and their tables by name; a table that they cannot give is missing."""
+    return [
+        Finding(
+            "Does the gradient explode where the spectral radius of J passes 1?",
+            _said(_explosions, tables, "explosions"),
+        ),
+        Finding("Does spectral clipping train where gradient clipping fails?", list(_success(runs))),
+        Finding("Does it reach a lower loss?", _said(_lower, tables, "differences")),
+        Finding("Does it cost little?", _said(_cost, tables, "cost")),
+    ]
 
 
-def _answers(answer: Callable[[pd.DataFrame], Iterator[str]], runs: pd.DataFrame) -> list[str]:
-    try:
-        return list(answer(runs))
-    except UserError:  # the page says elsewhere why there is no such table
-        return []
+def _said(answer: Callable[[list[Table]], Iterator[str]], tables: Mapping[str, list[Table]], name: str) -> list[str]:
+    return list(answer(tables[name])) if name in tables else []
 
 
-def _explosions(runs: pd.DataFrame) -> Iterator[str]:
-    values = pd.concat([table.values for table in table_explosions(runs)])
+def _explosions(tables: list[Table]) -> Iterator[str]:
+    values = pd.concat([table.values for table in tables])
     for name, mine in values.groupby("optimizer.name", sort=False):
         sums = mine.sum(numeric_only=True)
         sides = (("below", "below 1"), ("above", "of 1 or more"))
@@ -54,7 +56,7 @@ def _explosions(runs: pd.DataFrame) -> Iterator[str]:
 
 def _success(runs: pd.DataFrame) -> Iterator[str]:
     ended = finished(runs)
-    rate = paper_rate(ended["dataset.name"].iloc[0])
+    rate = paper_rate(runs["dataset.name"].iloc[0])
     at_rate = ended["optimizer.lr"] == rate
     for words, some in ((f"at the protocol's rate, {rate:g}", ended[at_rate]), ("at other rates", ended[~at_rate])):
         counts = [
@@ -65,9 +67,9 @@ def _success(runs: pd.DataFrame) -> Iterator[str]:
             yield f"Runs that succeed {words}: {', '.join(counts)}."
 
 
-def _lower(runs: pd.DataFrame) -> Iterator[str]:
+def _lower(tables: list[Table]) -> Iterator[str]:
     few = f"Open, for fewer than {SEEDS_FOR_INTERVAL} seeds or an interval that holds 0"
-    for table in table_differences(runs):
+    for table in tables:
         cells = table.cells
         reference = cells[cells["verdict"] == "reference"]
         if reference.empty:
@@ -84,17 +86,9 @@ def _lower(runs: pd.DataFrame) -> Iterator[str]:
         yield f"{table.settings}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
 
 
-def _cost(runs: pd.DataFrame) -> Iterator[str]:
-    values = pd.concat([table.values for table in table_cost(runs)])
+def _cost(tables: list[Table]) -> Iterator[str]:
+    values = pd.concat([table.values for table in tables])
     shares = values["clipping"] / values[list(PHASES)].sum(axis=1)
     shares = shares[values["optimizer.delta"].notna()]
     if len(shares):
         yield f"The projection takes {shares.min():.1%} to {shares.max():.1%} of an iteration, by setting and machine."
-
-
-_QUESTIONS: dict[str, Callable[[pd.DataFrame], Iterator[str]]] = {
-    "Does the gradient explode where the spectral radius of J passes 1?": _explosions,
-    "Does spectral clipping train where gradient clipping fails?": _success,
-    "Does it reach a lower loss?": _lower,
-    "Does it cost little?": _cost,
-}

@@ -27,6 +27,7 @@ from gruclip.report.collect import read_epochs, read_seconds
 from gruclip.report.figures import FIGURES
 from gruclip.report.findings import findings
 from gruclip.report.recalled import BESIDE, PROTOCOL, SOURCES, source
+from gruclip.report.render import Table
 from gruclip.report.rows import STATUSES
 from gruclip.report.sections import value
 from gruclip.report.tables import TABLES
@@ -75,15 +76,16 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], where: str
     missing: list[str] = []
     multiples, loss_range, norm_range = _multiples(runs, missing)
     options = f" --experiment {experiment}{where}"
+    tables = _made(runs, missing)
     return _template().render(
         title=f"{experiment}: {', '.join(DATASET_NAMES[name] for name in runs['dataset.name'].unique())}",
         counts=f"{len(runs)} runs: {', '.join(words)}; in {exploded} of them the gradient exploded.",
         command=f"gruclip report{options}",
         places=" and ".join(map(str, places)),
-        findings=findings(runs),
+        findings=findings(runs, tables),
         settings=_settings(runs),
         sources=SOURCES,
-        tables=_tables(runs, options, missing),
+        tables=_tables(tables, options),
         figures=_figures(runs, options, missing),
         columns=list(COLUMNS),
         runs=[{"cells": _cells(run)} for run in runs.to_dict("records")],
@@ -123,20 +125,25 @@ def _in_order(text: str) -> tuple[bool, float, str]:
         return True, 0.0, text
 
 
-def _tables(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[str, Any]]:
-    """Every table that these runs can give; why there is no other one goes into `missing`."""
-    found = []
+def _made(runs: pd.DataFrame, missing: list[str]) -> dict[str, list[Table]]:
+    """Every table that these runs can give, by name; why there is no other one goes into `missing`."""
+    made = {}
     for which, make in TABLES.items():
         if which == "cells" and runs["model.cell"].nunique() < 2:
             continue
         try:
-            made = make(runs)
+            made[which] = make(runs)
         except UserError as error:  # they are of another kind, or all at one rate
             missing.append(str(error))
-            continue
-        for table in made:
+    return made
+
+
+def _tables(made: Mapping[str, list[Table]], options: str) -> list[dict[str, Any]]:
+    found = []
+    for which, tables in made.items():
+        for table in tables:
             content = table.cells.astype(str)
-            which_of = f": {table.settings}" if len(made) > 1 else ""  # of several the headings say which
+            which_of = f": {table.settings}" if len(tables) > 1 else ""  # of several the headings say which
             found.append(
                 {
                     "title": table.title + which_of, "caption": table.caption, "notes": table.notes,

@@ -13,6 +13,7 @@ import pytest
 from made_runs import DEMO, config, frame, summary, timing, write_run
 
 from gruclip.cli import main
+from gruclip.report.differences import table_differences
 from gruclip.report.findings import findings
 from gruclip.report.page import page
 
@@ -70,7 +71,7 @@ def test_the_page_says_what_was_asked_and_what_the_runs_say() -> None:
     runs += [
         (config(DEMO, "spectral_clipping", 0.8, seed=seed, optimizer__lr=2), summary("failed")) for seed in range(3)
     ]
-    asked = dict(findings(frame(runs)))
+    asked = dict(findings(frame(runs), {"differences": table_differences(frame(runs))}))
     assert asked["Does spectral clipping train where gradient clipping fails?"] == [
         "Runs that succeed at the protocol's rate, 1: gradient clipping 5 of 5, spectral clipping 5 of 5.",
         "Runs that succeed at other rates: spectral clipping 0 of 3.",
@@ -182,3 +183,8 @@ def test_the_kept_runs_have_a_page(tmp_path: Path) -> None:
         assert text.rstrip().endswith("</html>")
         headings = re.findall("<h2>(.*?)</h2>", text)
         assert len(set(headings)) == len(headings) > 5, "two parts of the page with one name"
+
+
+def test_a_sweep_of_which_nothing_has_finished_has_a_page() -> None:
+    text = page("demo", frame([(config(DEMO, "sgd"), summary("unfinished"))]), [Path("/o")])
+    assert "1 runs: 1 unfinished" in text
