@@ -1,0 +1,58 @@
+"""The page of results says nothing that the kept tables do not: its rows are rows of theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OUTPUTS = Path(__file__).parents[2] / "outputs"
+
+#: What the page calls otherwise than the tables' captions do.
+CAPTION = {"in full": "epochs until the learning rate", "demo": "Python's pydoc topics"}
+
+Row = dict[str, str]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def tables(text: str) -> Iterator[tuple[str, list[Row]]]:
+    """The tables of a page in Markdown, each with the last other line before it."""
+    for table in re.finditer(r"([^\n]*)\n\n((?:\|.*\n)+)", text):
+        head, _, *rows = table[2].splitlines()
+        yield table[1], [dict(zip(cells(head), cells(row), strict=True)) for row in rows]
+
+
+def found() -> list[Row]:
+    page = (OUTPUTS / "README.md").read_text(encoding="utf-8")
+    section = page[page.index("\n## What we found") : page.index("\n## Which runs there are")]
+    return [row for _, rows in tables(section) for row in rows]
+
+
+def is_of(experiment: str, caption: str) -> bool:
+    return all(
+        re.search(re.escape(CAPTION.get(words, words)) + r"(?![\d.]*\d)", caption) for words in experiment.split(", ")
+    )
+
+
+def test_the_page_has_rows() -> None:
+    assert len(found()) > 40
+
+
+@pytest.mark.parametrize("row", found(), ids=lambda row: f"{row['experiment']}, {row['setting']}")
+def test_a_row_of_the_page_is_a_row_of_the_kept_table(row: Row) -> None:
+    (file,) = re.findall(r"\((paper/table_\w+\.md)\)", row["table"])
+    kept = [
+        other
+        for caption, rows in tables((OUTPUTS / file).read_text(encoding="utf-8"))
+        if is_of(row["experiment"], caption)
+        for other in rows
+        if other["setting"] == row["setting"]
+    ]
+    assert len(kept) == 1, f"{len(kept)} rows of {file} are of {row['experiment']}, {row['setting']}"
+    shown = {name: cell for name, cell in row.items() if name not in ("experiment", "table")}
+    assert shown.items() <= kept[0].items()
