@@ -57,7 +57,9 @@ def writable(out: str | Path) -> Iterator[None]:
 
 def figure(options: Namespace) -> int:
     """``gruclip figure``"""
-    runs = _places(options.runs, "figure2" if options.which == "2" else "")
+    from gruclip.report.page import TIMED
+
+    runs = _places(options.runs, TIMED if options.which == "2" else "")
 
     def drawn(experiment: str) -> None:
         out = Path(options.out) if options.out else runs[0] / experiment
@@ -92,7 +94,7 @@ def report(options: Namespace) -> int:
     def written(experiment: str) -> Path:
         runs = read_runs(places, experiment, _remedy("table", "1", experiment))
         out = Path(options.out) if options.out else Path(f"{experiment}.html")
-        text = page(experiment, runs, places, f" --runs {options.runs}" if options.runs else "")
+        text = page(experiment, runs, places, options.runs)
         with writable(out):
             out.write_text(text, encoding="utf-8")
         return out

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
 from gruclip.report.explosions import COUNTS
 from gruclip.report.rows import ENVIRONMENT, SUMMARY, Row, row
-from gruclip.report.timing import TIMING
+from gruclip.report.timing import EPOCH_TIMES, TIMING, WHOLE_TIMES
 from gruclip.runs.records import strict
 
 Record = dict[str, str]
@@ -33,7 +34,7 @@ NUMBERS = (*TIMING, *COUNTS)
 COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *NUMBERS)
 EXTRA = "summary."
 
-REMEDY = "take the committed file back, or write it anew with: gruclip collect"
+REMEDY = "take the committed file back, or remove it and write it anew with: gruclip collect"
 
 
 def record(run: Row, summary: Mapping[str, Any], numbers: Mapping[str, float | None]) -> Record:
@@ -162,11 +163,27 @@ def _row(path: Path, line: Record) -> Row:
     summary = {name: _value(line[name], _SUMMARY_KINDS[name], name) for name in SUMMARY}
     if summary["status"] == "unfinished":
         raise ValueError("status=unfinished: only finished runs are collected")
-    for name in NUMBERS:
-        _value(line[name], float, name)
+    _check_numbers(line)
     environment = {name: line[name] or None for name in ENVIRONMENT}
+    if line["kernels"] and not all(isinstance(json.loads(stage), dict) for stage in line["kernels"].split(" then ")):
+        raise ValueError(f"kernels={line['kernels']}: should be JSON objects with ' then ' between them")
     where = {"identity": line["identity"], "data_sha256": line["data_sha256"]}
     return row(config, summary, folder=path / line["run"], environment=environment, **where)
+
+
+def _check_numbers(line: Record) -> None:
+    """Seconds are finite and of 0 or more, counts whole as well; what is written together is there together."""
+    for name in NUMBERS:
+        number, whole = _value(line[name], float, name), name in COUNTS or name.startswith("timing.")
+        if number is not None and not (0 <= number < math.inf and (not whole or number == int(number))):
+            raise ValueError(f"{name}={line[name]}: should be a {'whole ' * whole}number of 0 or more")
+    has_epochs = line["timing.epochs"] not in ("", "0")
+    for first, *others in (WHOLE_TIMES, EPOCH_TIMES, COUNTS):
+        for name in others:
+            if bool(line[name]) != bool(line[first]):
+                raise ValueError(f"{name}={line[name]}: and {first}={line[first]}, of which one has no value")
+    if bool(line[EPOCH_TIMES[0]]) != has_epochs:
+        raise ValueError(f"{EPOCH_TIMES[0]}={line[EPOCH_TIMES[0]]}: with timing.epochs={line['timing.epochs']}")
 
 
 _SUMMARY_KINDS: dict[str, type] = {

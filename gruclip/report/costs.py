@@ -10,7 +10,7 @@ import pandas as pd
 from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.collect import read_timing
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES, later
 
@@ -25,10 +25,10 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
     """
     ended = finished(runs)
     times = pd.DataFrame([_iteration(folder) for folder in ended["folder"]], index=ended.index, columns=list(PHASES))
-    timed = ended.join(times).dropna(subset=list(PHASES))
-    if timed.empty:
+    timed = ended.join(times)
+    if timed[list(PHASES)].isna().any(axis=1).all():
         raise UserError(f"table cost: of none of these {len(runs)} runs the times are known; train one to its end")
-    return [_costs(part) for part in sections(timed, (*METHOD, "optimizer.lr"))]
+    return [_costs(part) for part in known(sections(timed, (*METHOD, "optimizer.lr")), PHASES)]
 
 
 def _iteration(folder: Any) -> dict[str, float]:
@@ -45,7 +45,8 @@ def _iteration(folder: Any) -> dict[str, float]:
 def _costs(part: Section) -> render.Table:
     lines, values = [], []
     keys = [*METHOD, *PLACE]
-    for _, mine in in_order(part.runs).groupby(keys, dropna=False, sort=False):
+    runs = part.runs.dropna(subset=list(PHASES))
+    for _, mine in in_order(runs).groupby(keys, dropna=False, sort=False):
         first, means = mine.iloc[0], mine[list(PHASES)].mean()
         total = float(means.sum())
         lines.append(
@@ -65,7 +66,8 @@ def _costs(part: Section) -> render.Table:
         "forward, backward, update and clipping; means over runs of all learning rates. Runs trained beside others, or "
         "beside other work, take longer in all phases: the share is what compares."
     )
-    return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), origins.notes(part.runs))
+    notes = [*uncounted(part, runs, "times"), *origins.notes(runs)]
+    return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)
 
 
 def _place(run: Mapping[str, Any] | pd.Series) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from gruclip.errors import UserError
+from gruclip.report.collected import REMEDY
 
 BINS = 1000
 
@@ -138,20 +139,17 @@ def _read_curves(path: Path, kind: str, written: int) -> Curves:
             content = file.read(_MOST_UNPACKED + 1)
         head, *lines = content.decode().splitlines()
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from None
+        raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
     heading = f"identity,{','.join(KINDS[kind])}"
     if len(content) > _MOST_UNPACKED or head != heading:
-        raise UserError(f"{path}: not a file of collected {kind} (it should begin with {heading}); {_REMEDY}")
+        raise UserError(f"{path}: not a file of collected {kind} (it should begin with {heading}); {REMEDY}")
     curves: dict[str, list[str]] = {}
     for line in lines:
         identity, comma, rest = line.partition(",")
         if not comma or rest.count(",") != len(KINDS[kind]) - 1:
-            raise UserError(f"{path}: damaged (a line of other than {len(KINDS[kind]) + 1} fields); {_REMEDY}")
+            raise UserError(f"{path}: damaged (a line of other than {len(KINDS[kind]) + 1} fields); {REMEDY}")
         curves.setdefault(identity, []).append(f"{rest}\n")
     return {identity: "".join(rest) for identity, rest in curves.items()}
-
-
-_REMEDY = "take the committed file back, or remove it and write it anew with: gruclip collect"
 
 
 def collected_steps(folder: str | Path) -> pd.DataFrame:

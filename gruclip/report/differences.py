@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gruclip.errors import UserError
+from gruclip.errors import MissingRuns, UserError
 from gruclip.report import origins, render
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
-from gruclip.report.statistics import SEEDS_FOR_INTERVAL, best_rate, bootstrap_interval, reported, successful, summarise
+from gruclip.report.statistics import (
+    BEST_RATE,
+    SEEDS_FOR_INTERVAL,
+    best,
+    bootstrap_interval,
+    edge_notes,
+    finished,
+    is_at_edge,
+    reported,
+    successful,
+    summarise,
+)
 
 
 def table_differences(runs: pd.DataFrame) -> list[render.Table]:
@@ -18,9 +30,12 @@ def table_differences(runs: pd.DataFrame) -> list[render.Table]:
 
     Raises `UserError` where there are no two methods or rates to be compared.
     """
+    ended = finished(runs)
+    if ended.empty:
+        raise MissingRuns(f"table differences: none of these {len(runs)} runs has finished; train them to their end")
     parts = [
         part
-        for part in sections(runs, (*METHOD, "optimizer.lr"))
+        for part in sections(ended, (*METHOD, "optimizer.lr"))
         if len(part.runs.groupby([*METHOD, "optimizer.lr"], dropna=False)) > 1
     ]
     if not parts:
@@ -29,69 +44,72 @@ def table_differences(runs: pd.DataFrame) -> list[render.Table]:
 
 
 def _differences(part: Section) -> render.Table:
-    chosen = _at_best_rates(part.runs)
-    reference = _reference(chosen)
-    lines = [_line(row, reference) for row in chosen]
-    one_rate = part.runs["optimizer.lr"].nunique() == 1
-    rate = "the only rate run" if one_rate else "the highest success rate, then the lowest mean validation loss"
+    chosen = pd.DataFrame([_at_best_rate(mine) for _, mine in _by_method(part.runs)])
+    clipped = chosen[chosen["optimizer.name"] == "gradient_clipping"]
+    reference = None if clipped.empty else best(clipped)
+    lines = pd.DataFrame([_line(row, reference) for _, row in chosen.iterrows()])
+    rate = "the only rate run" if part.runs["optimizer.lr"].nunique() == 1 else BEST_RATE
+    than = (
+        "gradient clipping, of which no run succeeded"
+        if reference is None
+        else f"{_name(reference)} at its best rate, the gradient clipping that is best by the same measure"
+    )
     caption = (
         f"{part.caption}. Each method at its best rate: {rate}. Difference: {part.loss_and_unit.lower()} on the test "
-        f"split less that of {_name(reference)} at its best rate, the gradient clipping of the lowest mean validation "
-        "loss among those with the most seeds; mean over the seeds with which both succeeded, with its 95 % bootstrap "
-        f"interval over these seeds. Open: fewer than {SEEDS_FOR_INTERVAL} such seeds, or an interval that holds 0."
+        f"split less that of {than}; mean over the seeds with which both succeeded, with its 95 % bootstrap interval "
+        f"over these seeds, not corrected for how many are compared. Open: fewer than {SEEDS_FOR_INTERVAL} such seeds, "
+        "or an interval that holds 0."
     )
-    frame = pd.DataFrame(lines)
-    return render.Table("Differences", caption, frame, frame, origins.notes(part.runs))
+    notes = [*edge_notes(chosen.loc[chosen["at_edge"], "setting"].tolist()), *origins.notes(part.runs)]
+    return render.Table("Differences", caption, lines, lines, notes)
 
 
-def _at_best_rates(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each method's summary at the rate that is best for it, with the test loss by seed."""
-    chosen = []
-    for _, mine in in_order(runs).groupby(list(METHOD), dropna=False, sort=False):
-        rates = summarise(mine, (*METHOD, "optimizer.lr"))
-        best = best_rate(rates)
-        if best is not None:
-            row: dict[str, Any] = rates[rates["optimizer.lr"] == best].iloc[0].to_dict()
-            there = successful(mine[mine["optimizer.lr"] == best])
-            row["by_seed"] = dict(zip(there["seed"], reported(there, "test"), strict=True))
-            chosen.append(row)
-    return chosen
+def _by_method(runs: pd.DataFrame) -> Any:
+    return in_order(runs).groupby(list(METHOD), dropna=False, sort=False)
 
 
-def _reference(chosen: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Gradient clipping at its best, by the same measure as rates are chosen, of the settings with the most seeds: what
-    one seed did is no measure for others.
+def _at_best_rate(mine: pd.DataFrame) -> dict[str, Any]:
+    """A method's summary at the rate that is best for it, with the test loss by seed; over all its rates and without a
+    test loss where no run succeeded.
     """
-    clipped = [row for row in chosen if row["optimizer.name"] == "gradient_clipping"]
-    best = max((row["succeeded"] / row["finished"] for row in clipped), default=0.0)
-    rows = [row for row in clipped if row["succeeded"] / row["finished"] == best]
-    most = max((len(row["by_seed"]) for row in rows), default=0)
-    rows = [row for row in rows if len(row["by_seed"]) == most]
-    return min(rows, key=lambda row: row["valid_mean"], default=None)
+    rates = summarise(mine, (*METHOD, "optimizer.lr"))
+    row = best(rates)
+    at = None if row is None else row["optimizer.lr"]
+    there = successful(mine[mine["optimizer.lr"] == at])
+    whole = summarise(mine, METHOD).iloc[0] if row is None else row
+    return {
+        **whole.to_dict(),
+        "optimizer.lr": math.nan if at is None else at,
+        "setting": setting(mine.iloc[0]),
+        "at_edge": is_at_edge(rates, at),
+        "by_seed": dict(zip(there["seed"], reported(there, "test"), strict=True)),
+    }
 
 
-def _name(row: dict[str, Any] | None) -> str:
-    return "none" if row is None else f"{METHOD_NAMES[row['optimizer.name']]}, {setting(row)}"
+def _name(row: pd.Series) -> str:
+    return f"{METHOD_NAMES[row['optimizer.name']]}, {row['setting']}"
 
 
-def _line(row: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, str]:
+def _line(row: pd.Series, reference: pd.Series | None) -> dict[str, str]:
     line = {
         "method": METHOD_NAMES[row["optimizer.name"]],
-        "setting": setting(row),
+        "setting": row["setting"],
         "best rate": f"{row['optimizer.lr']:g}",
         "success there": f"{row['succeeded']}/{row['finished']}",
         "seeds": "",
         "difference": "",
-        "verdict": "",
     }
-    if reference is None or row is reference:
-        return line | {"verdict": "reference" if row is reference else "nothing to compare with"}
+    if not row["succeeded"]:
+        return line | {"best rate": "none", "difference": "N/A", "verdict": "never succeeds"}
+    if reference is None or row.name == reference.name:
+        return line | {"verdict": "nothing to compare with" if reference is None else "reference"}
     seeds = sorted(row["by_seed"].keys() & reference["by_seed"].keys())
     pairs = np.array([row["by_seed"][seed] - reference["by_seed"][seed] for seed in seeds])
     line["seeds"] = str(len(seeds))
     if len(seeds) < SEEDS_FOR_INTERVAL:
-        shown = ", ".join(f"{pair:+.3g}" for pair in pairs)
-        return line | {"difference": shown, "verdict": "open"}
+        return line | {"difference": ", ".join(f"{pair:+.3g}" for pair in pairs), "verdict": "open"}
     low, high = bootstrap_interval(pairs)
     verdict = "lower loss" if high < 0 else "higher loss" if low > 0 else "open"
+    if verdict != "open" and any(one["succeeded"] < one["finished"] for one in (row, reference)):
+        verdict += " where both succeed"
     return line | {"difference": f"{pairs.mean():+.3g} [{low:+.3g}, {high:+.3g}]", "verdict": verdict}

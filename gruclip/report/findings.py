@@ -5,14 +5,14 @@ Nothing is judged here that a table does not judge: `outputs/README.md` weighs t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pandas as pd
 
 from gruclip.report.recalled import paper_rate
 from gruclip.report.render import Table
-from gruclip.report.sections import METHOD_NAMES
+from gruclip.report.sections import IDENTITY, METHOD_NAMES, UNCOUNTED
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
 from gruclip.report.timing import PHASES
 
@@ -26,68 +26,74 @@ class Finding(NamedTuple):
 
 def findings(runs: pd.DataFrame, tables: Mapping[str, list[Table]]) -> list[Finding]:
     """Of runs as `collect.read_runs` gives them and their tables by name; a table that they cannot give is missing."""
-    return [
-        Finding(
-            "Does the gradient explode where the spectral radius of J passes 1?",
-            _said(_explosions, tables, "explosions"),
-        ),
-        Finding("Does spectral clipping train where gradient clipping fails?", list(_success(runs))),
-        Finding("Does it reach a lower loss?", _said(_lower, tables, "differences")),
-        Finding("Does it cost little?", _said(_cost, tables, "cost")),
-    ]
-
-
-def _said(answer: Callable[[list[Table]], Iterator[str]], tables: Mapping[str, list[Table]], name: str) -> list[str]:
-    return list(answer(tables[name])) if name in tables else []
-
-
-def _explosions(tables: list[Table]) -> Iterator[str]:
-    values = pd.concat([table.values for table in tables])
-    for name, mine in values.groupby("optimizer.name", sort=False):
-        sums = mine.sum(numeric_only=True)
-        sides = (("below", "below 1"), ("above", "of 1 or more"))
-        shares = [
-            f"{sums[f'explosions.{side}']:,.0f} of {sums[f'iterations.{side}']:,.0f} iterations at a radius {words}"
-            for side, words in sides
-            if sums[f"iterations.{side}"]
-        ]
-        yield f"Under {METHOD_NAMES[name]}, {sums['runs']:.0f} runs at all rates, it does in {' and '.join(shares)}."
-
-
-def _success(runs: pd.DataFrame) -> Iterator[str]:
-    ended = finished(runs)
     rate = paper_rate(runs["dataset.name"].iloc[0])
-    at_rate = ended["optimizer.lr"] == rate
-    for words, some in ((f"at the protocol's rate, {rate:g}", ended[at_rate]), ("at other rates", ended[~at_rate])):
-        counts = [
-            f"{METHOD_NAMES[name]} {len(successful(mine))} of {len(mine)}"
-            for name, mine in some.groupby("optimizer.name", sort=False)
-        ]
-        if counts:
-            yield f"Runs that succeed {words}: {', '.join(counts)}."
+    answers = {
+        "Does the gradient explode where the spectral radius of J passes 1?": _explosions(tables, rate),
+        "Does spectral clipping train where gradient clipping fails?": _success(runs, rate),
+        "Does it reach a lower loss?": _lower(tables),
+        "Does it cost little?": _cost(tables),
+    }
+    return [Finding(question, list(sentences)) for question, sentences in answers.items()]
 
 
-def _lower(tables: list[Table]) -> Iterator[str]:
+def _explosions(tables: Mapping[str, list[Table]], rate: float) -> Iterator[str]:
+    if "explosions" not in tables:
+        return
+    values = pd.concat([table.values for table in tables["explosions"]])
+    for words, some in _by_rate(values, rate):
+        for name, mine in some.groupby("optimizer.name", sort=False):
+            sums = mine.sum(numeric_only=True)
+            shares = [
+                f"{sums[f'explosions.{side}']:,.0f} of {sums[f'iterations.{side}']:,.0f} iterations at a radius {where}"
+                for side, where in (("below", "below 1"), ("above", "of 1 or more"))
+                if sums[f"iterations.{side}"]
+            ]
+            yield f"Under {METHOD_NAMES[name]} {words}, {sums['runs']:.0f} runs, it does in {' and '.join(shares)}."
+    yield from dict.fromkeys(
+        note for table in tables["explosions"] for note in table.notes if note.startswith(UNCOUNTED)
+    )
+
+
+def _success(runs: pd.DataFrame, rate: float) -> Iterator[str]:
+    for words, some in _by_rate(finished(runs), rate):
+        counts = []
+        for name, mine in some.groupby("optimizer.name", sort=False):
+            settings = mine.groupby([one for one in IDENTITY if one != "seed"], dropna=False)["status"]
+            whole = settings.agg(lambda statuses: (statuses == "success").all())
+            counts.append(
+                f"{METHOD_NAMES[name]} in {whole.sum()} of {len(whole)} settings "
+                f"({len(successful(mine))} of {len(mine)} runs)"
+            )
+        yield f"Every seed succeeds {words}: {', '.join(counts)}."
+
+
+def _by_rate(runs: pd.DataFrame, rate: float) -> Iterator[tuple[str, pd.DataFrame]]:
+    at_rate = runs["optimizer.lr"] == rate
+    for words, some in ((f"at the protocol's rate, {rate:g}", runs[at_rate]), ("at other rates", runs[~at_rate])):
+        if len(some):
+            yield words, some
+
+
+def _lower(tables: Mapping[str, list[Table]]) -> Iterator[str]:
     few = f"Open, for fewer than {SEEDS_FOR_INTERVAL} seeds or an interval that holds 0"
-    for table in tables:
+    for table in tables.get("differences", []):
         cells = table.cells
         reference = cells[cells["verdict"] == "reference"]
         if reference.empty:
             continue
         against = f"{reference['method'].iloc[0]}, {reference['setting'].iloc[0]}, at {reference['best rate'].iloc[0]}"
         parts = []
-        for verdict in ("lower loss", "higher loss", "open"):
-            named = [
-                f"{row['setting']}{'' if verdict == 'open' else ' ' + row['difference']}"
-                for _, row in cells[cells["verdict"] == verdict].iterrows()
-            ]
-            if named:
-                parts.append(f"{few if verdict == 'open' else verdict.capitalize()}: {'; '.join(named)}")
+        for verdict, mine in cells[cells["verdict"] != "reference"].groupby("verdict", sort=False):
+            numbers = verdict not in ("open", "never succeeds")
+            named = [f"{row['setting']}{' ' + row['difference'] if numbers else ''}" for _, row in mine.iterrows()]
+            parts.append(f"{few if verdict == 'open' else str(verdict).capitalize()}: {'; '.join(named)}")
         yield f"{table.settings}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
 
 
-def _cost(tables: list[Table]) -> Iterator[str]:
-    values = pd.concat([table.values for table in tables])
+def _cost(tables: Mapping[str, list[Table]]) -> Iterator[str]:
+    if "cost" not in tables:
+        return
+    values = pd.concat([table.values for table in tables["cost"]])
     shares = values["clipping"] / values[list(PHASES)].sum(axis=1)
     shares = shares[values["optimizer.delta"].notna()]
     if len(shares):

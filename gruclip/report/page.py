@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import base64
 import math
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from gruclip.choices import DATASET_NAMES
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import UserError
-from gruclip.report import style
-from gruclip.report.collect import read_epochs, read_seconds
+from gruclip.report.collect import read_runs, read_seconds
 from gruclip.report.figures import FIGURES
 from gruclip.report.findings import findings
+from gruclip.report.multiples import multiples
 from gruclip.report.recalled import BESIDE, PROTOCOL, SOURCES, source
 from gruclip.report.render import Table
 from gruclip.report.rows import STATUSES
-from gruclip.report.sections import value
+from gruclip.report.sections import IDENTITY, value
 from gruclip.report.tables import TABLES
 
 #: Columns of the table of all runs: what a reader sorts by, and its column in the frame.
@@ -48,6 +47,10 @@ COLUMNS = {
     "revision": "revision",
 }
 
+#: Where the runs lie that are timed for Figure 2, one after another and with nothing beside them.
+TIMED = "figure2"
+_UNTIMED = "for Figure 2 runs are timed alone, with: gruclip reproduce figure2"
+
 _TITLES = {
     "1": "Figure 1: gradient norm and spectral radius",
     "2": "Figure 2: computation time",
@@ -55,27 +58,17 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Multiple:
-    """The curves of one run as the points of two polylines."""
-
-    name: str
-    status: str
-    colour: str
-    loss: str
-    norm: str
-
-
-def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], where: str = "") -> str:
-    """The page of the runs that `collect.read_runs` gives; `where` is what a command needs to find them."""
+def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], named: str | None = None) -> str:
+    """The page of the runs that `collect.read_runs` gives of these places, or of the one `named` as ``--runs``."""
     runs = runs.reset_index(drop=True)
     runs = runs.assign(seconds=[read_seconds(folder) for folder in runs["folder"]]).astype({"seconds": float})
     counts = runs["status"].value_counts()
     exploded = int(runs["exploded"].sum())
     words = [f"{counts[kind]} {kind}" for kind in STATUSES if kind in counts]
+    settings = runs.groupby([name for name in IDENTITY if name != "seed"], dropna=False, sort=False).ngroup()
     missing: list[str] = []
-    multiples, loss_range, norm_range = _multiples(runs, missing)
-    options = f" --experiment {experiment}{where}"
+    panels, loss_range, norm_range = multiples(runs, settings, missing)
+    options = _options(experiment, named)
     tables = _made(runs, missing)
     return _template().render(
         title=f"{experiment}: {', '.join(DATASET_NAMES[name] for name in runs['dataset.name'].unique())}",
@@ -86,10 +79,10 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], where: str
         settings=_settings(runs),
         sources=SOURCES,
         tables=_tables(tables, options),
-        figures=_figures(runs, options, missing),
+        figures=_figures(experiment, runs, places, named, missing),
         columns=list(COLUMNS),
-        runs=[{"cells": _cells(run)} for run in runs.to_dict("records")],
-        multiples=multiples,
+        runs=list(zip(settings, map(_cells, runs.to_dict("records")), strict=True)),
+        multiples=panels,
         loss_range=loss_range,
         norm_range=norm_range,
         missing=list(dict.fromkeys(missing)),
@@ -154,16 +147,24 @@ def _tables(made: Mapping[str, list[Table]], options: str) -> list[dict[str, Any
     return found
 
 
-def _figures(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[str, str]]:
-    """Every figure that these runs can give, as the base64 of its SVG: as an image its names cannot meet another's."""
+def _figures(
+    experiment: str, runs: pd.DataFrame, places: Sequence[Path], named: str | None, missing: list[str]
+) -> list[dict[str, str]]:
+    """Every figure that these runs can give, as the base64 of its SVG: as an image its names cannot meet another's.
+
+    Figure 2 is of the runs that were timed alone, which lie apart (`TIMED`).
+    """
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for which, draw in FIGURES.items():
+            timed = which == "2"
             try:
-                paths = draw(runs, Path(folder), ("svg",))
+                shown = read_runs([place / TIMED for place in places], experiment, _UNTIMED) if timed else runs
+                paths = draw(shown, Path(folder), ("svg",))
             except UserError as error:  # the runs lack what it shows, or their times do not compare
                 missing.append(str(error))
                 continue
+            options = _options(experiment, str(Path(named, TIMED)) if named and timed else named)
             found += [
                 {
                     # Of several the files' names say which.
@@ -174,6 +175,10 @@ def _figures(runs: pd.DataFrame, options: str, missing: list[str]) -> list[dict[
                 for path in paths
             ]
     return found
+
+
+def _options(experiment: str, named: str | None) -> str:
+    return f" --experiment {shlex.quote(experiment)}{f' --runs {shlex.quote(named)}' if named else ''}"
 
 
 def _cells(run: Mapping[str, Any]) -> list[str]:
@@ -189,46 +194,3 @@ def _cells(run: Mapping[str, Any]) -> list[str]:
         else:
             cells.append("" if content is None else str(content))
     return cells
-
-
-def _multiples(runs: pd.DataFrame, missing: list[str]) -> tuple[list[Multiple], str, str]:
-    """The curves of the runs that have some, all on the same two axes; and what these span."""
-    curves = []
-    for run in runs.to_dict("records"):
-        try:
-            epochs = read_epochs(run["folder"])
-        except UserError as error:
-            missing.append(f"curves: {error}")
-            continue
-        curves.append((run, epochs["valid_loss"].to_numpy(float), epochs["grad_norm_max"].to_numpy(float)))
-    losses, norms = (_limits([curve[index] for curve in curves]) for index in (1, 2))
-    multiples = [
-        Multiple(
-            Path(str(run["folder"])).name, str(run["status"]), style.COLOURS[run["optimizer.name"]],
-            _points(loss, losses), _points(norm, norms),
-        )
-        for run, loss, norm in curves
-    ]  # fmt: skip
-    return multiples, "{:.3g} to {:.3g} nats".format(*losses), "{:.3g} to {:.3g}".format(*norms)
-
-
-def _limits(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """What holds all but the most extreme hundredth of the positive values."""
-    values = np.concatenate([*curves, np.ones(0)])
-    values = values[np.isfinite(values) & (values > 0)]
-    if not len(values):
-        return 1.0, 10.0
-    low, high = float(values.min()), float(np.quantile(values, 0.99))
-    return low, max(high, 1.01 * low)
-
-
-def _points(values: np.ndarray, limits: tuple[float, float]) -> str:
-    """A curve in a box of 100 by 40, logarithmic; infinity at the upper edge, what was not measured left out."""
-    low, high = (math.log(limit) for limit in limits)
-    points = []
-    for place, one in enumerate(values):
-        if math.isnan(one) and place == 0:
-            continue  # before training there is no gradient
-        shown = high if not one > 0 or math.isinf(one) else min(max(math.log(one), low), high)
-        points.append(f"{100 * place / max(len(values) - 1, 1):.1f},{39 - 38 * (shown - low) / (high - low):.1f}")
-    return " ".join(points)

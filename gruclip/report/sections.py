@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from gruclip.report import recalled
 
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
 IDENTITY = (*IDENTITY_SETTINGS, "data_sha256")
+
+#: How a table's line on the runs that it cannot count begins.
+UNCOUNTED = "Not counted"
 
 METHOD_NAMES = {name: method.name for name, method in METHODS.items()}
 
@@ -106,6 +109,20 @@ def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
         return [Section(runs, frozenset(free), ())]
     groups = runs.groupby(list(differing), dropna=False, sort=False)
     return [Section(group, frozenset(free), differing) for _, group in groups]
+
+
+def known(parts: Sequence[Section], columns: Collection[str]) -> list[Section]:
+    """The sections of which some run has all of these columns."""
+    return [part for part in parts if part.runs[list(columns)].notna().all(axis=1).any()]
+
+
+def uncounted(part: Section, counted: pd.DataFrame, what: str) -> list[str]:
+    """A line on the finished runs of a section that a table cannot count: it names the settings they are of."""
+    left = in_order(part.runs.drop(counted.index))
+    numbers = left.groupby(list(METHOD), dropna=False, sort=False).size()
+    names = [setting(dict(zip(METHOD, key, strict=True))) or METHOD_NAMES[key[0]] for key in numbers.index]
+    runs = [f"{name} ({number} run{'s' * (number != 1)})" for name, number in zip(names, numbers, strict=True)]
+    return [f"{UNCOUNTED}, for they came without {what}: {', '.join(runs)}."] if runs else []
 
 
 def rate_sweeps(runs: pd.DataFrame) -> list[Section]:

@@ -11,7 +11,7 @@ from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.collect import read_explosions
 from gruclip.report.explosions import COUNTS
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 
 
@@ -22,18 +22,19 @@ def table_explosions(runs: pd.DataFrame) -> list[render.Table]:
     """
     ended = finished(runs)
     counted = [read_explosions(folder) or dict.fromkeys(COUNTS, math.nan) for folder in ended["folder"]]
-    frame = ended.join(pd.DataFrame(counted, columns=list(COUNTS), index=ended.index)).dropna(subset=list(COUNTS))
-    if frame.empty:
+    frame = ended.join(pd.DataFrame(counted, columns=list(COUNTS), index=ended.index))
+    if frame[list(COUNTS)].isna().any(axis=1).all():
         raise UserError(
             f"table explosions: of none of these {len(runs)} runs the explosions are known; collect finished runs anew "
             "from their folders with: gruclip collect"
         )
-    return [_explosions(part) for part in sections(frame, METHOD)]
+    return [_explosions(part) for part in known(sections(frame, METHOD), COUNTS)]
 
 
 def _explosions(part: Section) -> render.Table:
     lines, values = [], []
-    for _, mine in in_order(part.runs).groupby(list(METHOD), dropna=False, sort=False):
+    runs = part.runs.dropna(subset=list(COUNTS))
+    for _, mine in in_order(runs).groupby(list(METHOD), dropna=False, sort=False):
         first, sums = mine.iloc[0], mine[list(COUNTS)].sum().astype(int)
         lines.append(
             {
@@ -46,13 +47,14 @@ def _explosions(part: Section) -> render.Table:
                 "explosions at 1 or above": _share(sums, "above"),
             }
         )
-        values.append({**{name: first[name] for name in METHOD}, "runs": len(mine), **sums})
+        values.append({**{name: first[name] for name in (*METHOD, "optimizer.lr")}, "runs": len(mine), **sums})
     caption = (
         f"{part.caption}. Spectral radius of the Jacobian at the origin, the largest over the layers, as computed last "
         "before the iteration; an explosion is a gradient norm, before clipping, that is not finite or above 100 times "
         "its median over the preceding 200 iterations. In parentheses: in a thousand iterations."
     )
-    return render.Table("Explosions", caption, pd.DataFrame(lines), pd.DataFrame(values), origins.notes(part.runs))
+    notes = [*uncounted(part, runs, "kept iterations"), *origins.notes(runs)]
+    return render.Table("Explosions", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)
 
 
 def _share(sums: Mapping[str, int] | pd.Series, side: str) -> str:

@@ -31,9 +31,12 @@ from gruclip.report.sections import (
 )
 from gruclip.report.stability import table_explosions
 from gruclip.report.statistics import (
+    BEST_RATE,
     SEEDS_FOR_INTERVAL,
-    best_rate,
+    best,
     bootstrap_interval,
+    edge_notes,
+    is_at_edge,
     succeeding_rates,
     summarise,
 )
@@ -93,8 +96,13 @@ def table_2(runs: pd.DataFrame) -> list[render.Table]:
 
 
 def table_cells(runs: pd.DataFrame) -> list[render.Table]:
-    """Tables 1 and 2 over recurrent cells, delta also as a fraction of each cell's stability limit."""
-    return _by_method("Recurrent cells", runs, ("model.cell", *METHOD))
+    """Tables 1 and 2 over recurrent cells, delta also as a fraction of each cell's stability limit.
+
+    Of the settings in which several cells were run, or of all where there are none.
+    """
+    free = ("model.cell", *METHOD)
+    several = [part.runs for part in sections(runs, free) if part.runs["model.cell"].nunique() > 1]
+    return _by_method("Recurrent cells", pd.concat(several) if several else runs, free)
 
 
 def table_lr(runs: pd.DataFrame) -> list[render.Table]:
@@ -194,32 +202,35 @@ def _after(name: str, columns: Mapping[str, list[str]], new: Mapping[str, list[s
 def _rates(part: Section) -> render.Table:
     summary = summarise(part.runs, (*METHOD, "optimizer.lr"))
     rate = paper_rate(part.dataset)
-    lines, values = [], []
+    lines, values, at_edge = [], [], []
     for _, rates in in_order(summary).groupby(list(METHOD), dropna=False, sort=False):
         rates = rates.sort_values("optimizer.lr")
         by_rate = {row["optimizer.lr"]: row for row in rates.to_dict("records")}
-        best = best_rate(rates)
+        row = best(rates)
+        at = None if row is None else row["optimizer.lr"]
+        if is_at_edge(rates, at):
+            at_edge.append(setting(rates.iloc[0]))
         lines.append(
             {
                 "method": METHOD_NAMES[rates["optimizer.name"].iloc[0]],
                 "setting": setting(rates.iloc[0]),
-                "best rate": "none" if best is None else f"{best:g}",
-                "success there": _success(by_rate.get(best), "N/A"),
-                f"test {part.loss} there": _test(by_rate.get(best), part, "N/A"),
+                "best rate": "none" if at is None else f"{at:g}",
+                "success there": _success(by_rate.get(at), "N/A"),
+                f"test {part.loss} there": _test(by_rate.get(at), part, "N/A"),
                 "succeeds at rates": ", ".join(map(_stretch, succeeding_rates(rates))) or "none",
                 f"success at rate {rate:g}": _success(by_rate.get(rate), "not run"),
                 f"test {part.loss} at rate {rate:g}": _test(by_rate.get(rate), part, "not run"),
             }
         )
-        values.append(rates.assign(best=rates["optimizer.lr"] == best))
+        values.append(rates.assign(best=rates["optimizer.lr"] == at))
     caption = (
-        f"{part.caption}. Best rate: the highest success rate, then the lowest mean validation loss; the protocol's "
-        f"rate is {rate:g}. {SUCCESS} {part.loss_and_unit}: mean over the successful runs with its 95 % bootstrap "
-        f"interval; of fewer than {SEEDS_FOR_INTERVAL} successful runs the values themselves. A method succeeds at a "
-        "rate where all its finished runs do; a range holds every rate tried within it."
+        f"{part.caption}. Best rate: {BEST_RATE}; the protocol's rate is {rate:g}. {SUCCESS} {part.loss_and_unit}: "
+        "mean over the successful runs with its 95 % bootstrap interval; of fewer than "
+        f"{SEEDS_FOR_INTERVAL} successful runs the values themselves. A method succeeds at a rate where all its "
+        "finished runs do; a range holds every rate tried within it."
     )
-    table = pd.DataFrame(lines)
-    return render.Table("Learning rates", caption, table, _values(part, pd.concat(values)), _notes(part))
+    notes = [*edge_notes(at_edge), *_notes(part)]
+    return render.Table("Learning rates", caption, pd.DataFrame(lines), _values(part, pd.concat(values)), notes)
 
 
 def _success(row: Mapping[str, Any] | None, absent: str) -> str:

@@ -16,18 +16,19 @@ from gruclip.errors import UserError
 PARTS = ("data", "forward", "backward", "update", "clipping", "metrics", "evaluation")
 PHASES = ("forward", "backward", "update", "clipping")
 
-#: Seconds of the whole training, in all and by part; then epochs timed, iterations of the longest and of the last one,
-#: runs in the stack, and of each phase the median over the epochs, without the `FIRST`, of the seconds of an iteration.
-TIMING = (
-    "seconds",
-    *(f"seconds.{part}" for part in PARTS),
-    "timing.epochs",
+#: Seconds of the whole training, in all and by part, and epochs timed.
+WHOLE_TIMES = ("seconds", *(f"seconds.{part}" for part in PARTS), "timing.epochs")
+
+#: Where an epoch was timed: iterations of the longest and of the last one, runs in the stack, and of each phase the
+#: median over the epochs, without the `FIRST`, of the seconds of an iteration.
+EPOCH_TIMES = (
     "timing.iterations",
     "timing.last_iterations",
     "timing.stack_size",
     *(f"iteration.{phase}" for phase in PHASES),
 )
 
+TIMING = (*WHOLE_TIMES, *EPOCH_TIMES)
 
 #: Epochs in which iterations are not what they are in training: few values pass the limit yet, and memory is new.
 FIRST = 1

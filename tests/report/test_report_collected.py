@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +314,29 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no truth": (edited("exploded", "maybe"), "exploded='maybe': should be true or false"),
     "success without a loss": (edited("test_loss", ""), "a success without test_loss"),
     "no time": (edited("timing.epochs", "x"), "timing.epochs=x: should be a number"),
+    "half an iteration": (edited("iterations.below", "1.5"), "iterations.below=1.5: should be a whole number of 0"),
+    "no end of epochs": (edited("timing.epochs", "inf"), "timing.epochs=inf: should be a whole number of 0 or more"),
+    "less than no time": (edited("iteration.clipping", "-1"), "iteration.clipping=-1: should be a number of 0 or more"),
+    "a count alone": (edited("explosions.above", "1"), "explosions.above=1: and iterations.below=, of which one"),
+    "a phase without time": (edited("iteration.clipping", ""), "iteration.clipping=: and timing.iterations=1"),
+    "epochs without times": (edited("timing.epochs", "0"), "with timing.epochs=0"),
+    "kernels of no kind": (edited("kernels", "[]"), "kernels=[]: should be JSON objects"),
+    "kernels in no JSON": (edited("kernels", "{"), "line 2: "),
 }
+
+
+def test_no_number_and_no_kernels_that_were_not_written_so_break_a_table(tmp_path: Path) -> None:
+    write_runs(tmp_path / "o", range(1))
+    gather(tmp_path / "o", tmp_path / "paper")
+    path = tmp_path / "paper" / "ptb.csv"
+    whole = path.read_bytes()
+    for column in (*collected.NUMBERS, "kernels"):
+        for value in ("nan", "inf", "-1", "1.5", "1e400", "x", "[]", "null", ""):
+            path.write_bytes(edited(column, value)(whole))
+            with suppress(UserError):
+                runs = collect.read_runs(tmp_path / "paper", "ptb")
+                for which in ("1", "explosions", "cost"):
+                    tables.table(which, runs)
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -52,6 +52,30 @@ def test_only_seeds_with_which_both_succeeded_are_compared() -> None:
     (table,) = table_differences(frame(runs))
     assert list(table.cells["seeds"]) == ["", "5"]
     assert list(table.cells["success there"]) == ["6/6", "8/9"]
+    assert list(table.cells["verdict"]) == ["reference", "lower loss where both succeed"]
+
+
+def test_a_method_that_never_succeeds_has_its_line() -> None:
+    runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary()) for seed in range(3)]
+    runs += [(config(DEMO, "gradient_clipping", 10, seed=seed), summary("failed")) for seed in range(3)]
+    runs += [(config(DEMO, "gradient_clipping", 10, optimizer__lr=2), summary("diverged"))]
+    (table,) = table_differences(frame(runs))
+    assert table.cells.to_dict("records")[1] == {
+        "method": "gradient clipping",
+        "setting": "threshold 10",
+        "best rate": "none",
+        "success there": "0/4",
+        "seeds": "",
+        "difference": "N/A",
+        "verdict": "never succeeds",
+    }
+
+
+def test_a_best_rate_at_the_edge_is_said() -> None:
+    runs = [(config(DEMO, "gradient_clipping", 5, optimizer__lr=lr), summary(valid=4 + lr)) for lr in (0.1, 1, 2)]
+    runs += [(config(DEMO, "sgd", optimizer__lr=lr), summary(valid=4 + abs(lr - 1))) for lr in (0.1, 1, 2)]
+    (table,) = table_differences(frame(runs))
+    assert "The best rate is at the edge of those tried: threshold 5." in table.notes
 
 
 def test_the_reference_is_a_setting_with_the_most_seeds() -> None:
@@ -67,6 +91,7 @@ def test_without_gradient_clipping_there_is_nothing_to_compare_with() -> None:
     runs = [(config(DEMO, "spectral_clipping", 0.2, optimizer__lr=lr), summary()) for lr in (0.1, 1.0)]
     (table,) = table_differences(frame(runs))
     assert list(table.cells["verdict"]) == ["nothing to compare with"]
+    assert "less that of gradient clipping, of which no run succeeded" in table.caption
 
 
 def test_runs_at_one_rate_give_no_such_table() -> None:

@@ -73,8 +73,9 @@ def test_the_page_says_what_was_asked_and_what_the_runs_say() -> None:
     ]
     asked = dict(findings(frame(runs), {"differences": table_differences(frame(runs))}))
     assert asked["Does spectral clipping train where gradient clipping fails?"] == [
-        "Runs that succeed at the protocol's rate, 1: gradient clipping 5 of 5, spectral clipping 5 of 5.",
-        "Runs that succeed at other rates: spectral clipping 0 of 3.",
+        "Every seed succeeds at the protocol's rate, 1: gradient clipping in 1 of 1 settings (5 of 5 runs), "
+        "spectral clipping in 1 of 1 settings (5 of 5 runs).",
+        "Every seed succeeds at other rates: spectral clipping in 0 of 1 settings (0 of 3 runs).",
     ]
     (lower,) = asked["Does it reach a lower loss?"]
     assert "against gradient clipping, threshold 5, at 1. Lower loss: delta 0.2 -8.5" in lower
@@ -148,6 +149,7 @@ def test_sorting_and_filtering_by_keyboard(browser: Any, tmp_path: Path) -> None
     window.keyboard.type("failed lr=1")
     assert window.locator("#shown").inner_text() == "1 of 8 runs"
     assert window.locator("#runs tbody tr:visible").count() == 1
+    assert window.locator(".multiples li:visible").count() == 1  # the panel of that run's setting
     window.locator("#filter").fill("")
     head = window.locator("#runs th", has_text="validation loss")
     head.locator("button").focus()
@@ -173,6 +175,27 @@ def test_nothing_serious_for_axe_and_no_page_wider_than_the_window(
     assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
     assert window.evaluate("document.documentElement.scrollWidth") <= width
     assert not faults
+
+
+@pytest.mark.parametrize("path", sorted(PAPER.glob("*.html")), ids=lambda path: path.stem)
+def test_no_kept_page_is_wider_than_a_phone(path: Path, browser: Any) -> None:
+    window, faults = open_page(browser, path, viewport={"width": 360, "height": 800})
+    assert window.evaluate("document.documentElement.scrollWidth") <= 360
+    assert not faults
+
+
+def test_figure_2_on_the_page_is_of_the_runs_that_were_timed_alone(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs"
+    for delta in (0.2, 0.5):
+        write_run(runs, config(DEMO, "spectral_clipping", delta), summary(), timing=timing(2))
+    write_run(runs / "figure2", config(DEMO, "spectral_clipping", 0.2), summary(), timing=timing(2))
+    path = tmp_path / "page.html"
+    assert main(["report", "--experiment", "demo", "--runs", str(runs), "--out", str(path)]) == 0
+    assert f"gruclip figure 2 --experiment demo --runs '{runs}/figure2'" in html.unescape(path.read_text())
+    shutil.rmtree(runs / "figure2")
+    assert main(["report", "--experiment", "demo", "--runs", str(runs), "--out", str(path)]) == 0
+    assert "gruclip figure 2" not in path.read_text()
+    assert "for Figure 2 runs are timed alone, with: gruclip reproduce figure2" in path.read_text()
 
 
 def test_the_kept_runs_have_a_page(tmp_path: Path) -> None:

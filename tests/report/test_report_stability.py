@@ -66,3 +66,13 @@ def test_the_table_is_the_same_from_folders_and_from_what_was_collected_of_them(
 def test_runs_that_are_unfinished_are_not_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of none of these 1 runs"):
         table_explosions(frame([(config(DEMO, "sgd"), summary("unfinished"))]))
+
+
+def test_runs_that_cannot_be_counted_are_named_below(tmp_path: Path) -> None:
+    for seed in range(3):
+        run = config(DEMO, "gradient_clipping", 5, seed=seed)
+        write_run(tmp_path, run, summary(), steps(400, seed=seed) if seed == 0 else None)
+    write_run(tmp_path, config(DEMO, "sgd"), summary())
+    (table,) = table_explosions(read_runs(tmp_path, "demo"))
+    assert list(table.cells["runs"]) == ["1"]
+    assert table.notes[0] == "Not counted, for they came without kept iterations: threshold 5 (2 runs), SGD (1 run)."

@@ -12,8 +12,9 @@ from made_runs import DEMO, NOTTINGHAM, PTB, config, frame, perplexity, summary
 
 from gruclip.report.sections import METHOD, sections
 from gruclip.report.statistics import (
-    best_rate,
+    best,
     bootstrap_interval,
+    is_at_edge,
     mean_and_std,
     reported,
     succeeding_rates,
@@ -64,11 +65,24 @@ def test_the_largest_gradient_norm_keeps_what_is_not_finite(norms: tuple[float |
 def test_the_bootstrap_interval_is_that_of_a_mean_and_the_same_every_time() -> None:
     values = np.random.default_rng(1).normal(100, 2, size=50)
     low, high = bootstrap_interval(values)
-    half = 1.96 * values.std(ddof=0) / math.sqrt(50)
-    assert low == pytest.approx(values.mean() - half, abs=0.1)
-    assert high == pytest.approx(values.mean() + half, abs=0.1)
+    half = 2.01 * values.std(ddof=1) / math.sqrt(50)  # Student's t with 49 degrees of freedom
+    assert low == pytest.approx(values.mean() - half, abs=0.05)
+    assert high == pytest.approx(values.mean() + half, abs=0.05)
     assert bootstrap_interval(values) == (low, high)
     assert bootstrap_interval(np.full(5, 3.0)) == (3, 3)
+
+
+@pytest.mark.parametrize(("count", "least"), [(5, 0.90), (10, 0.92)])
+def test_an_interval_of_few_seeds_holds_the_mean_nearly_as_often_as_it_says(count: int, least: float) -> None:
+    draws = np.random.default_rng(2).normal(size=(1000, count))
+    intervals = [bootstrap_interval(values, resamples=2000) for values in draws]
+    held = np.mean([low <= 0 <= high for low, high in intervals])
+    assert least < held < 0.98  # the plain percentiles: 0.84 and 0.90
+
+
+def best_rate(rates: pd.DataFrame) -> float | None:
+    row = best(rates)
+    return None if row is None else row["optimizer.lr"]
 
 
 def _rates(outcomes: dict[float, list[tuple[str, float, float]]]) -> pd.DataFrame:
@@ -91,8 +105,22 @@ def test_the_best_rate_has_the_highest_success_rate_then_the_lowest_validation_l
     assert best_rate(rates) == 0.3
 
 
+def test_one_lucky_seed_makes_no_rate_the_best() -> None:
+    good, better, bad = ("success", 5.0, 5.0), ("success", 4.0, 4.0), ("failed", 9.0, 9.0)
+    assert best_rate(_rates({1.0: [good] * 5, 2.0: [better]})) == 1
+    assert best_rate(_rates({1.0: [good] * 4 + [bad], 2.0: [better]})) == 1
+    assert best_rate(_rates({1.0: [good] * 10, 2.0: [better] * 5})) == 2  # five are enough
+    assert best_rate(_rates({1.0: [good] * 2, 2.0: [better]})) == 1  # of fewer the most
+
+
 def test_there_is_no_best_rate_where_nothing_succeeds() -> None:
     assert best_rate(_rates({0.1: [("failed", 5.0, 5.0)], 1.0: [("diverged", 0.0, 0.0)]})) is None
+
+
+def test_a_best_rate_at_the_edge_of_those_tried_is_known_as_such() -> None:
+    rates = _rates({rate: [("success", 5.0, 5.0)] for rate in (0.1, 1.0, 2.0)})
+    assert [is_at_edge(rates, rate) for rate in (0.1, 1.0, 2.0, None)] == [True, False, True, False]
+    assert not is_at_edge(rates[:1], 0.1)  # the only one
 
 
 def test_a_range_of_success_ends_at_a_failure_and_at_a_rate_of_which_nothing_is_known() -> None:

@@ -15,15 +15,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from gruclip.choices import OPTIMIZERS
+from gruclip.errors import MissingRuns
 from gruclip.report import style
 from gruclip.report.recalled import paper_rate
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting, value
-from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, summarise
+from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, finished, summarise
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 #: Decades between the points of two lines at one rate, so that none hides another, and between the outermost at most.
-STEP, SPREAD = 0.03, 0.22
+STEP, SPREAD = 0.02, 0.12
 
 
 def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -34,7 +35,10 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
     bootstrap interval, or the runs themselves where fewer than five succeeded. A cross above says that at this rate
     at least one finished run did not succeed.
     """
-    files, sweeps = [], rate_sweeps(runs)
+    ended = finished(runs)
+    if ended.empty:
+        raise MissingRuns(f"figure lr: none of these {len(runs)} runs has finished; train them to their end")
+    files, sweeps = [], rate_sweeps(ended)
     for section in sweeps:
         first, differing = section.runs.iloc[0], section.differing if len(sweeps) > 1 else ()
         name = ",".join(["figure_lr", *(f"{name}={value(first[name])}" for name in differing)])
@@ -44,7 +48,6 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
 
 def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Path]:
     summary = in_order(summarise(section.runs, (*METHOD, "optimizer.lr")))
-    summary = summary[summary["finished"] > 0]
     lines = [rates for _, rates in summary.groupby(list(METHOD), dropna=False, sort=False)]
     looks = _looks([rates["optimizer.name"].iloc[0] for rates in lines])
     spread = min(STEP * (len(lines) - 1), SPREAD)
@@ -68,7 +71,9 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
             failures.plot(failed, np.full(len(failed), row), "x", color=look["color"], markersize=3)
         for panel in (failures, loss, success):
             panel.axvline(protocol, color="black", linewidth=0.5, linestyle=":", zorder=0)
-        success.set_xlabel(f"learning rate at the start (dotted: the protocol's, {protocol:g})")
+        success.set_xlabel(f"learning rate at the start, points set apart\n(dotted: the protocol's, {protocol:g})")
+        success.set_xticks(sorted(summary["optimizer.lr"].unique()))
+        success.xaxis.set_minor_locator(NullLocator())
         handles = {_label(rates): Line2D([], [], **look) for rates, look in zip(lines, looks, strict=True)}
         counts = summary["succeeded"]
         if (counts >= SEEDS_FOR_INTERVAL).any():
@@ -80,7 +85,7 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, handlelength=1.8,
                       columnspacing=1.0, labelspacing=0.3)  # fmt: skip
 
-    return style.save(draw, section.caption, 3.4 + 0.08 * len(lines), path, formats)
+    return style.save(draw, section.caption, 3.5 + 0.08 * len(lines), path, formats)
 
 
 def _looks(names: list[str]) -> list[dict[str, Any]]:
@@ -124,7 +129,6 @@ def _dress(failures: Axes, loss: Axes, success: Axes, section: Section) -> None:
     success.set_ylabel("success rate")
     success.set_xscale("log")
     success.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    success.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label(rates: pd.DataFrame) -> str:
