@@ -51,7 +51,11 @@ def gru_jacobian(weight_hh_candidate: Tensor) -> Tensor:
     tensor([[1., 0.],
             [0., 0.]])
     """
-    return weight_hh_candidate / 4 + torch.eye(weight_hh_candidate.shape[-1]).to(weight_hh_candidate) / 2
+    return weight_hh_candidate / 4 + _eye(weight_hh_candidate) / 2
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
         return gru_jacobian(W)
     if cell == "tanh_rnn":
         return W
-    eye = torch.eye(n).to(W).expand_as(W)
+    eye = _eye(W).expand_as(W)
     return torch.cat((torch.cat((W / 4, eye / 4), dim=-1), torch.cat((W / 2, eye / 2), dim=-1)), dim=-2)
 
 
@@ -258,7 +262,7 @@ def _fixed_point(layer: RecurrentLayer, x: Tensor | None) -> Tensor | None:
             off = free_step(layer, state, x) - state
             if float(off.abs().max()) < 1e-10:
                 return state
-            slope = torch.eye(size).to(state) - _jacobian(layer, state, x)
+            slope = torch.eye(size, dtype=state.dtype, device=state.device) - _jacobian(layer, state, x)
             step, failed = torch.linalg.solve_ex(slope, off)
             if bool(failed) or not bool(torch.isfinite(step).all()):
                 break

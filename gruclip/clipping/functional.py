@@ -27,8 +27,10 @@ from torch import Tensor
 
 from gruclip.errors import UserError
 from gruclip.spectral import check_algorithm, clip_singular_values_
+from gruclip.spectral.eager import eagerly
 
 
+@eagerly
 def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: str = "auto") -> Tensor:
     """A copy of each matrix whose singular values sigma_i are min(sigma_i, limit), with its derivative.
 

@@ -94,13 +94,17 @@ def find(module: nn.Module, delta: float | None, limit: float | None, select: Se
     if delta is not None:
         found = {entry.name: entry for entry in _stable(find_recurrent(module), delta)}
     if limit is not None:
-        for path, part, attribute in _selected(module, select):
+        selected = _selected(module, select)
+        if not selected:
+            raise UserError(
+                f"limit={limit:g}: holds for no weight of {type(module).__name__}; without select= it is for Linear, "
+                "MultiheadAttention and convolutions, select='*weight_hh*' picks recurrent ones"
+            )
+        for path, part, attribute in selected:
             entry = _limited(module, path, part, attribute, limit)
             found[entry.name] = entry if (stable := found.get(entry.name)) is None else _both(entry, stable)
     if not found:
-        wanted = "recurrent layer" if limit is None else "Linear, MultiheadAttention, convolution or recurrent layer"
-        remedy = "limit= clips other weights" if limit is None else "select= picks other weights"
-        raise UserError(f"{type(module).__name__}: holds no {wanted}; {remedy}")
+        raise UserError(f"{type(module).__name__}: holds no recurrent layer; limit= clips other weights")
     return list(found.values())
 
 
@@ -165,8 +169,10 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         if "parametrizations" in path.split("."):
             continue
         made = _computers(part)
+        # Of torch's hooks; parametrisations keep theirs in modules of their own.
+        originals = {f"{name}_{suffix}" for name in made for suffix in ("orig", "g", "v")}
         for attribute, parameter in part._parameters.items():
-            if parameter is not None and not any(attribute.startswith(f"{name}_") for name in made):
+            if parameter is not None and attribute not in originals:
                 yield path, part, attribute
         for attribute in made:
             yield path, part, attribute

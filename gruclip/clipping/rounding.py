@@ -9,9 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from gruclip.kernels import compiled
 from gruclip.spectral import SpectralState, clip_singular_values_
+from gruclip.spectral.thin import distance
 
-#: A Frobenius norm computed in float32 is right up to that, and more.
+#: A Frobenius norm of `norms_of` is right up to that, and more.
 SLACK = 1e-3
 #: A vector's norm up to limit (1 + NEAR) counts as inside: in 16 or 32 bits, and in float64.
 NEAR = (1e-6, 1e-12)
@@ -27,10 +29,21 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
-    """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once."""
-    norms = [torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=norm_dtype(stack.dtype)).double() for stack in stacks]
+    """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once.
+
+    On a CPU in float64: torch adds up some millions of float32 squares in one number, each time with the same rounding
+    where all are equal, as they are after Adam's first step, and may come out at half of the norm.
+    """
+    norms = [_norms(stack) for stack in stacks]
     flat = iter(torch.cat([one.to(norms[0].device) for one in norms]).tolist()) if norms else iter(())
     return [list(islice(flat, len(one))) for one in norms]
+
+
+def _norms(stack: Tensor) -> Tensor:
+    if compiled.takes(stack) and stack.stride(-1) == 1:
+        return torch.tensor([distance(matrix) for matrix in stack], dtype=torch.float64, device="cpu")
+    dtype = torch.float64 if stack.is_cpu else norm_dtype(stack.dtype)
+    return torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=dtype).double()
 
 
 def is_finite(stack: Tensor, norms: Sequence[float]) -> bool:
@@ -54,7 +67,9 @@ def clip_matrices_(
         return _clip_vectors_(matrices, limits)
     if matrices.dtype.itemsize < 4:
         return _clip_rounded_(matrices, limits, algorithm, state)
-    limit: float | Tensor = limits[0] if len(set(limits)) == 1 else torch.tensor(limits, dtype=torch.float64)
+    limit: float | Tensor = (
+        limits[0] if len(set(limits)) == 1 else torch.tensor(limits, dtype=torch.float64, device="cpu")
+    )
     return int(clip_singular_values_(matrices, limit, algorithm=algorithm, state=state).values_clipped.sum())
 
 

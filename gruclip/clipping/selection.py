@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from gruclip.errors import UserError
 
@@ -15,7 +16,11 @@ from gruclip.errors import UserError
 Select: TypeAlias = Callable[[str, Tensor], bool] | str | Sequence[str]
 
 
-def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
+#: Names that a message lists at most.
+SHOWN = 6
+
+
+def pick(select: Select, offered: Mapping[str, Tensor], remedy: str = "") -> list[str]:
     """The names of the parameters of two axes or more that are selected, each once.
 
     Raises `UserError` where a predicate, or any of the patterns, picks none.
@@ -35,9 +40,18 @@ def pick(select: Select, offered: Mapping[str, Tensor]) -> list[str]:
         picked = [name for name in named if name in possible]
         if not picked:
             what = f"picks {named[0]}, which has one axis" if named else "picks no parameter"
-            raise UserError(f"select={pattern!r}: {what}; should be a name or pattern of weights of two axes or more")
+            some = ", ".join(possible[:SHOWN]) + (", ..." if len(possible) > SHOWN else "")
+            raise UserError(
+                f"select={pattern!r}: {what}; weights of two axes or more are {some or 'not there'}{remedy}"
+            )
         chosen |= dict.fromkeys(picked)
     return list(chosen)
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Raise `UserError` for what is no optimizer."""
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"optimizer of {type(optimizer).__name__}: should be a torch.optim.Optimizer")
 
 
 def matrices(offered: Mapping[str, Tensor]) -> list[str]:
@@ -48,6 +62,8 @@ def matrices(offered: Mapping[str, Tensor]) -> list[str]:
 def number(name: str, value: object) -> float:
     """A setting as a float. Raises `UserError` for what is none."""
     try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}={value!r}: should be a number") from error

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from gruclip.clipping.matrices import check
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norms_of, surely_inside
-from gruclip.clipping.selection import Select, matrices, number, pick
+from gruclip.clipping.saved import entry_counts, split
+from gruclip.clipping.selection import Select, check_optimizer, matrices, number, pick
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import SpectralState, check_algorithm
+from gruclip.spectral.eager import untraced
 
 #: One for all, or of a parameter group, e.g. ``lambda group: 0.1 * group["lr"]``; infinity leaves a group alone.
 Limit: TypeAlias = float | Callable[[dict[str, Any]], float]
+
+
+#: What to do where an optimizer was made of parameters without their names.
+UNNAMED = "; for the module's names make the optimizer of model.named_parameters()"
 
 
 class ClippedUpdate(NamedTuple):
@@ -58,8 +64,9 @@ def clip_updates(
     >>> [(line.name, line.last_clipped) for line in clipping.report()]
     [('weight', 1)]
 
-    For any `torch.optim` optimizer, and every parameter of two axes or more, reshaped to first axis x rest, or those
-    that `select` picks: names or patterns (`fnmatch`), or a predicate of name and parameter. An update is the change of
+    For any `torch.optim` optimizer, and every parameter of two axes or more, reshaped to first axis x rest (so that a
+    fused in_proj_weight of query, key and value is one matrix, and a grouped convolution's weight, too), or those that
+    `select` picks: names or patterns (`fnmatch`), or a predicate of name and parameter. An update is the change of
     the parameter by the whole step, learning rate, momentum and weight decay included, so `limit` is in the units of
     the weight; a function of the parameter group gives one in units of the learning rate, or each group its own, and
     infinity leaves a group alone. The optimizer's own state stays as it is: momentum is that of the gradients, and what
@@ -69,7 +76,7 @@ def clip_updates(
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
     selected parameter from before a step to its end, one of an update, and one that is carried from step to step of
     each update that had to be decomposed. Where weights are clipped, too, these are clipped last, whatever was attached
-    first.
+    first. A deep copy of what is returned, or one that was pickled, is attached to nothing.
 
     Raises `UserError` for a limit that is not positive, and for what cannot be clipped; among these are parameters of
     16 bits, where rounding W_old + update moves the weight as far as updates do. MuCon (arXiv 2605.26459) and SPECTRA
@@ -85,6 +92,7 @@ class UpdateClipping:
         self, optimizer: torch.optim.Optimizer, limit: Limit, select: Select | None = None, algorithm: str = "auto"
     ) -> None:
         check_algorithm(algorithm)
+        check_optimizer(optimizer)
         self.optimizer, self.limit, self.select, self.algorithm = optimizer, limit, select, algorithm
         self.states: dict[str, SpectralState] = {}
         self.limits: dict[str, float] = {}
@@ -92,7 +100,7 @@ class UpdateClipping:
         self.total_clipped: dict[str, int] = {}
         self._under_way: list[Update] = []
         self._hooks: list[Any] = []
-        self._known: tuple[int, ...] = ()
+        self._known: tuple[tuple[str, int], ...] = ()
         self._picked: set[str] = set()
         chosen = self._chosen()
         if not chosen:
@@ -100,6 +108,10 @@ class UpdateClipping:
         for name, parameter, group in chosen:
             self._limit(group)
             _check(name, parameter)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or loaded optimizer has no hooks: attach the copy.
+        return {**self.__dict__, "_hooks": [], "_under_way": []}
 
     def attach(self) -> UpdateClipping:
         """Clip the updates of each step from now on; returns self. Raises `UserError` if it does already."""
@@ -128,26 +140,21 @@ class UpdateClipping:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next step depends on, and the counts: plain tensors."""
-        saved: dict[str, Tensor] = {}
-        for name, _, _ in self._chosen():
-            saved[f"{name}/last_clipped"] = torch.tensor(self.last_clipped.get(name, 0))
-            saved[f"{name}/total_clipped"] = torch.tensor(self.total_clipped[name])
-            saved |= {f"{name}/{key}": tensor for key, tensor in self.states[name].state_dict().items()}
-        return saved
+        return {
+            f"{name}/{key}": tensor
+            for name, _, _ in self._chosen()
+            for key, tensor in {
+                **entry_counts(self.last_clipped.get(name, 0), self.total_clipped[name]),
+                **self.states[name].state_dict(),
+            }.items()
+        }
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Take what `state_dict` gave. Raises `UserError` if it is of other parameters."""
         parameters = {name: parameter for name, parameter, _ in self._chosen()}
-        if {key.rpartition("/")[0] for key in saved} != parameters.keys():
-            raise UserError(
-                f"state_dict is of other parameters than {', '.join(parameters)}; load it for its own optimizer"
-            )
-        for name, parameter in parameters.items():
-            own = {key.rpartition("/")[2]: tensor for key, tensor in saved.items() if key.rpartition("/")[0] == name}
-            self.last_clipped[name], self.total_clipped[name] = (
-                int(own.pop(count)) for count in ("last_clipped", "total_clipped")
-            )
-            self.states[name].load_state_dict(own, device=parameter.device)
+        for name, (counts, held) in split(saved, list(parameters)).items():
+            self.last_clipped[name], self.total_clipped[name] = counts
+            self.states[name].load_state_dict(held, device=parameters[name].device)
 
     def _chosen(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
         """Name, parameter and group of each that is selected, in the groups of now."""
@@ -156,10 +163,11 @@ class UpdateClipping:
             numbered = [f"{number_of_group}.{place}" for place in range(len(group["params"]))]
             for place, name in enumerate(group.get("param_names", numbered)):
                 offered[numbered[place] if name in offered else name] = group["params"][place], group
-        known = tuple(id(parameter) for parameter, _ in offered.values())
+        known = tuple((name, id(parameter)) for name, (parameter, _) in offered.items())
         if known != self._known:
             named = {name: parameter for name, (parameter, _) in offered.items()}
-            picked = matrices(named) if self.select is None else pick(self.select, named)
+            unnamed = not any("param_names" in group for group in self.optimizer.param_groups)
+            picked = matrices(named) if self.select is None else pick(self.select, named, UNNAMED if unnamed else "")
             self._known, self._picked = known, set(picked)
             for name in picked:
                 self.states.setdefault(name, SpectralState())
@@ -173,6 +181,7 @@ class UpdateClipping:
             raise UserError(f"limit={given}: should be a positive number")
         return limit
 
+    @untraced
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:
         self._under_way = []
@@ -182,12 +191,13 @@ class UpdateClipping:
                 _check(name, parameter)
                 self._under_way.append(Update(name, parameter, limit, parameter.detach().clone()))
 
+    @untraced
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
         under_way, self._under_way, self.last_clipped = self._under_way, [], {}
         every_norm = norms_of(update.change() for update in under_way)
         for update, norms in zip(under_way, every_norm, strict=True):
-            if not is_finite(update.change(), norms):
+            if not all(map(math.isfinite, norms)) and not is_finite(update.change(), norms):
                 raise NonFiniteError(f"the update of {update.name} holds NaN or infinity; no update was clipped")
         for update, norms in zip(under_way, every_norm, strict=True):
             if surely_inside(norms, [update.limit]):

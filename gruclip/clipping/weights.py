@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from gruclip.clipping.matrices import ClippedParameter, find
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norm_dtype, norms_of, surely_inside
-from gruclip.clipping.selection import Select, number
+from gruclip.clipping.saved import entry_counts, split
+from gruclip.clipping.selection import Select, check_optimizer, number
 from gruclip.dynamics import StabilityLimit, stability_limit
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import SpectralState, check_algorithm, spectral_norm
+from gruclip.spectral.eager import untraced
 
 
 class ClippedMatrix(NamedTuple):
@@ -61,14 +63,16 @@ class SpectralClipping:
     picked, are one for each gate, and delta still holds for the candidate's unless it is None; any other parameter is
     reshaped to first axis x rest. ``README.md`` in `gruclip/clipping` says what a limit then means.
 
-    After each step of the optimizer, whether it trains them or not, the weights are clipped in place. They are looked
+    After each step of an optimizer that it is attached to, the weights are clipped in place. They are looked
     up by name each time, so that a module may be moved, converted, or given other parameters; one that has several
     names is clipped once. A step that gradient scaling skips clips nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in
     float32, float64, bfloat16 and float16 alike.
 
     Raises `UserError` if nothing is found, `delta` is not inside (0, limit) of each recurrent layer, `limit` is not
     positive and finite, and for what cannot be clipped: weights that are computed by a parametrisation, sharded, of
-    another dtype, of one axis, or, at a step, on the meta device.
+    another dtype, of one axis, or on the meta device: by `delta` here, by `limit` at a step.
+
+    A deep copy, or one that was pickled, is attached to nothing.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class SpectralClipping:
         algorithm: str = "auto",
     ) -> None:
         check_algorithm(algorithm)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"module of {type(module).__name__}: should be a torch.nn.Module")
         self.module, self.algorithm = module, algorithm
         self.delta = None if delta is None else number("delta", delta)
         self.limit = None if limit is None else number("limit", limit)
@@ -89,25 +95,37 @@ class SpectralClipping:
         self.states = [SpectralState() for _ in self.parameters]
         self.last_clipped = [0] * len(self.parameters)
         self.total_clipped = [0] * len(self.parameters)
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> SpectralClipping:
-        """Clip now, so that training starts inside the limits, and after each `optimizer.step()`; returns self.
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or loaded optimizer has no hooks: attach the copy.
+        return {**self.__dict__, "_hooks": []}
 
-        Raises `UserError` if already attached, or if the optimizer has none of the clipped weights.
+    def attach(self, *optimizers: torch.optim.Optimizer) -> SpectralClipping:
+        """Clip now, so that training starts inside the limits, and after each step of any of these; returns self.
+
+        Raises `UserError` if already attached, or if a clipped weight that requires a gradient is trained by none.
         """
-        if self._hook is not None:
-            raise UserError("SpectralClipping is attached to an optimizer already; detach() it first")
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(entry.tensor()) in trained for entry in self.parameters):
+        if self._hooks:
             raise UserError(
-                f"the optimizer trains none of {', '.join(entry.name for entry in self.parameters)}; "
-                "pass the optimizer of the same module"
+                "SpectralClipping is attached already; detach() it, then attach(...) to all optimizers at once"
+            )
+        for optimizer in optimizers:
+            check_optimizer(optimizer)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        tensors = {entry.name: entry.tensor() for entry in self.parameters}
+        left = [name for name, one in tensors.items() if one.requires_grad and id(one) not in trained]
+        if left or not optimizers:
+            raise UserError(
+                f"no optimizer given trains {', '.join(left or tensors)}; pass every one that trains the module, or "
+                "freeze what none trains with requires_grad_(False)"
             )
         self.clip()
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         return self
 
+    @untraced
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # A fused optimizer is called for a step that gradient scaling skips, too, and looks at this itself.
         found_inf = getattr(optimizer, "found_inf", None)
@@ -116,10 +134,11 @@ class SpectralClipping:
 
     def detach(self) -> None:
         """Clip no more; what was clipped stays."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
+    @untraced
     @torch.no_grad()
     def clip(self) -> None:
         """Project every matrix now.
@@ -174,22 +193,18 @@ class SpectralClipping:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next step depends on, and the counts: plain tensors."""
-        saved = {"last_clipped": torch.tensor(self.last_clipped), "total_clipped": torch.tensor(self.total_clipped)}
-        for entry, state in zip(self.parameters, self.states, strict=True):
-            saved |= {f"{entry.name}/{name}": tensor for name, tensor in state.state_dict().items()}
-        return saved
+        counts = [entry_counts(*pair) for pair in zip(self.last_clipped, self.total_clipped, strict=True)]
+        parts = zip(self.parameters, counts, self.states, strict=True)
+        return {
+            f"{entry.name}/{key}": tensor
+            for entry, counted, state in parts
+            for key, tensor in {**counted, **state.state_dict()}.items()
+        }
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Take what `state_dict` gave. Raises `UserError` if it is of other layers."""
-        counts = [torch.as_tensor(saved.get(name, ())) for name in ("last_clipped", "total_clipped")]
-        names = {entry.name for entry in self.parameters}
-        strangers = {key.rpartition("/")[0] for key in saved if "/" in key} - names
-        if strangers or any(count.shape != (len(self.parameters),) for count in counts):
-            raise UserError(
-                f"state_dict is of other layers than {', '.join(sorted(names))}; load it into its own module"
-            )
-        self.last_clipped, self.total_clipped = (count.tolist() for count in counts)
-        for entry, state in zip(self.parameters, self.states, strict=True):
-            prefix = f"{entry.name}/"
-            own = {key.removeprefix(prefix): tensor for key, tensor in saved.items() if key.startswith(prefix)}
-            state.load_state_dict(own, device=entry.tensor().device)
+        own = split(saved, [entry.name for entry in self.parameters])
+        for index, entry in enumerate(self.parameters):
+            counts, held = own[entry.name]
+            self.last_clipped[index], self.total_clipped[index] = counts
+            self.states[index].load_state_dict(held, device=entry.tensor().device)

@@ -60,7 +60,10 @@ def takes(*tensors: Tensor | None) -> bool:
     """
     for tensor in tensors:
         if tensor is not None and not (
-            tensor.dtype is torch.float32 and tensor.is_cpu and type(tensor) in (Tensor, Parameter)
+            tensor.dtype is torch.float32
+            and tensor.is_cpu
+            and type(tensor) in (Tensor, Parameter)
+            and not tensor.is_neg()  # a view whose memory holds the opposite numbers
         ):
             return False
     return torch._C._len_torch_dispatch_stack() == 0 and library() is not None

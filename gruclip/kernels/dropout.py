@@ -48,7 +48,7 @@ def _shifted(z: Tensor, shift: int) -> Tensor:
 def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor:
     """`factor` where the random bits, int16, are below `threshold` and zero elsewhere, in the dtype of `like`."""
     if compiled.takes(like) and bits.is_contiguous():
-        mask, number = like.new_empty(bits.shape), torch.tensor(factor, dtype=torch.float32)
+        mask, number = like.new_empty(bits.shape), like.new_tensor(factor)
         compiled.call("gruclip_mask", [mask, bits, number], [bits.numel(), threshold], torch.get_num_threads())
         return mask
     # A bound beyond int16, of a share below 2**-17, would be taken for a negative one.

@@ -23,10 +23,10 @@ ALPHA = math.sqrt(math.pi / 2) * MISS ** (1 / PROBES)
 MOST_TERMS = 24
 
 
-def probes(rows: int, like: Tensor, draw: int, count: int = PROBES) -> Tensor:
-    """(rows, count) standard Gaussian numbers, others for every `draw` and the same for every matrix."""
-    generator = torch.Generator().manual_seed(draw)
-    return torch.randn(rows, count, generator=generator).to(like)
+def probes(rows: int, like: Tensor, seed: int, count: int = PROBES) -> Tensor:
+    """(rows, count) standard Gaussian numbers, others for every `seed` below 2^32, the same for every matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, count, generator=generator, dtype=torch.float32).to(like)
 
 
 def bound(weight: Tensor, guess: float, target: float, vectors: Tensor, right: Tensor | None = None) -> float:

@@ -98,8 +98,8 @@ def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[f
 
 
 def left_out(block: Block, count: int, above: float) -> float:
-    """beta of the first `count` pairs of a matrix with at most so many singular values above a number, which what W^T W
-    lacks to be diag(Theta^2, M^T M) moves. Infinite where fewer pairs are found above it.
+    """beta of the first `count` pairs of a matrix with at most so many singular values above a number, moved by what
+    W^T W lacks to be diagonal in blocks (README.md). Infinite where fewer pairs are found above it.
     """
     beta = math.sqrt(above**2 + block.values[0] * math.hypot(*block.size[:count])) * (1 + ROUNDED)
     return beta if beta < block.values[count - 1] else math.inf
@@ -141,5 +141,5 @@ def from_random_vectors(
     rest, right = weight, block.right[:, :count].contiguous()
     if weight.numel() <= LARGEST_COPY:
         rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
-    beta = bound(rest, guess, target, probes(weight.shape[1], weight, draw), right if rest is weight else None)
+    beta = bound(rest, guess, target, probes(weight.shape[1], weight, 2 * draw + 1), right if rest is weight else None)
     return _certificate(block, limit, ceiling, count, beta)

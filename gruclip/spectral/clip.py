@@ -22,6 +22,7 @@ from gruclip.spectral.deferred import (
     spectral_norm_deferred,
     tolerance,
 )
+from gruclip.spectral.eager import eagerly
 from gruclip.spectral.state import SpectralState, SubspaceState
 from gruclip.spectral.thin import distance, thin_product
 
@@ -41,6 +42,7 @@ SMALLEST_SEARCHED = 800
 FARTHEST = 1e6
 
 
+@eagerly
 def clip_singular_values_(
     weight: Tensor, limit: float | Tensor, *, algorithm: str = "auto", state: SpectralState | None = None
 ) -> ClipResult:
@@ -89,6 +91,11 @@ def clip_singular_values_(
     batch = weight.shape[:-2]
     limits = _limits(limit, batch)
     algorithm = algorithm_for(weight, algorithm, followed=state is not None)
+    if weight.is_neg():  # a view whose memory holds the opposite numbers
+        plain = weight.detach().resolve_neg()
+        result = clip_singular_values_(plain, limit, algorithm=algorithm, state=state)
+        weight.detach().copy_(plain)
+        return result
     with torch.no_grad():
         matrices = [weight[index] for index in _indices(batch)]
         norms = _frobenius_norms(weight, matrices)
@@ -115,6 +122,7 @@ def clip_singular_values_(
     return ClipResult(gather(counts, torch.int64), gather(leading, torch.float64), *flags)
 
 
+@eagerly
 def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     """sigma_1 of each matrix (..., m, n) in float64, to 1e-4; cheap with a `state` from a matrix nearby.
 
@@ -141,6 +149,8 @@ def _check_matrices(weight: Tensor) -> None:
     shape = tuple(weight.shape)
     if weight.dtype not in (torch.float32, torch.float64):
         raise UserError(f"weight of {weight.dtype}: should be float32 or float64")
+    if weight.is_meta:
+        raise UserError("weight is on the meta device, where nothing has a value; give it one first")
     if weight.dim() < 2 or 0 in shape[-2:]:
         raise UserError(f"weight of shape {shape}: should be matrices (..., m, n) of a row and a column at least")
     if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), shape, strict=True)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import exact
+from gruclip.spectral.eager import eagerly
 from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.program import COLUMNS, clip_by_program_
 from gruclip.spectral.state import SubspaceState
@@ -33,6 +34,7 @@ def tolerance(dtype: torch.dtype, algorithm: str) -> float:
     return 5e-13 if algorithm == "full" else 5e-10
 
 
+@eagerly
 def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: SubspaceState | None = None) -> ClipResult:
     """``clip_singular_values_`` that waits for nothing, and can be captured in a CUDA graph.
 
@@ -50,6 +52,7 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
     return ClipResult(*done, torch.zeros_like(done.finite))
 
 
+@eagerly
 def redo_uncertified_(
     weight: Tensor, limit: Tensor, result: ClipResult, state: SubspaceState | None = None
 ) -> ClipResult:
@@ -95,6 +98,7 @@ def has_fast_float64(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
+@eagerly
 def spectral_norm_deferred(weight: Tensor) -> Tensor:
     """`spectral_norm` by matrix products, without waiting for the device; NaN for a matrix that is not finite."""
     finite, matrices = finite_matrices(weight.detach())

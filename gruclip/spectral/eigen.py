@@ -43,10 +43,10 @@ class Pace:
         return (together < alone) != (self.calls % TRIED_AGAIN == 0)
 
     def took(self, together: bool, seconds: float) -> None:
-        times = self.seconds[together]
-        if times[0] == 0:
-            times.clear()
-        times.append(seconds)
+        if self.seconds[together][0] == 0:
+            self.seconds[together] = deque([seconds], LAST_TIMES)  # never empty, for other Python threads
+        else:
+            self.seconds[together].append(seconds)
 
 
 #: By n and the number of threads.

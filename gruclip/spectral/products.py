@@ -48,10 +48,10 @@ def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float
     inner = [(3 * low + high) / 4, (low + 3 * high) / 4]
     a = b = c = error = 0.0
     for _ in range(30):
-        points = torch.tensor([low, *inner, high], dtype=torch.float64)
-        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+        points = torch.tensor([low, *inner, high], dtype=torch.float64, device="cpu")
+        signs = points.new_tensor([1.0, -1.0, 1.0, -1.0])
         system = torch.stack((points, points**3, points**5, signs), 1)
-        a, b, c, error = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
+        a, b, c, error = torch.linalg.solve(system, torch.ones_like(points)).tolist()
         root = max(9 * b * b - 20 * a * c, 0.0) ** 0.5
         inner = [max((-3 * b + side * root) / (10 * c), 0.0) ** 0.5 for side in (1, -1)]
         inner = sorted(min(max(s, low), high) for s in inner)
@@ -73,9 +73,10 @@ def _root_pieces(pieces: int) -> list[list[float]]:
     a = (1 + t) (FARTHEST^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
     points."""
     terms = pieces * PIECE
-    angles = (torch.arange(terms, dtype=torch.float64) + 0.5) * (math.pi / terms)
+    orders = torch.arange(terms, dtype=torch.float64, device="cpu")
+    angles = (orders + 0.5) * (math.pi / terms)
     values = (1 + (1 + angles.cos()) * ((FARTHEST**2 - 1) / 2)).rsqrt()
-    series = (torch.cos(torch.arange(terms)[:, None] * angles) @ values * (2 / terms)).tolist()
+    series = (torch.cos(orders[:, None] * angles) @ values * (2 / terms)).tolist()
     series[0] /= 2
     cut = [[0.0] * PIECE for _ in range(pieces)]
     for j in reversed(range(pieces)):

@@ -36,6 +36,10 @@ class SpectralState:
     def resize(self, count: int) -> list[dict[str, Tensor]]:
         """The entries of `count` matrices; what is missing is empty, what is too much goes."""
         self.matrices = [*self.matrices[:count], *({} for _ in range(count - len(self.matrices)))]
+        if not torch.is_inference_mode_enabled():
+            # What a call under it has left may not be written to any more.
+            for held in self.matrices:
+                held.update({name: tensor.clone() for name, tensor in held.items() if tensor.is_inference()})
         return self.matrices
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:

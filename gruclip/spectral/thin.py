@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gruclip.kernels import compiled
 
@@ -37,6 +38,8 @@ def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
             x = x if whole else x.contiguous()
             counts = [*weight.shape, x.shape[1], weight.stride(0), *x.stride(), *y.stride()]
             compiled.call("gruclip_take_off", [weight, x, y], counts, torch.get_num_threads())
+        if not weight.is_inference():
+            increment_version(weight)  # so that autograd knows, as of torch's own operations in place
     else:
         weight.addmm_(left, right.mT, alpha=-1)
 

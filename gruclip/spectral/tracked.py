@@ -59,8 +59,6 @@ STILL = 0.1
 LEADING, STIRRED = 8, 2
 #: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
 HELD = 0.98
-#: Added to the seeds of sketches: no sketch takes the vectors of a bound.
-SKETCHES = 1 << 40
 #: Columns of a search in a matrix of which nothing is known.
 SEARCHED = 32
 
@@ -166,7 +164,8 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
 
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
-    return probes(weight.shape[1], weight, SKETCHES + int(tracked.draws), count)
+    # An even seed; the bound's are odd, and torch's generator takes 32 bits of them.
+    return probes(weight.shape[1], weight, 2 * int(tracked.draws), count)
 
 
 def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:

@@ -124,7 +124,7 @@ def test_a_recurrent_weight_that_is_picked_is_clipped_gate_by_gate_and_delta_sti
             stable = 1.5 if delta and name.startswith("weight_hh") else torch.inf
             assert norms[candidate] <= min(limit, stable) * (1 + 2e-6)
             assert max(norms) <= max(limit, min(limit, stable)) * (1 + 2e-6)
-            assert norms[0] == at(limit) or norms[0] < limit
+            assert norms[0] == at(limit)
 
 
 def test_relu_and_projected_recurrent_layers_take_a_limit_where_delta_has_none_for_them() -> None:
@@ -171,8 +171,13 @@ def test_settings_that_clip_nothing_are_refused(options, complaint) -> None:
 def test_a_module_without_anything_to_clip_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match="Linear: holds no recurrent layer; limit= clips other weights"):
         SpectralClipping(nn.Linear(2, 2))
-    with pytest.raises(UserError, match=r"Embedding: holds no Linear, .* layer; select= picks other weights"):
-        SpectralClipping(nn.Embedding(2, 2), limit=1.0)
+    for module in (nn.Embedding(2, 2), nn.GRU(2, 8)):
+        with pytest.raises(
+            UserError, match=f"limit=0.7: holds for no weight of {type(module).__name__}; without select="
+        ):
+            SpectralClipping(module, limit=0.7)
+    clipping = SpectralClipping(nn.GRU(2, 8), limit=0.7, select="*weight_hh*")
+    assert [line.limit for line in clipping.report()] == [0.7]
 
 
 class Identity(nn.Module):

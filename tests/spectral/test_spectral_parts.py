@@ -215,6 +215,11 @@ def test_the_bound_is_wrong_as_seldom_as_it_says(monkeypatch: pytest.MonkeyPatch
     assert 0.05 <= overlooked / 2000 <= 0.12
 
 
+def test_a_bound_misses_as_seldom_as_is_promised() -> None:
+    # A Gaussian number is within ALPHA of zero with a probability below sqrt(2 / pi) ALPHA, and so must be all of them.
+    assert (math.sqrt(2 / math.pi) * bounds.ALPHA) ** bounds.PROBES <= 1e-13 * (1 + 1e-9)
+
+
 def test_a_bound_that_cannot_be_had_is_infinite() -> None:
     weight = torch.eye(30)
     for guess, target in ((1.0, 0.99), (0.0, 1.0), (2.0, 1.0), (0.9, 0.95)):
