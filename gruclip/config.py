@@ -34,6 +34,7 @@ from gruclip.rules import (
     NOT_BELOW_ONE,
     PATH,
     PLAIN_NAME,
+    PLAIN_PATH,
     POSITIVE,
     SEED,
     SHARE,
@@ -47,6 +48,14 @@ from gruclip.rules import (
 
 #: Settings that cannot change a number of a run, and so are no part of its identity.
 NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", "logger", "trainer.checkpoint_minutes")
+
+#: Which schedules each of their settings is for.
+_SCHEDULE_SETTINGS = {
+    "factor": ("exponential", "plateau"),
+    "hold_epochs": ("exponential",),
+    "patience": ("plateau",),
+    "min_lr": ("plateau",),
+}
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
@@ -150,7 +159,7 @@ class RunConfig:
     device: str = setting("auto", "where the run is trained; `auto`: on a GPU where there is one", one_of(DEVICES))
     precision: str = setting("fp32", "numbers of the products; `tf32` on CUDA alone", one_of(PRECISIONS))
     experiment: str = setting("demo", "name of the experiment, a folder in `output_dir`", PLAIN_NAME)
-    output_dir: str = setting("outputs", "folder of all results", PATH)
+    output_dir: str = setting("outputs", "folder of all results", PLAIN_PATH)
     resume: str = setting(
         "strict",
         "whether a run begun with other versions of torch and the like is refused or continued",
@@ -174,9 +183,8 @@ class RunConfig:
 
     def total_steps(self, epoch_steps: int) -> int | None:
         """Iterations to the run's end, with `epoch_steps` in an epoch; None where the schedule decides."""
-        if self.max_steps is not None:
-            return self.max_steps
-        return None if self.max_epochs is None else self.max_epochs * epoch_steps
+        in_epochs = None if self.max_epochs is None else self.max_epochs * epoch_steps
+        return min((steps for steps in (self.max_steps, in_epochs) if steps is not None), default=None)
 
     @property
     def patience(self) -> int:
@@ -193,7 +201,13 @@ class RunConfig:
     # -- checks ---------------------------------------------------------------------------------------
 
     def check(self) -> RunConfig:
-        """Return self, or raise `ConfigError` for the first setting that cannot be."""
+        """The same run with every value of its setting's type, so that lr=1 and lr=1.0 are one run.
+
+        Raises `ConfigError` for the first setting that cannot be.
+        """
+        return self.from_dict(self.to_dict())
+
+    def _check(self) -> RunConfig:
         check_rules(self)
         if self.optimizer.algorithm != "auto":  # the others are known to a room that imports torch
             one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
@@ -204,7 +218,30 @@ class RunConfig:
             raise ConfigError(
                 f"trainer.max_epochs=null: the {self.schedule.name} schedule never stops; give a number of epochs"
             )
+        if self.schedule.factor == 1 and self.max_steps is None and self.max_epochs is None:
+            raise ConfigError(
+                "schedule.factor=1: the rate never falls, and without trainer.max_epochs no run ends; give either"
+            )
         return self
+
+    def check_idle(self, default: RunConfig) -> None:
+        """`ConfigError` for a setting that was given and does nothing beside the others: it would make another run of
+        the same numbers. `default`: the run that the experiment alone gives, whose values were not given.
+        """
+        idle = {
+            f"schedule.{name}": f"schedule={self.schedule.name} has none"
+            for name, schedules in _SCHEDULE_SETTINGS.items()
+            if self.schedule.name not in schedules
+        }
+        if self.trainer.budget == "short":
+            idle["trainer.max_epochs"] = "trainer.budget=short takes trainer.short_epochs in its place"
+            idle["schedule.patience"] = f"trainer.budget=short takes {SHORT_PATIENCE} in its place"
+        else:
+            idle["trainer.short_epochs"] = "is for trainer.budget=short"
+        given, usual, plain = self.flat(), default.flat(), RunConfig().flat()
+        for name, reason in idle.items():
+            if given[name] not in (usual[name], plain[name]):
+                raise ConfigError(f"{name}={given[name]}: does nothing here ({reason}); leave it out")
 
     def _check_dataset(self) -> None:
         name, settings, usual = self.dataset.name, self.flat(), dict(_flatten("dataset.", vars(DatasetConfig())))
@@ -255,13 +292,14 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as nested plain data, lists for tuples: what `from_dict` takes."""
-        return {**dataclasses.asdict(self), "logger": list(self.logger)}
+        listed = isinstance(self.logger, tuple)
+        return {**dataclasses.asdict(self), "logger": list(self.logger) if listed else self.logger}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> RunConfig:
         """The inverse of `to_dict`, with every value's type checked; unknown names are refused."""
         run: RunConfig = build(cls, settings)
-        return run.check()
+        return run._check()
 
 
 # Of the library below, which loads torch: imported when a configuration is checked, and not to print a page of help.

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, the value, and the remedy."""
 
 
+class RefusedRun(UserError):
+    """A run cannot be begun or continued as its folder is; others can."""
+
+
 class ConfigError(UserError):
     """A setting has a value it cannot have."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
+import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gruclip.errors import ConfigError
@@ -23,6 +25,13 @@ class Rule(NamedTuple):
         """`ConfigError`, naming the setting, where the value is not as it should be."""
         if not self.holds(value):
             raise ConfigError(f"{name}={value}: should be {self.right}")
+
+
+def _as_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{name}={str(value)[:20]}...: should be a number below 1e308") from None
 
 
 def one_of(names: tuple[str, ...]) -> Rule:
@@ -45,6 +54,7 @@ PATH = Rule(
     "a folder's path of at most 1,000 printable characters",
     lambda value: 0 < len(value) <= 1000 and value.isprintable(),
 )
+PLAIN_PATH = Rule(f"{PATH.right}, ~ written out", lambda value: PATH.holds(value) and not value.startswith("~"))
 SHARE = Rule("a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
 SEED = Rule("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
 
@@ -91,14 +101,15 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) is tuple and isinstance(value, str | Iterable):
         return tuple(str(item) for item in ([value] if isinstance(value, str) else value))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NumPy's numbers, too: from Python a sweep is often written with these.
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if hint is float and number:
-        return float(value)
-    if hint is int and number and float(value).is_integer():
+        return _as_float(name, value)
+    if hint is int and number and (isinstance(value, numbers.Integral) or _as_float(name, value).is_integer()):
         return int(value)
-    if hint is str and isinstance(value, str):
-        return value
-    kind = {float: "a number", int: "a whole number", str: "a word"}[hint]
+    if hint is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    kind = {float: "a number", int: "a whole number", str: "a word"}.get(hint, "a list of words")
     raise ConfigError(f"{name}={value}: should be {kind}")

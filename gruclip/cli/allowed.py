@@ -47,10 +47,32 @@ def check_command_line(argv: Sequence[str]) -> None:
     options, unknown = parser.parse_known_args(list(argv))
     if unknown:
         raise UserError(f"{unknown[0]}: no such option; see gruclip train --help")
+    if options.shell_completion:
+        raise UserError("-sc: Hydra's completion is for programs of one command; gruclip has none")
     for name in REFUSED_OPTIONS:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: not an option of gruclip's; see gruclip train --help")
     check_overrides(options.overrides)
+    for text in options.overrides:
+        if not options.multirun and re.match(r"hydra[./](launcher|sweeper)\b", text):
+            raise UserError(f"{text}: is for a sweep; add -m, as in gruclip train -m {text}")
+
+
+def options_first(argv: Sequence[str]) -> list[str]:
+    """The same command line with the options before the settings: argparse takes settings from one place only."""
+    parser = get_args_parser()
+    takes = {name: action.nargs for action in parser._actions for name in action.option_strings}
+    options, settings, rest = [], [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-") or "=" in argument:
+            settings.append(argument)
+            continue
+        options.append(argument)
+        value = takes.get(argument, 0)
+        if rest and (value is None or (value == "?" and not rest[0].startswith("-") and "=" not in rest[0])):
+            options.append(rest.pop(0))
+    return [*options, *settings]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -11,6 +11,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 
+#: Settings whose values need not be words.
+PATHS = ("output_dir", "dataset.root")
+
 
 def explain(error: Exception) -> str | None:
     """One line for an error about what was typed; None for any other."""
@@ -20,8 +23,7 @@ def explain(error: Exception) -> str | None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: no such option; there are {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        detail = next(line for line in str(error).splitlines() if not line.startswith("Error parsing"))
-        return f"{error.override}: cannot be read ({detail.split(': ')[0]}); write setting=value"
+        return f"{error.override}: cannot be read; {_readable(str(error.override))}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error) if _raised_by_hydra(error) else None
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", str(error)):
@@ -31,6 +33,16 @@ def explain(error: Exception) -> str | None:
         typed = re.match(r"Could not override '(.+?)'", str(error))
         return _no_such_setting(typed[1] if typed and "." in typed[1] else str(cause.full_key))
     return _first_lines(error)
+
+
+def _readable(override: str) -> str:
+    """What to write in the place of an override that Hydra's grammar does not take."""
+    name, _, value = override.partition("=")
+    if name not in PATHS:
+        return "write setting=value, and with -m setting=value,value"
+    if value.startswith("~"):
+        return f"write {name}=$HOME{value[1:]}"
+    return f"""write '{name}="{value}"'""" if not set(value) & set("\"'") else "take a path without quotes"
 
 
 def _no_such_setting(name: str) -> str:

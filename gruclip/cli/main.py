@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from gruclip.cli.arguments import BENCHMARKS, parser
 from gruclip.errors import Interrupted, UserError
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
+            _check_folder()
             return _run(arguments)
         finally:
             sys.stdout.flush()
@@ -40,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"gruclip: {_on_one_line(message)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder that this was started in is gone; go to one that exists") from None
 
 
 def _on_one_line(message: str) -> str:

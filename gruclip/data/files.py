@@ -101,10 +101,18 @@ def locate(file: DataFile, root: str | Path | None) -> Path | None:
     return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
 
 
+def expanded(name: str, value: str | Path) -> Path:
+    """A path that was given, with ~ as a home folder. Raises `DataError` for that of a user there is not."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise DataError(f"{name}={value}: there is no such user; write the folder out") from None
+
+
 def _folders(root: str | Path | None) -> Iterator[Path]:
     for name, value in (("dataset.root", root), (ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE))):
         if value:
-            folder = Path(value).expanduser()
+            folder = expanded(name, value)
             if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises where a parent must not be searched)
                 raise DataError(f"{name}={value}: no such folder; name one that holds the data, or leave it out")
             yield folder

@@ -10,7 +10,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from gruclip.data.files import read_bytes
+from gruclip.data.files import expanded, read_bytes
 from gruclip.data.isolated import read_mat
 from gruclip.data.midi import read_midi
 from gruclip.data.music import MusicCorpus
@@ -87,7 +87,7 @@ def _midi(root: Path, files: tuple[Stamped, ...], steps_per_beat: int) -> MusicC
 def _existing(root: str | Path | None) -> Path:
     if root is None:
         raise DataError("dataset.root=null: a corpus of your own; say where it lies")
-    place = Path(root).expanduser()
+    place = expanded("dataset.root", root)
     try:
         place.stat()
     except OSError as error:

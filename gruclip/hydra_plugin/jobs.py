@@ -11,8 +11,9 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from gruclip.errors import ConfigError
 from hydra_plugins.gruclip.grids import grid_overrides, parse, union
 from hydra_plugins.gruclip.settings import CONFIG_NAME
 
@@ -33,10 +34,16 @@ def planned_jobs(loader: ConfigLoader, config: DictConfig) -> list[tuple[str, ..
         composed = loader.load_configuration(
             CONFIG_NAME, [*config.hydra.overrides.hydra, *fixed], run_mode=RunMode.MULTIRUN
         )
+        if not all(isinstance(grid, DictConfig) for grid in _listed(composed.hydra.sweeper.grids)):
+            raise ConfigError(f"hydra.sweeper.grids={composed.hydra.sweeper.grids}: should be a list of mappings")
         grids = [parse(grid_overrides(grid), parser) for grid in composed.hydra.sweeper.grids]
         groups = {key for key in decided if loader.get_group_options(key)}
         jobs |= dict.fromkeys(union(grids, decided, groups))
     return list(jobs)
+
+
+def _listed(grids: object) -> Sequence[object]:
+    return list(grids) if isinstance(grids, ListConfig) else [grids]
 
 
 def settings_of(jobs: Sequence[Sequence[str]], loader: ConfigLoader, config: DictConfig) -> Iterator[DictConfig]:

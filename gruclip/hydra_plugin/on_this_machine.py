@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.display import Display
-from gruclip.training.interrupts import Interrupts
+from gruclip.training.interrupts import Interrupts, ignored
 from gruclip.training.jobs import Job
 from hydra_plugins.gruclip.submission import Submission, Submitted, check_finished, report
 from hydra_plugins.gruclip.work import STOPPED
@@ -37,7 +36,7 @@ def train(
     try:
         while waiting or running:
             while waiting and len(running) < side_by_side:
-                with _terminal_ignored():
+                with ignored(signal.SIGINT):
                     running += submission.submit([waiting.pop(0)], gpus_per_node=gpus)
             if interrupted.wait(POLL_SECONDS):
                 raise interrupted.error()
@@ -52,13 +51,3 @@ def train(
         for one in running:
             one.handle._process.wait()
     check_finished(ended)
-
-
-@contextlib.contextmanager
-def _terminal_ignored() -> Iterator[None]:
-    """Jobs started here do not take Ctrl-C, which a terminal sends to all: they are told to stop."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 
 from gruclip.config import RunConfig
 from gruclip.runs.files import told_by_name
+from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
+from hydra_plugins.gruclip.launcher import StackedLauncher
 from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run
 from hydra_plugins.gruclip.submitted import SubmittedLauncher
 
@@ -30,7 +32,7 @@ class GridSweeper(Sweeper):
         self.context, self.composed = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from gruclip.training.runner import check_runs
+        from gruclip.training.runner import check_fits, check_runs, train_jobs
 
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)
@@ -44,14 +46,22 @@ class GridSweeper(Sweeper):
             hydra_context=self.context, task_function=run_job, config=self.composed
         )
         planned = check_runs(runs, defaults_of(runs, loader))
+        if isinstance(launcher, StackedLauncher):
+            launcher.check(planned)
+        elif not isinstance(launcher, SubmittedLauncher):  # whose jobs may run on other machines
+            check_fits(planned)
         for folder in dict.fromkeys(run.output_dir for run in runs):
             with told_by_name(Path(folder)):  # Hydra's launchers make it too, without a word for what forbids it
                 Path(folder).mkdir(parents=True, exist_ok=True)
         if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
             record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
         returns = launcher.launch(list(first.values()), initial_job_idx=0)
-        for job in returns:
-            if job.status is JobStatus.FAILED:
-                # JobReturn.return_value would print a line of its own before it raises the same.
-                raise job._return_value
+        # JobReturn.return_value would print a line of its own before it raises the same.
+        failed = {index: job._return_value for index, job in enumerate(returns) if job.status is JobStatus.FAILED}
+        for error in failed.values():
+            if not isinstance(error, LockedError):
+                raise error
+        if failed:  # which other processes were training
+            for index, result in zip(failed, train_jobs([planned[i] for i in failed], part_of_sweep=True), strict=True):
+                returns[index].status, returns[index]._return_value = JobStatus.COMPLETED, result.status
         return returns

@@ -25,7 +25,7 @@ from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read
 from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
 from gruclip.runs.names import folder_name
 from gruclip.runs.ownership import LOCK, OWNER, Ownership
-from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_json, read_summary, strict, yaml_text
+from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_environment, read_summary, strict, yaml_text
 from gruclip.runs.sums import SUMS, sums_of
 
 CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
@@ -176,8 +176,7 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any] | None:
         """What the run was last trained in; None where that is not known."""
-        path = self.path / "environment.json"
-        return read_json(path) if os.path.lexists(path) else None
+        return read_environment(self.path) if os.path.lexists(self.path / "environment.json") else None
 
     def write_environment(self, environment: Mapping[str, Any], continued: bool) -> bool:
         """Write ``environment.json``; whether the run has been trained in another one, on which its bits may depend.

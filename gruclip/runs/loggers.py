@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,12 +61,56 @@ def _check_wandb_account() -> None:
         raise ConfigError(f"logger=wandb: not logged in ({reason}); run wandb login, or set WANDB_MODE=offline")
 
 
-def open_loggers(
-    names: Sequence[str], folder: Path, config: Mapping[str, Any], identity: str, resume_step: int
-) -> list[Logger]:
-    """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged."""
-    openers: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger, "wandb": WandbLogger}
-    return [openers[name](folder, config, identity, resume_step) for name in names if name != "csv"]
+class Loggers:
+    """The loggers of a run. One that fails is told of once and dropped: it takes nothing else with it."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        config: Mapping[str, Any],
+        identity: str,
+        resume_step: int,
+        note: Callable[[str], object],
+    ) -> None:
+        """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged, and
+        `note` is told what has failed. Raises `ConfigError` for one that cannot be opened.
+        """
+        self._note = note
+        self._open: dict[str, Logger] = {}
+        for name in names:
+            if name != "csv":
+                try:
+                    self._open[name] = OPENERS[name](folder, config, identity, resume_step)
+                except Exception as error:
+                    self.close("unfinished", {})
+                    raise ConfigError(
+                        f"logger={name}: cannot be opened ({_in_short(error)}); mend that or leave it out"
+                    ) from error
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self._each(lambda logger: logger.step(step, values))
+
+    def epoch(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self._each(lambda logger: logger.epoch(epoch, step, values))
+
+    def close(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Once: what comes after it goes nowhere."""
+        self._each(lambda logger: logger.close(status, summary))
+        self._open = {}
+
+    def _each(self, tell: Callable[[Logger], None]) -> None:
+        for name, logger in list(self._open.items()):
+            try:
+                tell(logger)
+            except Exception as error:
+                del self._open[name]
+                self._note(f"logger={name}: failed ({_in_short(error)}), and is told no more; the run goes on")
+
+
+def _in_short(error: Exception) -> str:
+    lines = " ".join(str(error).split()) or type(error).__name__
+    return lines if len(lines) <= 200 else f"{lines[:200]}..."
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -175,3 +219,6 @@ class WandbLogger:
         finite = {k: v for k, v in summary.items() if not isinstance(v, float) or math.isfinite(v)}
         self._run.summary.update(finite)
         self._run.finish(exit_code=1 if status == "unfinished" else 0)
+
+
+OPENERS: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger, "wandb": WandbLogger}

@@ -22,6 +22,10 @@ except ImportError:  # a machine with torch and little else: config.yaml is JSON
 FINISHED = ("success", "failed", "diverged")
 STATUSES = (*FINISHED, "unfinished")
 
+#: What can be done about a record that is damaged: in general, and for one that is made from the others.
+MOVE_AWAY = "move the folder away to run it anew"
+WRITTEN_ANEW = "remove that file, and the command that made the run writes it anew"
+
 #: Levels that the YAML loader is trusted with; a configuration has two.
 MOST_LEVELS = 2000
 
@@ -54,39 +58,51 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     return config, extra
 
 
-MOVE_AWAY = "move the folder away to run it anew"
-
-
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json``, with "inf" and "nan" as floats again; its status is one of `STATUSES`."""
     path = Path(folder) / "summary.json"
-    content = read_json(path)
+    content = read_json(path, WRITTEN_ANEW)
     if content.get("status") not in STATUSES:
-        raise UserError(f"{path}: status={content.get('status')}: should be one of {', '.join(STATUSES)}; {MOVE_AWAY}")
+        raise UserError(
+            f"{path}: status={content.get('status')}: should be one of {', '.join(STATUSES)}; {WRITTEN_ANEW}"
+        )
     return {name: float(value) if value in ("inf", "nan") else value for name, value in content.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON record; `UserError` where it cannot be read or is none."""
+def read_environment(folder: Path) -> dict[str, Any]:
+    """``environment.json``, with versions by name and a list of what was before, where it has these."""
+    path = Path(folder) / "environment.json"
+    remedy = "remove that file, and nothing is known of what the run was trained with until now"
+    content = read_json(path, remedy)
+    if not isinstance(content.get("versions", {}), dict) or not isinstance(content.get("before", []), list):
+        raise UserError(f"{path}: not a record of gruclip's; {remedy}")
+    return content
+
+
+def read_json(path: Path, remedy: str = MOVE_AWAY) -> dict[str, Any]:
+    """A JSON record; `UserError` where it cannot be read or is none, with the `remedy` for a damaged one."""
+    text = _text(path, remedy)
     try:
-        content = json.loads(_text(path))
+        content = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({_first_line(error)}); {MOVE_AWAY}") from None
+        raise UserError(f"{path}: damaged ({_first_line(error)}); {remedy}") from None
     except RecursionError:
-        raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}") from None
+        raise UserError(f"{path}: damaged (nested too deeply); {remedy}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a run's record; {MOVE_AWAY}")
+        raise UserError(f"{path}: not a record of gruclip's; {remedy}")
     return content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML record of plain data; `UserError` where it cannot be read or is none."""
     text = _text(path)
+    # Each level takes one of these characters, and the C loader recurs: too many levels would end the process.
+    if sum(map(text.count, "[{-?:")) > MOST_LEVELS:
+        raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}")
     try:
-        # Each level takes one of these characters, and the C loader recurs: too many levels would end the process.
-        if sum(map(text.count, "[{-?:")) > MOST_LEVELS:
-            raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}")
         content = _parsed(path, text)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path}: damaged ({_first_line(error)}); {MOVE_AWAY}") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -115,14 +131,14 @@ def yaml_text(content: Mapping[str, Any]) -> str:
     return re.sub(r"(?<=: )(-?\d+)(?=e[-+]\d)", r"\1.0", text)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, remedy: str = MOVE_AWAY) -> str:
     try:
         return path.read_bytes().decode()
     except OSError as error:
-        remedy = MOVE_AWAY if isinstance(error, FileNotFoundError | IsADirectoryError) else "mend its permissions"
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        other = remedy if isinstance(error, FileNotFoundError | IsADirectoryError) else "mend its permissions"
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {other}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: damaged (byte {error.start} is not UTF-8); {MOVE_AWAY}") from None
+        raise UserError(f"{path}: damaged (byte {error.start} is not UTF-8); {remedy}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def _steps(corpus: MusicCorpus, prompt: str | None) -> Tensor:
         return tunes[0][:0]
     tune, colon, steps = prompt.partition(":")
     count = steps if colon else "32"
-    if not tune.isdecimal() or not count.isdecimal() or int(tune) >= len(tunes) or int(count) < 1:
+    small = all(re.fullmatch(r"[0-9]{1,9}", number) for number in (tune, count))
+    if not small or int(tune) >= len(tunes) or int(count) < 1:
         raise ConfigError(
             f"--prompt {prompt}: should be TUNE or TUNE:STEPS, a tune of the test split from 0 to {len(tunes) - 1} and "
             "how many of its first time steps, e.g. 0:32"

@@ -76,7 +76,7 @@ def sweeps(output_dir: Path) -> list[Sweep]:
     """The sweeps that were begun in `output_dir`; `UserError` for a file that is no record of one."""
     found = []
     for path in (output_dir / FOLDER).glob("*.json"):
-        content = read_json(path)
+        content = read_json(path, "remove it")
         try:
             runs = tuple(str(run) for run in content["runs"])
             host, boot, pid = str(content["host"]), str(content["boot"]), int(content["pid"])

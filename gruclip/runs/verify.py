@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gruclip.errors import UserError
-from gruclip.runs.checkpoints import DamagedCheckpoint, read_checkpoint
+from gruclip.runs.checkpoints import read_checkpoint
 from gruclip.runs.records import FINISHED, read_config, read_summary
 from gruclip.runs.sums import SUMMED, SUMS, sha256_of
 
@@ -70,8 +70,6 @@ def _faults_of_checkpoint(folder: Path, which: str, identity: str) -> Iterator[s
         return  # not one yet
     try:
         read_checkpoint(path, identity)
-    except DamagedCheckpoint as error:
-        yield str(error)
     except UserError as error:
         yield str(error)
 

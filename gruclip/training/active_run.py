@@ -13,7 +13,7 @@ from gruclip.errors import UserError
 from gruclip.model.evaluation import evaluate_weights
 from gruclip.runs.environment import check_versions, describe_environment
 from gruclip.runs.folder import CSV_FILES
-from gruclip.runs.loggers import Logger, open_loggers
+from gruclip.runs.loggers import Loggers
 from gruclip.runs.records import MOVE_AWAY
 from gruclip.training.display import AnyDisplay
 from gruclip.training.engine import parameters_of
@@ -34,7 +34,7 @@ class ActiveRun:
         self.stack_size = 1
         self.name = str(job.folder.path)
         self.ended = False
-        self.loggers: list[Logger] = []
+        self.loggers: Loggers | None = None
         self.last_checkpoint = time.monotonic()
         self.tensors: dict[str, Tensor] | None = None
         #: The best epoch's parameters and record, not written yet.
@@ -47,7 +47,7 @@ class ActiveRun:
             if not self.ended:
                 self._continue_or_begin()
         except BaseException:
-            self.folder.close()
+            self.close()
             raise
 
     def _continue_or_begin(self) -> None:
@@ -62,15 +62,21 @@ class ActiveRun:
                 raise UserError(f"{self.name}: checkpoint/best, of epoch {best}, is gone or damaged; {MOVE_AWAY}")
             if self.config.resume == "strict":
                 check_versions(self.name, self.folder.environment(), environment)
+        # Before anything is written: one may not be there.
+        self.loggers = Loggers(
+            self.config.logger,
+            self.folder.path,
+            self.config.flat(),
+            self.folder.identity,
+            self.progress.step,
+            self.display.note,
+        )
         columns = (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS)
         self.folder.open(
             dict(zip(CSV_FILES, columns, strict=True)), None if checkpoint is None else self.progress.offsets
         )
         if self.folder.write_environment(environment, continued=checkpoint is not None):
             self.display.note(f"{self.name}: not all of it with one machine, revision, kernels, threads and versions")
-        self.loggers = open_loggers(
-            self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
-        )
         if self.progress.is_over(self.config):
             # It ended, and its summary is gone: there is nothing to train.
             assert self.tensors is not None
@@ -110,9 +116,9 @@ class ActiveRun:
         self.display.step(
             self.name, epoch=progress.epoch, step=progress.step, loss=loss, grad_norm=grad_norm, spectral_norm=norm
         )
-        for logger in self.loggers:
+        if self.loggers is not None:
             values = {"loss": loss, "grad_norm": grad_norm, "spectral_norm": norm, "values_clipped": clipped}
-            logger.step(progress.step, values)
+            self.loggers.step(progress.step, values)
         progress.diverged = not math.isfinite(loss)
 
     def diverge(self, tensors: dict[str, Tensor]) -> None:
@@ -140,8 +146,8 @@ class ActiveRun:
         self.folder.append("timing.csv", progress.timing_row())
         named = dict(zip(EPOCH_COLUMNS, row, strict=True))
         self.display.epoch(self.name, named)
-        for logger in self.loggers:
-            logger.epoch(progress.epoch, progress.step, named)
+        if self.loggers is not None:
+            self.loggers.epoch(progress.epoch, progress.step, named)
         progress.schedule.after_epoch(self.config, progress.epoch, valid_loss)
         progress.iteration = 0
         if not math.isfinite(valid_loss):
@@ -185,14 +191,13 @@ class ActiveRun:
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)
         self.display.finish(self.name, summary["status"], message)
-        for logger in self.loggers:
-            logger.close(summary["status"], summary)
-        self.loggers = []
+        if self.loggers is not None:
+            self.loggers.close(summary["status"], summary)
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         return self.progress.summary(self.job.corpus.unit, finished)
 
     def close(self) -> None:
-        for logger in self.loggers:
-            logger.close("unfinished", self._summary(finished=False))
+        if self.loggers is not None:
+            self.loggers.close("unfinished", self._summary(finished=False))
         self.folder.close()

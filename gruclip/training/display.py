@@ -82,14 +82,21 @@ class Display:
 
     def __enter__(self) -> Display:
         if self._live is not None:
-            self._live.start()
+            self._show(self._live.start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            self._show(self._live.stop)
+
+    def _show(self, draw: Callable[[], object]) -> None:
+        """Draw; where that fails the reader or the terminal is gone: show nothing any more, and let training go on."""
+        try:
+            draw()
+        except (OSError, ValueError, SystemExit):  # the last one is rich's for a pipe that is closed
+            self.quiet, self._live = True, None
 
     def show(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """What a `RemoteDisplay` was told."""
@@ -99,7 +106,7 @@ class Display:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False, emoji=False, soft_wrap=True)
+            self._show(lambda: self.console.print(text, markup=False, emoji=False, soft_wrap=True))
 
     def start(self, name: str, steps_per_epoch: int, total_steps: int | None) -> None:
         """A run begins or goes on; called again at each epoch."""
@@ -116,7 +123,8 @@ class Display:
             row.first_step, row.started = step, time.monotonic()
         if self._live is not None and time.monotonic() >= self._next_refresh:
             self._next_refresh = time.monotonic() + REFRESH_SECONDS
-            self._live.update(self._table(), refresh=True)
+            live, table = self._live, self._table()
+            self._show(lambda: live.update(table, refresh=True))
 
     def epoch(self, name: str, row: Mapping[str, Any]) -> None:
         """An epoch has ended: its row of ``epochs.csv``."""

@@ -39,6 +39,19 @@ class Interrupts:
 
 
 @contextmanager
+def ignored(number: int) -> Iterator[None]:
+    """A signal ignored, also by processes that are started here: a terminal sends Ctrl-C to all of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
+@contextmanager
 def deferred_interrupts(patient: bool = False) -> Iterator[Interrupts]:
     """Turn the first of `SIGNALS` into a flag, so that a run stops between two iterations, checkpointed.
 

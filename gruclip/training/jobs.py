@@ -14,7 +14,12 @@ from gruclip.runs.loggers import check_loggers
 
 def check_runs(runs: Sequence[RunConfig], defaults: Mapping[str, RunConfig] | None = None) -> list[Job]:
     """The jobs of `train`, in order; raises `UserError` where one could not start, and writes nothing."""
-    return [Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
+    jobs = []
+    for config in runs:
+        checked, default = config.check(), (defaults or {}).get(config.experiment, RunConfig())
+        checked.check_idle(default)
+        jobs.append(Job(checked, default))
+    return jobs
 
 
 class Job:

@@ -9,6 +9,7 @@ A step for every run of a stack, each with its own rate, threshold and limit:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -105,7 +106,10 @@ def sgd_step_(
             factors = step_sizes[indices // (parameter.shape[0] // runs)].to(values.dtype)
             parameter.index_add_(0, indices, values * factors.unsqueeze(1), alpha=-1)
         elif runs == 1 and parameter.device.type == "cpu":
-            parameter.add_(gradient, alpha=-step_sizes.item())
+            # A rate beyond the dtype's range is the infinity that it is in a stack.
+            largest = torch.finfo(parameter.dtype).max
+            rate = step_sizes.item()
+            parameter.add_(gradient, alpha=-rate if rate <= largest else -math.inf)
         else:
             factors = step_sizes.to(parameter.dtype).view(-1, *[1] * parameter.dim())
             # Rows of several runs may lie one after the other: (R V, n) for the input.

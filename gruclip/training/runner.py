@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gruclip.config import RunConfig
+from gruclip.errors import RefusedRun, UserError
 from gruclip.model.device import SMALL_MODEL
 from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
@@ -99,6 +100,11 @@ def train_jobs(
     return results_of(jobs, skipped)
 
 
+def check_fits(jobs: Sequence[Job], *, stack: bool = False, stack_size: int | None = None) -> None:
+    """Raise `UserError` where `train_jobs` of these would, before anything is written."""
+    list(_groups([job for job in jobs if not job.folder.is_finished()], stack, stack_size, batched=False))
+
+
 def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult]:
     """The results of runs that are all finished; those in `skipped` were before."""
     results = []
@@ -112,24 +118,37 @@ def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult
 def _train_groups(
     groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, batched: bool, alone: bool
 ) -> None:
-    """Train group after group; what other processes are training is waited for, unless it is `alone` what there is."""
+    """Train group after group; what other processes are training is waited for, unless it is `alone` what there is.
+
+    Raises `RefusedRun` at the end where a run could not be continued.
+    """
     waited_for: set[Path] = set()
+    refused: list[RefusedRun] = []
     while groups:
         locked: list[tuple[list[Job], int]] = []
         for group, size in groups:
+            if interrupted.is_set():  # as the last run was ending
+                raise interrupted.error()
             in_processes = size > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
-            if left := train(group, size, display, interrupted):
-                locked.append((left, size))
+            try:
+                if left := train(group, size, display, interrupted):
+                    locked.append((left, size))
+            except RefusedRun as error:
+                refused.append(error)
+                if group is not groups[-1][0]:
+                    display.note(f"{error}; the other runs go on")
         names = {job.folder.path for left, _ in locked for job in left}
         if names and alone:
             raise LockedError(f"{names.pop()}: another process is writing this run; wait for it or stop it")
         for name in sorted(names - waited_for):
             display.note(f"{name}: another process is training it; waiting for it")
         waited_for |= names
-        if names and interrupted.wait(WAIT_SECONDS):
+        if interrupted.wait(WAIT_SECONDS if names else 0):
             raise interrupted.error()
         groups = locked
+    if refused:
+        raise refused[0]
 
 
 def _groups(jobs: Sequence[Job], stack: bool, asked: int | None, batched: bool) -> Iterator[tuple[list[Job], int]]:
@@ -149,4 +168,7 @@ def _groups(jobs: Sequence[Job], stack: bool, asked: int | None, batched: bool) 
     for group in groups.values():
         needs = [run_bytes(job.config, job.corpus.num_outputs) for job in group]
         wanted = len(group) if batched and asked is None else asked
-        yield group, stack_size_of(needs, group[0].device, wanted if len(group) > 1 else None)
+        try:
+            yield group, stack_size_of(needs, group[0].device, wanted if len(group) > 1 else None)
+        except UserError as error:
+            raise UserError(f"{group[needs.index(max(needs))].folder.path}: {error}") from None

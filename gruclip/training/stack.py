@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gruclip.errors import UserError
+from gruclip.errors import RefusedRun, UserError
 from gruclip.runs.ownership import LockedError
 from gruclip.training.active_run import ActiveRun
 from gruclip.training.display import AnyDisplay
@@ -23,7 +23,8 @@ def train_stack(
     """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others.
 
     Gives back the jobs that other processes are training. A stack that runs out of memory goes on from its checkpoints
-    with half as many runs at a time. Raises `UserError` where a single run does not fit.
+    with half as many runs at a time. Raises `UserError` where a single run does not fit, and `RefusedRun`, after all
+    others, for one that cannot be continued.
     """
     torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
     threads = torch.get_num_threads()
@@ -40,6 +41,8 @@ def train_stack(
     finally:
         stack.close(stack.active)
         torch.set_num_threads(threads)
+    if stack.faults:
+        raise stack.faults[0]
     return stack.locked
 
 
@@ -50,6 +53,7 @@ class _Stack:
         self, jobs: Sequence[Job], size: int, display: AnyDisplay, interrupted: Interrupts, neighbours: int | None
     ) -> None:
         self.waiting, self.locked = deque(jobs), list[Job]()
+        self.faults: list[RefusedRun] = []
         self.active: list[ActiveRun] = []
         self.size, self.neighbours = size, neighbours
         self.display, self.interrupted = display, interrupted
@@ -86,6 +90,11 @@ class _Stack:
                     run = ActiveRun(job, self.display)
                 except LockedError:
                     self.locked.append(job)
+                    continue
+                except UserError as error:
+                    self.faults.append(RefusedRun(str(error)))
+                    if self.waiting or joining or survivors:
+                        self.display.note(f"{error}; the other runs go on")
                     continue
                 position = 0 if survivors else (joining[0] if joining else run).progress.iteration
                 if run.ended or run.progress.iteration != position:

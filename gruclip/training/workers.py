@@ -23,17 +23,18 @@ from typing import Any
 
 import torch
 
-from gruclip.errors import Interrupted, UserError
+from gruclip.errors import Interrupted, RefusedRun, UserError
 from gruclip.kernels import compiled
 from gruclip.training.display import Display, RemoteDisplay
-from gruclip.training.interrupts import Interrupts, deferred_interrupts
+from gruclip.training.interrupts import Interrupts, deferred_interrupts, ignored
 from gruclip.training.jobs import Job
 from gruclip.training.stack import train_stack
 
 POLL_SECONDS = 0.2
 
-#: What a worker sends: that it wants a run (with whether the last one was another process'), what to show, an error.
-READY, SHOW, ERROR = "ready", "show", "error"
+#: What a worker sends: that it wants a run (with whether the last one was another process'), what to show, why a run is
+#: refused, an error.
+READY, SHOW, REFUSED, ERROR = "ready", "show", "refused", "error"
 
 
 class WorkerError(RuntimeError):
@@ -52,8 +53,8 @@ def train_in_processes(jobs: Sequence[Job], count: int, display: Display, interr
     """Train every job, each in one thread, in `count` processes; gives back those that others are training.
 
     A worker that is ended from outside is not replaced: another one continues its run. Raises `Interrupted` after
-    checkpoints when `interrupted` is set, `UserError` where a process met one or none is left, and `WorkerError` where
-    one failed otherwise.
+    checkpoints when `interrupted` is set, `UserError` where a process met one or none is left, `RefusedRun` after all
+    other runs, and `WorkerError` where a process failed otherwise.
     """
     compiled.library()  # compiled once, and not by each process; so is the warning where they cannot be
     pool = _Pool(jobs, count, display)
@@ -63,12 +64,15 @@ def train_in_processes(jobs: Sequence[Job], count: int, display: Display, interr
         pool.stop()
     if interrupted.is_set():
         raise interrupted.error()
+    if pool.faults:
+        raise pool.faults[0]
     return pool.locked
 
 
 class _Pool:
     def __init__(self, jobs: Sequence[Job], count: int, display: Display) -> None:
         self.waiting, self.locked = deque(jobs), list[Job]()
+        self.faults: list[RefusedRun] = []
         self.display = display
         self.workers = [self._start(count) for _ in range(count)]
 
@@ -76,7 +80,8 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, count), daemon=True)
-        process.start()
+        with ignored(signal.SIGINT):  # until it can look after itself
+            process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return _Worker(process, ours)
 
@@ -93,6 +98,9 @@ class _Pool:
                     self._hand_out(worker, *content)
                 elif kind == SHOW:
                     self.display.show(*content)
+                elif kind == REFUSED:
+                    self.faults += content
+                    self.display.note(f"{content[0]}; the other runs go on")
                 else:
                     raise content[0]
 
@@ -166,7 +174,12 @@ def _work(pipe: Connection, neighbours: int) -> None:
             tell(READY, was_locked)
             if (task := pipe.recv()) is None:
                 return
-            was_locked = bool(_train_alone(Job(*task), RemoteDisplay(lambda *shown: tell(SHOW, *shown)), neighbours))
+            was_locked = False
+            try:
+                display = RemoteDisplay(lambda *shown: tell(SHOW, *shown))
+                was_locked = bool(_train_alone(Job(*task), display, neighbours))
+            except RefusedRun as error:
+                tell(REFUSED, RefusedRun(str(error)))
     except Interrupted as stop:
         raise SystemExit(128 + stop.signal) from None
     except (EOFError, ConnectionError):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gruclip.config import RunConfig
-from gruclip.errors import ConfigError
+from gruclip.config import ModelConfig, RunConfig
+from gruclip.errors import ConfigError, UserError
 from gruclip.runs import loggers
-from gruclip.runs.loggers import MLflowLogger, TensorBoardLogger, WandbLogger, check_loggers, open_loggers
+from gruclip.runs.loggers import Loggers, MLflowLogger, TensorBoardLogger, WandbLogger, check_loggers
+from gruclip.training.runner import train
 
 CONFIG = RunConfig().flat()
 IDENTITY = "0123456789abcdef" * 4
@@ -51,12 +52,47 @@ def log(kind, folder, *, first=1, last=3, resume_step=0, status="success"):
     logger.close(status, SUMMARY)
 
 
-def test_csv_needs_no_logger_and_the_others_are_opened_in_their_order(folder):
-    assert open_loggers(["csv"], folder, CONFIG, IDENTITY, 0) == []
-    opened = open_loggers(["mlflow", "csv", "tensorboard"], folder, CONFIG, IDENTITY, 0)
-    assert [type(logger) for logger in opened] == [MLflowLogger, TensorBoardLogger]
-    for logger in opened:
-        logger.close("success", SUMMARY)
+def test_csv_needs_no_logger_and_the_others_are_told_in_their_order(folder):
+    told = []
+    loggers = Loggers(["mlflow", "csv", "tensorboard"], folder, CONFIG, IDENTITY, 0, told.append)
+    loggers._each(lambda logger: told.append(type(logger)))
+    assert told == [MLflowLogger, TensorBoardLogger]
+    loggers.close("success", SUMMARY)
+    Loggers(["csv"], folder, CONFIG, IDENTITY, 0, told.append).step(1, {"loss": 5.0})
+    assert len(told) == 2
+
+
+class Failing:
+    """A logger whose server goes away after a step."""
+
+    def __init__(self, *_):
+        self.steps = 0
+
+    def step(self, step, values):
+        self.steps += 1
+        if self.steps > 1:
+            raise ConnectionError("the server\nis gone")
+
+    epoch = close = lambda self, *_: None
+
+
+def test_a_logger_that_fails_is_told_of_once_and_takes_nothing_with_it(folder, monkeypatch):
+    monkeypatch.setitem(loggers.OPENERS, "mlflow", Failing)
+    told = []
+    both = Loggers(["mlflow", "tensorboard"], folder, CONFIG, IDENTITY, 0, told.append)
+    for step in range(1, 5):
+        both.step(step, {"loss": 5.0})
+    both.close("success", SUMMARY)
+    assert told == ["logger=mlflow: failed (the server is gone), and is told no more; the run goes on"]
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(loggers.OPENERS, "tensorboard", lambda *_: 1 / 0)
+    run = RunConfig(output_dir=str(tmp_path), logger=("csv", "tensorboard"), model=ModelConfig(hidden_size=8))
+    with pytest.raises(UserError, match=r"^logger=tensorboard: cannot be opened \(division by zero\); mend that or"):
+        train([run], quiet=True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([".lock"], [".lock", ".owner"], [])
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])

@@ -22,7 +22,7 @@ from gruclip.errors import Interrupted, UserError
 from gruclip.report.collect import read_runs
 from gruclip.runs import files
 from gruclip.runs.checkpoints import before, read_checkpoint
-from gruclip.runs.records import read_config, read_json, read_summary, read_yaml
+from gruclip.runs.records import read_config, read_environment, read_json, read_summary, read_yaml
 from gruclip.runs.sums import SUMS
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.verify import faults
@@ -321,9 +321,10 @@ def test_a_damaged_record_is_told_in_one_line(
     (broken / name).write_bytes(content)
     reader = {"config.yaml": read_config, "summary.json": read_summary}.get(name)
     if name == "environment.json" and content.startswith((b"{}", b'{"status": "p')):
-        return  # a record without what is asked of it: nothing is known, and nothing is believed
+        content = b'{"versions": null}'  # without what is asked of it nothing is known; but this is nobody's record
+        (broken / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        reader(broken) if reader else read_json(broken / name)
+        reader(broken) if reader else read_environment(broken)
     assert "\n" not in str(caught.value)
     assert str(broken) in str(caught.value)
     assert not (tmp_path / "ran").exists()
@@ -334,8 +335,10 @@ def test_a_record_that_must_not_be_read_is_not_to_be_removed(broken: Path, monke
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\); mend its permissions"):
-        read_yaml(broken / "config.yaml")
+    for read, name in ((read_yaml, "config.yaml"), (read_json, "summary.json"), (read_json, "environment.json")):
+        told = rf"^{broken / name}: cannot be read \(Permission denied\); mend its permissions$"
+        with pytest.raises(UserError, match=told):
+            read(broken / name)
 
 
 # -- finished runs ----------------------------------------------------------------------------------------
