@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gruclip import checks
 from gruclip.choices import (
     BIAS_FREE_LIMIT,
     BUDGETS,
@@ -22,14 +23,12 @@ from gruclip.choices import (
     DATASETS,
     DEVICES,
     LOGGERS,
-    METHODS,
     OPTIMIZERS,
     OWN_DATASETS,
     PRECISIONS,
     RESUMES,
     SCHEDULES,
 )
-from gruclip.errors import ConfigError
 from gruclip.rules import (
     NOT_BELOW_ONE,
     PATH,
@@ -38,7 +37,6 @@ from gruclip.rules import (
     POSITIVE,
     SEED,
     SHARE,
-    Rule,
     at_least,
     build,
     check_rules,
@@ -48,14 +46,6 @@ from gruclip.rules import (
 
 #: Settings that cannot change a number of a run, and so are no part of its identity.
 NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", "logger", "trainer.checkpoint_minutes")
-
-#: Which schedules each of their settings is for.
-_SCHEDULE_SETTINGS = {
-    "factor": ("exponential", "plateau"),
-    "hold_epochs": ("exponential",),
-    "patience": ("plateau",),
-    "min_lr": ("plateau",),
-}
 
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
@@ -211,68 +201,8 @@ class RunConfig:
         check_rules(self)
         if self.optimizer.algorithm != "auto":  # the others are known to a room that imports torch
             one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
-        self._check_dataset()
-        self._check_threshold()
-        self._check_delta()
-        if self.schedule.name != "plateau" and self.max_steps is None and self.max_epochs is None:
-            raise ConfigError(
-                f"trainer.max_epochs=null: the {self.schedule.name} schedule never stops; give a number of epochs"
-            )
-        if self.schedule.factor == 1 and self.max_steps is None and self.max_epochs is None:
-            raise ConfigError(
-                "schedule.factor=1: the rate never falls, and without trainer.max_epochs no run ends; give either"
-            )
+        checks.check_together(self)
         return self
-
-    def check_idle(self, default: RunConfig) -> None:
-        """`ConfigError` for a setting that was given and does nothing beside the others: it would make another run of
-        the same numbers. `default`: the run that the experiment alone gives, whose values were not given.
-        """
-        idle = {
-            f"schedule.{name}": f"schedule={self.schedule.name} has none"
-            for name, schedules in _SCHEDULE_SETTINGS.items()
-            if self.schedule.name not in schedules
-        }
-        if self.trainer.budget == "short":
-            idle["trainer.max_epochs"] = "trainer.budget=short takes trainer.short_epochs in its place"
-            idle["schedule.patience"] = f"trainer.budget=short takes {SHORT_PATIENCE} in its place"
-        else:
-            idle["trainer.short_epochs"] = "is for trainer.budget=short"
-        given, usual, plain = self.flat(), default.flat(), RunConfig().flat()
-        for name, reason in idle.items():
-            if given[name] not in (usual[name], plain[name]):
-                raise ConfigError(f"{name}={given[name]}: does nothing here ({reason}); leave it out")
-
-    def _check_dataset(self) -> None:
-        name, settings, usual = self.dataset.name, self.flat(), dict(_flatten("dataset.", vars(DatasetConfig())))
-        if name in OWN_DATASETS and self.dataset.root is None:
-            raise ConfigError(f"dataset.root=null: dataset={name} is a corpus of your own; say where it lies")
-        for owner, names in OWN_DATASETS.items():
-            for one in names:
-                if owner != name and settings[one] != usual[one]:
-                    raise ConfigError(f"{one}={settings[one]}: is for dataset={owner}, this is {name}; leave it out")
-
-    def _check_threshold(self) -> None:
-        name, threshold = self.optimizer.name, self.optimizer.threshold
-        if METHODS[name].threshold and threshold is None:
-            raise ConfigError(f"optimizer.threshold=null: {name} needs a threshold, a positive number")
-        if not METHODS[name].threshold and threshold is not None:
-            others = " or ".join(other for other, method in METHODS.items() if method.threshold)
-            raise ConfigError(
-                f"optimizer.threshold={threshold:g}: {name} has no threshold; drop it, or take optimizer={others}"
-            )
-
-    def _check_delta(self) -> None:
-        name, delta, limit = self.optimizer.name, self.optimizer.delta, BIAS_FREE_LIMIT[self.model.cell]
-        if METHODS[name].delta:
-            if delta is None:
-                raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
-            right = f"a number inside (0, {limit:g}), the stability limit of {self.model.cell}"
-            # In float32, too, the limit less delta is below the limit, and above zero.
-            Rule(right, lambda value: 1e-6 * limit <= value <= (1 - 1e-6) * limit).check("optimizer.delta", delta)
-        elif delta is not None:
-            others = " or ".join(other for other, method in METHODS.items() if method.delta)
-            raise ConfigError(f"optimizer.delta={delta:g}: {name} has no delta; drop it, or take optimizer={others}")
 
     # -- identity -------------------------------------------------------------------------------------
 

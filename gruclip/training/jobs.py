@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.data import check_window, load
 from gruclip.model.device import choose_device, choose_threads
@@ -17,7 +18,7 @@ def check_runs(runs: Sequence[RunConfig], defaults: Mapping[str, RunConfig] | No
     jobs = []
     for config in runs:
         checked, default = config.check(), (defaults or {}).get(config.experiment, RunConfig())
-        checked.check_idle(default)
+        check_idle(checked, default)
         jobs.append(Job(checked, default))
     return jobs
 

@@ -1,0 +1,95 @@
+"""Which settings of a run can stand together; each alone is checked by its rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gruclip.choices import BIAS_FREE_LIMIT, METHODS, OWN_DATASETS
+from gruclip.errors import ConfigError
+from gruclip.rules import Rule
+
+if TYPE_CHECKING:
+    from gruclip.config import RunConfig
+
+#: Which schedules each of their settings is for.
+SCHEDULE_SETTINGS = {
+    "factor": ("exponential", "plateau"),
+    "hold_epochs": ("exponential",),
+    "patience": ("plateau",),
+    "min_lr": ("plateau",),
+}
+
+
+def check_together(run: RunConfig) -> None:
+    """Raise `ConfigError` for the first setting that the others do not allow."""
+    _check_dataset(run)
+    _check_threshold(run)
+    _check_delta(run)
+    _check_end(run)
+
+
+def check_idle(run: RunConfig, default: RunConfig) -> None:
+    """Raise `ConfigError` for a setting that was given and does nothing beside the others: it would make another run of
+    the same numbers. `default`: the run that the experiment alone gives, whose values were not given.
+    """
+    idle = {
+        f"schedule.{name}": f"schedule={run.schedule.name} has none"
+        for name, schedules in SCHEDULE_SETTINGS.items()
+        if run.schedule.name not in schedules
+    }
+    if run.trainer.budget == "short":
+        idle["trainer.max_epochs"] = "trainer.budget=short takes trainer.short_epochs in its place"
+        idle["schedule.patience"] = f"trainer.budget=short takes {run.patience} in its place"
+    else:
+        idle["trainer.short_epochs"] = "is for trainer.budget=short"
+    given, usual, plain = run.flat(), default.flat(), type(run)().flat()
+    for name, reason in idle.items():
+        if given[name] not in (usual[name], plain[name]):
+            raise ConfigError(f"{name}={given[name]}: does nothing here ({reason}); leave it out")
+
+
+def _check_dataset(run: RunConfig) -> None:
+    name, settings, usual = run.dataset.name, run.flat(), type(run)().flat()
+    if name in OWN_DATASETS and run.dataset.root is None:
+        raise ConfigError(f"dataset.root=null: dataset={name} is a corpus of your own; say where it lies")
+    for owner, names in OWN_DATASETS.items():
+        for one in names:
+            if owner != name and settings[one] != usual[one]:
+                raise ConfigError(f"{one}={settings[one]}: is for dataset={owner}, this is {name}; leave it out")
+
+
+def _check_threshold(run: RunConfig) -> None:
+    name, threshold = run.optimizer.name, run.optimizer.threshold
+    if METHODS[name].threshold and threshold is None:
+        raise ConfigError(f"optimizer.threshold=null: {name} needs a threshold, a positive number")
+    if not METHODS[name].threshold and threshold is not None:
+        others = " or ".join(other for other, method in METHODS.items() if method.threshold)
+        raise ConfigError(
+            f"optimizer.threshold={threshold:g}: {name} has no threshold; drop it, or take optimizer={others}"
+        )
+
+
+def _check_delta(run: RunConfig) -> None:
+    name, delta, limit = run.optimizer.name, run.optimizer.delta, BIAS_FREE_LIMIT[run.model.cell]
+    if METHODS[name].delta:
+        if delta is None:
+            raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
+        right = f"a number inside (0, {limit:g}), the stability limit of {run.model.cell}"
+        # In float32, too, the limit less delta is below the limit, and above zero.
+        Rule(right, lambda value: 1e-6 * limit <= value <= (1 - 1e-6) * limit).check("optimizer.delta", delta)
+    elif delta is not None:
+        others = " or ".join(other for other, method in METHODS.items() if method.delta)
+        raise ConfigError(f"optimizer.delta={delta:g}: {name} has no delta; drop it, or take optimizer={others}")
+
+
+def _check_end(run: RunConfig) -> None:
+    if run.max_steps is not None or run.max_epochs is not None:
+        return
+    if run.schedule.name != "plateau":
+        raise ConfigError(
+            f"trainer.max_epochs=null: the {run.schedule.name} schedule never stops; give a number of epochs"
+        )
+    if run.schedule.factor == 1:
+        raise ConfigError(
+            "schedule.factor=1: the rate never falls, and without trainer.max_epochs no run ends; give either"
+        )
