@@ -148,7 +148,9 @@ class RunConfig:
     seed: int = setting(0, "of the initial weights, the dropout masks and the order of tunes", SEED)
     device: str = setting("auto", "where the run is trained; `auto`: on a GPU where there is one", one_of(DEVICES))
     precision: str = setting("fp32", "numbers of the products; `tf32` on CUDA alone", one_of(PRECISIONS))
-    experiment: str = setting("demo", "name of the experiment, a folder in `output_dir`", PLAIN_NAME)
+    experiment: str = setting(
+        "demo", "a folder in `output_dir`; on the command line the option of the group", PLAIN_NAME
+    )
     output_dir: str = setting("outputs", "folder of all results", PLAIN_PATH)
     resume: str = setting(
         "strict",

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gruclip.cli.arguments import REPRODUCTIONS
 from gruclip.errors import MissingRuns, UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: The paper's experiment for a table or figure.
 EXPERIMENTS = {"2": "nottingham"}
@@ -28,11 +31,10 @@ WATCH_SECONDS = 2.0
 
 def table(options: Namespace) -> int:
     """``gruclip table``"""
-    from gruclip.report.collect import read_runs
     from gruclip.report.tables import table as make_table
 
-    def made(experiment: str) -> str:
-        runs = read_runs(_places(options.runs), experiment, _remedy("table", options.which, experiment))
+    def made(experiment: str, notes: list[str]) -> str:
+        runs = _runs(_places(options.runs), experiment, _remedy("table", options.which, experiment), notes)
         return make_table(options.which, runs, options.format)
 
     text = _of_an_experiment(options.experiment, EXPERIMENTS.get(options.which, "ptb"), made)
@@ -61,38 +63,42 @@ def figure(options: Namespace) -> int:
 
     runs = _places(options.runs, TIMED if options.which == "2" else "")
 
-    def drawn(experiment: str) -> None:
+    def drawn(experiment: str, notes: list[str]) -> None:
         out = Path(options.out) if options.out else runs[0] / experiment
-        draw(options.which, runs, experiment, out, options.format.split(","))
+        draw(options.which, runs, experiment, out, options.format.split(","), notes)
 
     _of_an_experiment(options.experiment, "ptb", drawn)
     return 0
 
 
-def _of_an_experiment(named: str | None, usual: str, make: Callable[[str], Made]) -> Made:
+def _of_an_experiment(named: str | None, usual: str, make: Callable[[str, list[str]], Made]) -> Made:
     """What `make` makes of the experiment that was named, or else of the paper's for it; where that has no runs for it,
-    of another one that has, and says so.
+    of another one that has. What it notes, and that, are said on stderr.
     """
+    notes: list[str] = []
     try:
-        return make(named or usual)
+        made = make(named or usual, notes)
     except MissingRuns as missing:
         for other in () if named else _experiments():
+            notes = [f"of {other}, since there are no runs of {usual} for it: {missing}"]
             with suppress(MissingRuns):
-                made = make(other)
-                print(f"gruclip: of {other}, since there are no runs of {usual} for it: {missing}", file=sys.stderr)
-                return made
-        raise
+                made = make(other, notes)
+                break
+        else:
+            raise
+    for note in notes:
+        print(f"gruclip: {note}", file=sys.stderr)
+    return made
 
 
 def report(options: Namespace) -> int:
     """``gruclip report``"""
-    from gruclip.report.collect import read_runs
     from gruclip.report.page import page
 
     places = _places(options.runs)
 
-    def written(experiment: str) -> Path:
-        runs = read_runs(places, experiment, _remedy("table", "1", experiment))
+    def written(experiment: str, notes: list[str]) -> Path:
+        runs = _runs(places, experiment, _remedy("table", "1", experiment), notes)
         out = Path(options.out) if options.out else Path(f"{experiment}.html")
         text = page(experiment, runs, places, options.runs)
         with writable(out):
@@ -118,18 +124,37 @@ def _places(runs: str | None, folder: str = "") -> list[Path]:
     return [Path(runs)] if runs else [OUTPUTS / folder, PAPER / folder]
 
 
+def _runs(places: Path | Sequence[Path], experiment: str, remedy: str, notes: list[str]) -> DataFrame:
+    """The runs of an experiment; where nobody has named a place, `notes` say where they are from."""
+    from gruclip.report.collect import read_runs
+
+    if isinstance(places, Path) or len(places) == 1:
+        return read_runs(places, experiment, remedy)
+    differing: list[str] = []
+    runs = read_runs(places, experiment, remedy, differing=differing)
+    kept = int(runs["folder"].map(lambda folder: Path(folder).is_relative_to(places[1])).sum())
+    if kept:
+        notes.append(f"{experiment}: {len(runs) - kept} runs in {places[0]}, {kept} kept in {places[1]}")
+    if differing:
+        notes.append(
+            f"{len(differing)} of the runs in {places[0]} have other results than those kept in {places[1]}, as on "
+            f"another machine they may; shown are those in {places[0]}"
+        )
+    return runs
+
+
 def draw(
     which: str,
     runs: Path | Sequence[Path],
     experiment: str,
     out: Path,
     formats: Sequence[str] = ("png", "pdf", "svg"),
+    notes: list[str] | None = None,
 ) -> None:
     """Write a figure's files and print their paths."""
-    from gruclip.report.collect import read_runs
     from gruclip.report.figures import figure as make_figure
 
-    frame = read_runs(runs, experiment, _remedy("figure", which, experiment))
+    frame = _runs(runs, experiment, _remedy("figure", which, experiment), [] if notes is None else notes)
     with writable(out):
         paths = make_figure(which, frame, out, formats)
     for path in paths:

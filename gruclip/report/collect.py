@@ -17,6 +17,7 @@ def read_runs(
     experiment: str,
     remedy: str = "train some first",
     unreadable: list[str] | None = None,
+    differing: list[str] | None = None,
 ) -> pd.DataFrame:
     """One row for every run of ``experiment`` in each of the `places`, ordered by their settings.
 
@@ -27,7 +28,8 @@ def read_runs(
 
     Raises `MissingRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
     be read or was altered (the messages about folders go into the list `unreadable` instead, where there is one), and
-    for two places that hold the same run with other results.
+    for two places that hold the same run with other results (which is then the first place's, where there is a list
+    `differing`, and the other's folder goes into that).
     """
     places = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     rows = []
@@ -37,7 +39,7 @@ def read_runs(
         rows += [run for run, _ in collected.read(path)] if path.is_file() else []
     if not rows:
         raise MissingRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
-    return frame(in_file_order(merged(rows)))
+    return frame(in_file_order(merged(rows, differing)))
 
 
 def read_steps(folder: str | Path) -> pd.DataFrame:

@@ -124,10 +124,11 @@ def in_file_order(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=key)
 
 
-def merged(rows: Iterable[Row]) -> list[Row]:
+def merged(rows: Iterable[Row], differing: list[str] | None = None) -> list[Row]:
     """One row for each identity: of the same run in two places the one that is finished, the first of equals.
 
-    Raises `UserError` naming both places where two finished ones have other results.
+    Raises `UserError` naming both places where two finished ones have other results; into the list `differing`, where
+    there is one, the second's folder goes instead, and the first one is taken.
     """
     chosen: dict[str, Row] = {}
     for run in rows:
@@ -137,12 +138,14 @@ def merged(rows: Iterable[Row]) -> list[Row]:
         if other["status"] == "unfinished":
             chosen[run["identity"]] = run
             continue
-        differing = [name for name in SUMMARY if not _equal(run[name], other[name])]
-        if differing:
-            name = differing[0]
+        others = [name for name in SUMMARY if not _equal(run[name], other[name])]
+        if others and differing is not None:
+            differing.append(run["folder"])
+        elif others:
+            name = others[0]
             raise UserError(
                 f"{other['folder']} and {run['folder']}: the same run ({run['identity'][:8]}) with other results "
-                f"({name} {other[name]} and {run[name]}); read one of the two places alone, or move one of them away"
+                f"({name} {other[name]} and {run[name]}); read one alone (--runs), or keep them apart (--out)"
             )
     return list(chosen.values())
 

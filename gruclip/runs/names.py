@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from gruclip.choices import OWN_DATASETS
 from gruclip.config import RunConfig
 
 NAME_LENGTH = 150
@@ -13,9 +15,11 @@ LEADING_SETTINGS = ("optimizer.threshold", "optimizer.delta", "optimizer.lr", "s
 
 
 def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
-    """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed,
-    then every identity setting that differs from `default`, the experiment file's."""
+    """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed, then
+    every identity setting that differs from `default`, the experiment file's, and the name of a corpus of one's own."""
     settings, usual = config.identity_settings(), default.flat()
+    if config.dataset.name in OWN_DATASETS:  # of which there may be several: by the last part of where they lie
+        settings["dataset.root"] = Path(str(config.dataset.root)).name
     parts = [config.optimizer.name]
     parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
     named = (*LEADING_SETTINGS, "optimizer.name")

@@ -52,7 +52,7 @@ def test_an_empty_folder_names_itself_and_what_fills_it(tmp_path: Path) -> None:
     [
         ("summary.json", '{"status": "succ', "damaged"),
         ("summary.json", '{"status": "success"}', "lack 'epochs'"),
-        ("summary.json", "[1]", "not a run's record"),
+        ("summary.json", "[1]", "not a record of gruclip's"),
         ("environment.json", "{}", "lack 'device'"),
         ("environment.json", "[", "damaged"),
         ("config.yaml", "seed: [", "damaged"),
