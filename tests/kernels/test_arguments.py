@@ -119,7 +119,7 @@ def call(name, seed):
         changed = picked.randrange(len(counts))
         argument, counts[changed] = "", picked.choice((-1, counts[changed] + 1, 2 * counts[changed] + 7, 10**9))
         new = KERNELS[name].layouts(*counts)
-        if new == layouts or KERNELS[name].counts[changed] == "steps" and name.endswith("expand"):
+        if new == layouts:
             return
     elif way == "threads" and "threads" in KERNELS[name].flags:
         argument, flags[KERNELS[name].flags.index("threads")] = "threads", picked.choice((0, -1))
