@@ -28,6 +28,9 @@ CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
 #: Of sigma_1(W_hh), below which a cell without biases is stable at the origin (why: `gruclip.dynamics`).
 BIAS_FREE_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
 
+#: Algorithms of the projection (what each is: `gruclip.spectral.clip_singular_values_`).
+ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program")
+
 
 class Method(NamedTuple):
     """An optimizer as tables name it, and which of the two parameters it takes."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from gruclip import checks
 from gruclip.choices import (
+    ALGORITHMS,
     BIAS_FREE_LIMIT,
     BUDGETS,
     CELLS,
@@ -91,7 +92,7 @@ class OptimizerConfig:
         None, "largest global gradient norm, for gradient and combined clipping", POSITIVE
     )
     delta: float | None = setting(None, "sigma_1 <= limit of the cell - delta, for spectral and combined clipping")
-    algorithm: str = setting("auto", "algorithm of the projection; `gruclip/spectral` has them")
+    algorithm: str = setting("auto", "algorithm of the projection; `gruclip/spectral` has them", one_of(ALGORITHMS))
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,6 @@ class RunConfig:
 
     def _check(self) -> RunConfig:
         check_rules(self)
-        if self.optimizer.algorithm != "auto":  # the others are known to a room that imports torch
-            one_of(_algorithms()).check("optimizer.algorithm", self.optimizer.algorithm)
         checks.check_together(self)
         return self
 
@@ -232,15 +231,6 @@ class RunConfig:
         """The inverse of `to_dict`, with every value's type checked; unknown names are refused."""
         run: RunConfig = build(cls, settings)
         return run._check()
-
-
-# Of the library below, which loads torch: imported when a configuration is checked, and not to print a page of help.
-
-
-def _algorithms() -> tuple[str, ...]:
-    from gruclip.spectral import ALGORITHMS
-
-    return ALGORITHMS
 
 
 def _flatten(prefix: str, settings: Mapping[str, Any]) -> typing.Iterator[tuple[str, Any]]:

@@ -71,6 +71,32 @@ def read_timing(folder: str | Path) -> pd.DataFrame:
     return timing.expanded(line)
 
 
+def read_phases(folder: str | Path) -> dict[str, float] | None:
+    """Of each phase the median over a run's epochs, without the first, of the seconds of an iteration; None where they
+    are not known.
+    """
+    names = {f"iteration.{phase}": phase for phase in timing.PHASES}
+    try:
+        if collected.is_collected(folder):
+            line = collected.line_of(folder)
+            values = {phase: float(line[name]) for name, phase in names.items() if line[name]}
+        else:
+            condensed = timing.condensed(Path(folder) / "timing.csv")
+            values = {phase: float(condensed[name] or 0) for name, phase in names.items() if name in condensed}
+    except UserError:
+        return None
+    return values or None
+
+
+def read_losses_and_norms(folder: str | Path) -> tuple[list[float], list[float]]:
+    """Of a run's epochs the validation loss and the largest gradient norm, NaN where there is none; without pandas,
+    which takes milliseconds to begin, for the thousands of runs of a page.
+    """
+    if collected.is_collected(folder):
+        return curves.columns_of(folder, ("valid_loss", "grad_norm_max"))
+    return curves.columns_in(Path(folder) / "epochs.csv", ("valid_loss", "grad_norm_max"))
+
+
 def read_seconds(folder: str | Path) -> float | None:
     """Seconds that a run was in training; None where that is not known."""
     if collected.is_collected(folder):

@@ -9,10 +9,10 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.collect import read_timing
+from gruclip.report.collect import read_phases
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
-from gruclip.report.timing import PHASES, later
+from gruclip.report.timing import PHASES
 
 #: Runs of one line are timed on the same kind of machine, with as many threads and as many neighbours.
 PLACE = ("processor", "threads")
@@ -24,22 +24,12 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
     Raises `UserError` where no run has its times.
     """
     ended = finished(runs)
-    times = pd.DataFrame([_iteration(folder) for folder in ended["folder"]], index=ended.index, columns=list(PHASES))
+    phases = [read_phases(folder) or {} for folder in ended["folder"]]
+    times = pd.DataFrame(phases, index=ended.index, columns=list(PHASES))
     timed = ended.join(times)
     if timed[list(PHASES)].isna().any(axis=1).all():
         raise UserError(f"table cost: of none of these {len(runs)} runs the times are known; train one to its end")
     return [_costs(part) for part in known(sections(timed, (*METHOD, "optimizer.lr")), PHASES)]
-
-
-def _iteration(folder: Any) -> dict[str, float]:
-    """The median over a run's epochs of the seconds that an iteration takes in each phase."""
-    try:
-        times = later(read_timing(folder))
-    except UserError:
-        return {}
-    if times.empty:
-        return {}
-    return {phase: float((times[phase] / times["iterations"]).median()) for phase in PHASES}
 
 
 def _costs(part: Section) -> render.Table:

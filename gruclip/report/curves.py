@@ -8,9 +8,11 @@ is not finite counting as larger than all; and the first and the last iteration 
 
 from __future__ import annotations
 
+import csv
 import functools
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from gruclip.errors import UserError
+from gruclip.report import collected
 from gruclip.report.collected import REMEDY
 
 BINS = 1000
@@ -161,15 +164,44 @@ def collected_steps(folder: str | Path) -> pd.DataFrame:
 
 def collected_epochs(folder: str | Path) -> pd.DataFrame:
     """The epochs of a collected run, as `read_epochs` gives them."""
-    text = _collected(folder, "epochs", "collect it anew from its run folder with: gruclip collect")
+    text = _collected(folder, "epochs", _EPOCHS_ANEW)
     return text.replace("", "nan").astype(float).astype({"epoch": int})
 
 
-def _collected(folder: str | Path, kind: str, remedy: str) -> pd.DataFrame:
-    from gruclip.report.collected import line_of
+def columns_of(folder: str | Path, names: tuple[str, str]) -> tuple[list[float], list[float]]:
+    """Two columns of a collected run's epochs; NaN for what is empty."""
+    rows = [line.split(",") for line in _lines_of(folder, "epochs", _EPOCHS_ANEW).splitlines()]
+    first, second = ([_float(row[EPOCHS.index(name)]) for row in rows] for name in names)
+    return first, second
 
-    csv = Path(folder).parent
-    lines = read_curves(csv, kind).get(line_of(folder)["identity"][:16])
+
+def columns_in(path: Path, names: tuple[str, str]) -> tuple[list[float], list[float]]:
+    """The same of a run's epochs.csv."""
+    try:
+        with path.open(newline="") as file:
+            head, *rows = list(csv.reader(file, strict=True))
+        places = [head.index(name) for name in names]
+        first, second = ([_float(row[place]) for row in rows] for place in places)
+    except (OSError, IndexError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
+    return first, second
+
+
+def _float(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+_EPOCHS_ANEW = "collect it anew from its run folder with: gruclip collect"
+
+
+def _collected(folder: str | Path, kind: str, remedy: str) -> pd.DataFrame:
+    lines = io.StringIO(_lines_of(folder, kind, remedy))
+    return pd.read_csv(lines, names=list(KINDS[kind]), dtype=str, keep_default_na=False)
+
+
+def _lines_of(folder: str | Path, kind: str, remedy: str) -> str:
+    path = Path(folder).parent
+    lines = read_curves(path, kind).get(collected.line_of(folder)["identity"][:16])
     if lines is None:
-        raise UserError(f"{path_of(csv, kind)}: holds no {kind} of {Path(folder).name}; {remedy}")
-    return pd.read_csv(io.StringIO(lines), names=list(KINDS[kind]), dtype=str, keep_default_na=False)
+        raise UserError(f"{path_of(path, kind)}: holds no {kind} of {Path(folder).name}; {remedy}")
+    return lines

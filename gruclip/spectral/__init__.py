@@ -8,10 +8,11 @@
 - `eager`: what every call goes through, whatever surrounds it.
 - `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix.
 
-Imports torch and the standard library, and of gruclip `kernels` and `errors`.
+Imports torch and the standard library, and of gruclip `kernels`, `choices` and `errors`.
 """
 
-from gruclip.spectral.clip import ALGORITHMS, check_algorithm, clip_singular_values_, spectral_norm
+from gruclip.choices import ALGORITHMS
+from gruclip.spectral.clip import check_algorithm, clip_singular_values_, spectral_norm
 from gruclip.spectral.deferred import (
     ClipResult,
     algorithm_for,

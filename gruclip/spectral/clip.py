@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gruclip.choices import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
 from gruclip.spectral import exact, single, tracked, truncated
@@ -25,8 +26,6 @@ from gruclip.spectral.deferred import (
 from gruclip.spectral.eager import eagerly
 from gruclip.spectral.state import SpectralState, SubspaceState
 from gruclip.spectral.thin import distance, thin_product
-
-ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program")
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 SMALLEST_TRACKED = 128
