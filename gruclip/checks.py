@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from gruclip.choices import BIAS_FREE_LIMIT, METHODS, OWN_DATASETS
@@ -28,10 +29,19 @@ def check_together(run: RunConfig) -> None:
     _check_end(run)
 
 
-def check_idle(run: RunConfig, default: RunConfig) -> None:
-    """Raise `ConfigError` for a setting that was given and does nothing beside the others: it would make another run of
-    the same numbers. `default`: the run that the experiment alone gives, whose values were not given.
+def check_idle(runs: Sequence[RunConfig], typed: Collection[str]) -> None:
+    """Raise `ConfigError` for a setting that was `typed` and does nothing in any of the runs: it would make others of
+    the same numbers.
     """
+    reasons = [_idle(run) for run in runs]
+    for name in typed:
+        if reasons and all(name in one for one in reasons):
+            value = runs[0].flat()[name]
+            raise ConfigError(f"{name}={value}: does nothing here ({reasons[0][name]}); leave it out")
+
+
+def _idle(run: RunConfig) -> dict[str, str]:
+    """The settings on which nothing of a run depends, and why."""
     idle = {
         f"schedule.{name}": f"schedule={run.schedule.name} has none"
         for name, schedules in SCHEDULE_SETTINGS.items()
@@ -42,10 +52,7 @@ def check_idle(run: RunConfig, default: RunConfig) -> None:
         idle["schedule.patience"] = f"trainer.budget=short takes {run.patience} in its place"
     else:
         idle["trainer.short_epochs"] = "is for trainer.budget=short"
-    given, usual, plain = run.flat(), default.flat(), type(run)().flat()
-    for name, reason in idle.items():
-        if given[name] not in (usual[name], plain[name]):
-            raise ConfigError(f"{name}={given[name]}: does nothing here ({reason}); leave it out")
+    return idle
 
 
 def _check_dataset(run: RunConfig) -> None:

@@ -110,6 +110,6 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     if hint is int and number and (isinstance(value, numbers.Integral) or _as_float(name, value).is_integer()):
         return int(value)
     if hint is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        return str(os.fspath(value))  # NumPy's words are strings of their own
     kind = {float: "a number", int: "a whole number", str: "a word"}.get(hint, "a list of words")
     raise ConfigError(f"{name}={value}: should be {kind}")

@@ -58,21 +58,21 @@ def check_command_line(argv: Sequence[str]) -> None:
             raise UserError(f"{text}: is for a sweep; add -m, as in gruclip train -m {text}")
 
 
-def options_first(argv: Sequence[str]) -> list[str]:
-    """The same command line with the options before the settings: argparse takes settings from one place only."""
+def options_last(argv: Sequence[str]) -> list[str]:
+    """The same command line with the options behind the settings: argparse takes settings from one place only."""
     parser = get_args_parser()
     takes = {name: action.nargs for action in parser._actions for name in action.option_strings}
     options, settings, rest = [], [], list(argv)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("-") or "=" in argument:
+        if not argument.startswith("-"):
             settings.append(argument)
             continue
         options.append(argument)
         value = takes.get(argument, 0)
         if rest and (value is None or (value == "?" and not rest[0].startswith("-") and "=" not in rest[0])):
             options.append(rest.pop(0))
-    return [*options, *settings]
+    return [*settings, *options]
 
 
 def _refuse(message: str) -> NoReturn:

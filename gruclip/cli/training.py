@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from gruclip.cli.allowed import check_command_line, check_overrides, options_first
+from gruclip.cli.allowed import check_command_line, check_overrides, options_last
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, train_one
@@ -22,7 +22,7 @@ from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, t
 
 def train(argv: Sequence[str]) -> int:
     """Train what the overrides in `argv` describe: one run, or with ``--multirun`` a sweep."""
-    argv = options_first(_with_groups(argv))
+    argv = options_last(_with_groups(argv))
     check_command_line(argv)
 
     # Hydra only composes a single run, which is trained below: it prints a page for an error in its task function.
@@ -38,7 +38,7 @@ def train(argv: Sequence[str]) -> int:
     for settings, loader in composed:
         for sweep in (argument for argument in argv if argument.startswith("+sweep=")):
             raise UserError(f"{sweep}: a sweep needs -m, as in gruclip train -m {sweep}")
-        train_one(settings, loader)
+        train_one(settings, loader, [argument for argument in argv if not argument.startswith("-")])
     return 0
 
 

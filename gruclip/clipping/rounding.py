@@ -15,6 +15,8 @@ from gruclip.spectral.thin import distance
 
 #: A Frobenius norm of `norms_of` is right up to that, and more.
 SLACK = 1e-3
+#: Elements of a matrix from which float32 sums of its squares may be wrong by more on a CPU.
+LARGE = 1 << 16
 #: A vector's norm up to limit (1 + NEAR) counts as inside: in 16 or 32 bits, and in float64.
 NEAR = (1e-6, 1e-12)
 #: Tries to find by measurement how far below the limit the values have to be to stay inside when they are rounded.
@@ -31,8 +33,8 @@ def norm_dtype(dtype: torch.dtype) -> torch.dtype:
 def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
     """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once.
 
-    On a CPU in float64: torch adds up some millions of float32 squares in one number, each time with the same rounding
-    where all are equal, as they are after Adam's first step, and may come out at half of the norm.
+    Of `LARGE` matrices on a CPU in float64: torch adds up millions of float32 squares in few numbers, each time with
+    the same rounding where all are equal, as they are after Adam's first step, and may come out at half of the norm.
     """
     norms = [_norms(stack) for stack in stacks]
     flat = iter(torch.cat([one.to(norms[0].device) for one in norms]).tolist()) if norms else iter(())
@@ -40,9 +42,10 @@ def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
 
 
 def _norms(stack: Tensor) -> Tensor:
-    if compiled.takes(stack) and stack.stride(-1) == 1:
+    large = stack.is_cpu and stack[0].numel() >= LARGE
+    if large and compiled.takes(stack) and stack.stride(-1) == 1:
         return torch.tensor([distance(matrix) for matrix in stack], dtype=torch.float64, device="cpu")
-    dtype = torch.float64 if stack.is_cpu else norm_dtype(stack.dtype)
+    dtype = torch.float64 if large else norm_dtype(stack.dtype)
     return torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=dtype).double()
 
 

@@ -27,7 +27,10 @@ def split(saved: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, tuple[
         name, _, entry = key.rpartition("/")
         parts.setdefault(name, {})[entry] = tensor
     if parts.keys() != set(names) or any(count not in part for part in parts.values() for count in COUNTS):
-        raise UserError(f"state_dict is of other parameters than {', '.join(names)}; load it where it was saved")
+        raise UserError(
+            f"state_dict is of other parameters than {', '.join(names)}, or of an older version; load what was saved "
+            "of these"
+        )
     return {
         name: (
             (int(parts[name].pop(COUNTS[0])), int(parts[name].pop(COUNTS[1]))),

@@ -130,7 +130,13 @@ class SpectralClipping:
         # A fused optimizer is called for a step that gradient scaling skips, too, and looks at this itself.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
+            before = self.last_clipped
             self.clip()
+            if len(self._hooks) > 1:  # the last step of what another optimizer trains was that one's
+                trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+                for index, entry in enumerate(self.parameters):
+                    if id(entry.tensor()) not in trained:
+                        self.last_clipped[index] += before[index]
 
     def detach(self) -> None:
         """Clip no more; what was clipped stays."""

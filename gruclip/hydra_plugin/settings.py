@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
 
@@ -25,11 +26,17 @@ def run_job(settings: DictConfig) -> str:
     return train_one(settings, GlobalHydra.instance().config_loader())
 
 
-def train_one(settings: DictConfig, loader: ConfigLoader) -> str:
-    """Train the run that a composed configuration describes; its status."""
+def typed_settings(overrides: Sequence[str]) -> list[str]:
+    """The names on the left of these overrides."""
+    return [text.partition("=")[0].lstrip("+") for text in overrides]
+
+
+def train_one(settings: DictConfig, loader: ConfigLoader, overrides: Sequence[str] = ()) -> str:
+    """Train the run that a composed configuration describes; its status. `overrides`: what was typed for this run."""
     from gruclip.training.runner import train as train_runs
 
     run = to_run(settings)
+    check_idle([run], typed_settings(overrides))
     (result,) = train_runs([run], defaults=defaults_of([run], loader))
     return result.status
 

@@ -11,13 +11,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.runs.files import told_by_name
 from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 from hydra_plugins.gruclip.launcher import StackedLauncher
-from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run
+from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run, typed_settings
 from hydra_plugins.gruclip.submitted import SubmittedLauncher
 
 
@@ -41,6 +42,7 @@ class GridSweeper(Sweeper):
         for settings, job in zip(settings_of(jobs, loader, self.composed), jobs, strict=True):
             first.setdefault(to_run(settings), job)
         runs = list(first)
+        check_idle(runs, typed_settings(self.composed.hydra.overrides.task))
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed
@@ -58,10 +60,13 @@ class GridSweeper(Sweeper):
         returns = launcher.launch(list(first.values()), initial_job_idx=0)
         # JobReturn.return_value would print a line of its own before it raises the same.
         failed = {index: job._return_value for index, job in enumerate(returns) if job.status is JobStatus.FAILED}
-        for error in failed.values():
-            if not isinstance(error, LockedError):
-                raise error
-        if failed:  # which other processes were training
-            for index, result in zip(failed, train_jobs([planned[i] for i in failed], part_of_sweep=True), strict=True):
+        # Those that other processes were training are waited for.
+        locked = [index for index, error in failed.items() if isinstance(error, LockedError)]
+        if locked:
+            results = train_jobs([planned[index] for index in locked], part_of_sweep=True)
+            for index, result in zip(locked, results, strict=True):
                 returns[index].status, returns[index]._return_value = JobStatus.COMPLETED, result.status
+                del failed[index]
+        for error in failed.values():
+            raise error
         return returns

@@ -34,9 +34,9 @@ def read_runs(
     places = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     rows = []
     for place in places:
-        rows += folders.read(place / experiment, unreadable)
         path = place / f"{experiment}.csv"
-        rows += [run for run, _ in collected.read(path)] if path.is_file() else []
+        kept = [run for run, _ in collected.read(path)] if path.is_file() else []
+        rows += merged([*folders.read(place / experiment, unreadable), *kept])
     if not rows:
         raise MissingRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
     return frame(in_file_order(merged(rows, differing)))

@@ -159,7 +159,7 @@ def _figures(
         for which, draw in FIGURES.items():
             timed = which == "2"
             try:
-                shown = read_runs([place / TIMED for place in places], experiment, _UNTIMED) if timed else runs
+                shown = _timed(experiment, places, missing) if timed else runs
                 paths = draw(shown, Path(folder), ("svg",))
             except UserError as error:  # the runs lack what it shows, or their times do not compare
                 missing.append(str(error))
@@ -175,6 +175,16 @@ def _figures(
                 for path in paths
             ]
     return found
+
+
+def _timed(experiment: str, places: Sequence[Path], missing: list[str]) -> pd.DataFrame:
+    differing: list[str] = []
+    runs = read_runs([place / TIMED for place in places], experiment, _UNTIMED, differing=differing)
+    if differing:
+        missing.append(
+            f"figure 2: {len(differing)} runs of {places[1] / TIMED}, since {places[0] / TIMED} has them too"
+        )
+    return runs
 
 
 def _options(experiment: str, named: str | None) -> str:

@@ -114,7 +114,7 @@ def best(summaries: pd.DataFrame) -> pd.Series | None:
 
 def is_at_edge(rates: pd.DataFrame, rate: float | None) -> bool:
     """Whether a rate is the lowest or the highest of those tried, so that the best one may lie beyond."""
-    tried = rates["optimizer.lr"]
+    tried = rates.loc[rates["finished"] > 0, "optimizer.lr"]
     return tried.nunique() > 1 and rate in (tried.min(), tried.max())
 
 

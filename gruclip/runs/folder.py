@@ -130,11 +130,13 @@ class RunFolder:
                         return found
         return None
 
-    def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
-        """Write ``config.yaml``, and open the CSV files at `offsets` (None: anew)."""
+    def write_config(self) -> None:
+        """``config.yaml``, before anything else: by it the folder is a run's."""
         record = {"identity": self.identity, "data_sha256": self.data_checksum}
-        text = yaml_text({**self.config.to_dict(), **record})
-        write_whole(self.path / "config.yaml", text)
+        write_whole(self.path / "config.yaml", yaml_text({**self.config.to_dict(), **record}))
+
+    def open(self, columns: Mapping[str, Sequence[str]], offsets: Mapping[str, int] | None) -> None:
+        """Open the CSV files at `offsets` (None: anew)."""
         for name in CSV_FILES:
             with told_by_name(self.path / name):
                 file = (self.path / name).open("ab")

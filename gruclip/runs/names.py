@@ -19,7 +19,7 @@ def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
     every identity setting that differs from `default`, the experiment file's, and the name of a corpus of one's own."""
     settings, usual = config.identity_settings(), default.flat()
     if config.dataset.name in OWN_DATASETS:  # of which there may be several: by the last part of where they lie
-        settings["dataset.root"] = Path(str(config.dataset.root)).name
+        settings["dataset.root"] = Path(str(config.dataset.root)).expanduser().resolve().name
     parts = [config.optimizer.name]
     parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
     named = (*LEADING_SETTINGS, "optimizer.name")

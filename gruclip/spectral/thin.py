@@ -62,7 +62,7 @@ def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def distance(a: Tensor, b: Tensor | None = None) -> float:
     """||a - b||_F, without the difference of two whole matrices in memory; ||a||_F without b."""
     if compiled.takes(a, b) and a.stride(1) == 1 and (b is None or b.stride(1) == 1):
-        squared = torch.empty((), dtype=torch.float64)
+        squared = a.new_empty((), dtype=torch.float64)
         counts = [*a.shape, a.stride(0), 0 if b is None else b.stride(0)]
         compiled.call("gruclip_squared_distance", [squared, a, b], counts, torch.get_num_threads())
         return math.sqrt(float(squared))

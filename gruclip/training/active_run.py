@@ -62,7 +62,8 @@ class ActiveRun:
                 raise UserError(f"{self.name}: checkpoint/best, of epoch {best}, is gone or damaged; {MOVE_AWAY}")
             if self.config.resume == "strict":
                 check_versions(self.name, self.folder.environment(), environment)
-        # Before anything is written: one may not be there.
+        self.folder.write_config()
+        # One may not be there, and then nothing is trained without it.
         self.loggers = Loggers(
             self.config.logger,
             self.folder.path,

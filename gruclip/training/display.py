@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,9 @@ REFRESH_SECONDS = 0.25
 
 #: Widths of the live table's columns beside the run's name, in characters.
 COLUMNS = {"epoch": 5, "iteration": 13, "nats": 8, "gradient norm": 13, "spectral norm": 13, "left": 8}
+
+#: What drawing raises where a terminal or a pipe is closed; SystemExit is rich's.
+_GONE = (OSError, ValueError, SystemExit)
 
 #: What a display can be told from another process.
 SHOWN = ("note", "start", "step", "epoch", "finish")
@@ -95,8 +99,11 @@ class Display:
         """Draw; where that fails the reader or the terminal is gone: show nothing any more, and let training go on."""
         try:
             draw()
-        except (OSError, ValueError, SystemExit):  # the last one is rich's for a pipe that is closed
-            self.quiet, self._live = True, None
+        except _GONE:
+            live, self.quiet, self._live = self._live, True, None
+            if live is not None:
+                with suppress(Exception, SystemExit):  # it may have stopped half-way in its start
+                    live.stop()  # gives back what it had put in the place of stdout and stderr
 
     def show(self, method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """What a `RemoteDisplay` was told."""

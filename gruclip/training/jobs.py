@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.data import check_window, load
 from gruclip.model.device import choose_device, choose_threads
@@ -15,12 +14,7 @@ from gruclip.runs.loggers import check_loggers
 
 def check_runs(runs: Sequence[RunConfig], defaults: Mapping[str, RunConfig] | None = None) -> list[Job]:
     """The jobs of `train`, in order; raises `UserError` where one could not start, and writes nothing."""
-    jobs = []
-    for config in runs:
-        checked, default = config.check(), (defaults or {}).get(config.experiment, RunConfig())
-        check_idle(checked, default)
-        jobs.append(Job(checked, default))
-    return jobs
+    return [Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
 
 
 class Job:

@@ -124,6 +124,13 @@ def _train_groups(
     """
     waited_for: set[Path] = set()
     refused: list[RefusedRun] = []
+    several = sum(len(group) for group, _ in groups) > 1
+
+    def refuse(error: RefusedRun) -> None:
+        refused.append(error)
+        if several:
+            display.note(f"{error}; the other runs go on")
+
     while groups:
         locked: list[tuple[list[Job], int]] = []
         for group, size in groups:
@@ -131,13 +138,8 @@ def _train_groups(
                 raise interrupted.error()
             in_processes = size > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
-            try:
-                if left := train(group, size, display, interrupted):
-                    locked.append((left, size))
-            except RefusedRun as error:
-                refused.append(error)
-                if group is not groups[-1][0]:
-                    display.note(f"{error}; the other runs go on")
+            if left := train(group, size, display, interrupted, refuse):
+                locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}
         if names and alone:
             raise LockedError(f"{names.pop()}: another process is writing this run; wait for it or stop it")
@@ -147,6 +149,8 @@ def _train_groups(
         if interrupted.wait(WAIT_SECONDS if names else 0):
             raise interrupted.error()
         groups = locked
+    if len(refused) > 1:
+        raise RefusedRun(f"{len(refused)} runs are not trained; the first one: {refused[0]}")
     if refused:
         raise refused[0]
 

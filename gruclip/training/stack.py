@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,18 +18,23 @@ from gruclip.training.jobs import Job
 
 
 def train_stack(
-    jobs: Sequence[Job], size: int, display: AnyDisplay, interrupted: Interrupts, neighbours: int | None = None
+    jobs: Sequence[Job],
+    size: int,
+    display: AnyDisplay,
+    interrupted: Interrupts,
+    refuse: Callable[[RefusedRun], object],
+    neighbours: int | None = None,
 ) -> list[Job]:
     """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others.
 
     Gives back the jobs that other processes are training. A stack that runs out of memory goes on from its checkpoints
-    with half as many runs at a time. Raises `UserError` where a single run does not fit, and `RefusedRun`, after all
-    others, for one that cannot be continued.
+    with half as many runs at a time. Raises `UserError` where a single run does not fit; `refuse` is told of one that
+    cannot be continued, which keeps no other from being trained.
     """
     torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
     threads = torch.get_num_threads()
     torch.set_num_threads(jobs[0].threads)
-    stack = _Stack(jobs, size, display, interrupted, neighbours)
+    stack = _Stack(jobs, size, display, interrupted, refuse, neighbours)
     try:
         while stack.waiting or stack.active:
             try:
@@ -41,8 +46,6 @@ def train_stack(
     finally:
         stack.close(stack.active)
         torch.set_num_threads(threads)
-    if stack.faults:
-        raise stack.faults[0]
     return stack.locked
 
 
@@ -50,10 +53,16 @@ class _Stack:
     """Which runs are trained at the moment, which wait, and which others are training."""
 
     def __init__(
-        self, jobs: Sequence[Job], size: int, display: AnyDisplay, interrupted: Interrupts, neighbours: int | None
+        self,
+        jobs: Sequence[Job],
+        size: int,
+        display: AnyDisplay,
+        interrupted: Interrupts,
+        refuse: Callable[[RefusedRun], object],
+        neighbours: int | None,
     ) -> None:
         self.waiting, self.locked = deque(jobs), list[Job]()
-        self.faults: list[RefusedRun] = []
+        self.refuse = refuse
         self.active: list[ActiveRun] = []
         self.size, self.neighbours = size, neighbours
         self.display, self.interrupted = display, interrupted
@@ -92,9 +101,7 @@ class _Stack:
                     self.locked.append(job)
                     continue
                 except UserError as error:
-                    self.faults.append(RefusedRun(str(error)))
-                    if self.waiting or joining or survivors:
-                        self.display.note(f"{error}; the other runs go on")
+                    self.refuse(RefusedRun(str(error)))
                     continue
                 position = 0 if survivors else (joining[0] if joining else run).progress.iteration
                 if run.ended or run.progress.iteration != position:

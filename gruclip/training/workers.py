@@ -7,6 +7,7 @@ so that a worker that is killed takes nothing with it but its own run, which ano
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -49,31 +50,36 @@ class _Worker:
     started: bool = False  #: it has come as far as to ask for a run
 
 
-def train_in_processes(jobs: Sequence[Job], count: int, display: Display, interrupted: Interrupts) -> list[Job]:
+def train_in_processes(
+    jobs: Sequence[Job],
+    count: int,
+    display: Display,
+    interrupted: Interrupts,
+    refuse: Callable[[RefusedRun], object],
+) -> list[Job]:
     """Train every job, each in one thread, in `count` processes; gives back those that others are training.
 
     A worker that is ended from outside is not replaced: another one continues its run. Raises `Interrupted` after
-    checkpoints when `interrupted` is set, `UserError` where a process met one or none is left, `RefusedRun` after all
-    other runs, and `WorkerError` where a process failed otherwise.
+    checkpoints when `interrupted` is set, `UserError` where a process met one or none is left, and `WorkerError` where
+    one failed otherwise; `refuse` is told of a run that cannot be continued.
     """
     compiled.library()  # compiled once, and not by each process; so is the warning where they cannot be
-    pool = _Pool(jobs, count, display)
+    pool = _Pool(jobs, count, display, refuse)
     try:
         pool.run(interrupted)
     finally:
         pool.stop()
     if interrupted.is_set():
         raise interrupted.error()
-    if pool.faults:
-        raise pool.faults[0]
     return pool.locked
 
 
 class _Pool:
-    def __init__(self, jobs: Sequence[Job], count: int, display: Display) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], count: int, display: Display, refuse: Callable[[RefusedRun], object]
+    ) -> None:
         self.waiting, self.locked = deque(jobs), list[Job]()
-        self.faults: list[RefusedRun] = []
-        self.display = display
+        self.display, self.refuse = display, refuse
         self.workers = [self._start(count) for _ in range(count)]
 
     def _start(self, count: int) -> _Worker:
@@ -99,8 +105,7 @@ class _Pool:
                 elif kind == SHOW:
                     self.display.show(*content)
                 elif kind == REFUSED:
-                    self.faults += content
-                    self.display.note(f"{content[0]}; the other runs go on")
+                    self.refuse(content[0])
                 else:
                     raise content[0]
 
@@ -174,12 +179,9 @@ def _work(pipe: Connection, neighbours: int) -> None:
             tell(READY, was_locked)
             if (task := pipe.recv()) is None:
                 return
-            was_locked = False
-            try:
-                display = RemoteDisplay(lambda *shown: tell(SHOW, *shown))
-                was_locked = bool(_train_alone(Job(*task), display, neighbours))
-            except RefusedRun as error:
-                tell(REFUSED, RefusedRun(str(error)))
+            display = RemoteDisplay(lambda *shown: tell(SHOW, *shown))
+            refuse = functools.partial(tell, REFUSED)
+            was_locked = bool(_train_alone(Job(*task), display, refuse, neighbours))
     except Interrupted as stop:
         raise SystemExit(128 + stop.signal) from None
     except (EOFError, ConnectionError):
@@ -190,10 +192,12 @@ def _work(pipe: Connection, neighbours: int) -> None:
         tell(ERROR, WorkerError(f"a run failed in its process:\n{traceback.format_exc()}"))
 
 
-def _train_alone(job: Job, display: RemoteDisplay, neighbours: int) -> list[Job]:
+def _train_alone(
+    job: Job, display: RemoteDisplay, refuse: Callable[[RefusedRun], object], neighbours: int
+) -> list[Job]:
     """What a process of a stack does for one run; `neighbours` is the number of processes, itself included."""
     with deferred_interrupts(patient=True) as interrupted:
-        return train_stack([job], 1, display, interrupted, neighbours)
+        return train_stack([job], 1, display, interrupted, refuse, neighbours)
 
 
 def _end_with_parent() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from gruclip import SpectralClipping, clip_singular_values, clip_updates
 from gruclip.clipping.rounding import norms_of
@@ -139,6 +139,35 @@ def test_weights_are_clipped_after_the_step_of_each_of_several_optimizers() -> N
     clipping.attach(first)  # a frozen weight needs no optimizer, and is clipped at the start
 
 
+def test_each_optimizers_counts_stay_until_its_own_next_step() -> None:
+    module = net()
+    first, second = (torch.optim.SGD(part.parameters(), lr=10.0) for part in (module[0], module[2]))
+    clipping = SpectralClipping(module, limit=LIMIT).attach(first, second)
+    backward(module, 0)
+    first.step()
+    counts = clipping.report()[0].last_clipped
+    assert counts > 0
+    second.step()
+    assert [line.last_clipped > 0 for line in clipping.report()] == [True, True]
+    assert clipping.report()[0].last_clipped == counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_default_device_is_none_of_its_business(dtype: torch.dtype) -> None:
+    module = nn.Linear(300, 300, dtype=dtype)
+    with torch.no_grad():
+        module.weight *= 20
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    module.weight.grad = torch.ones_like(module.weight)
+    with torch.device("meta"):
+        clipping = SpectralClipping(module, limit=LIMIT).attach(optimizer)
+        updates = clip_updates(optimizer, 0.1) if dtype != torch.bfloat16 else None
+        optimizer.step()
+        assert clipping.report()[0].spectral_norm == pytest.approx(LIMIT, rel=1e-3)
+        clipping.load_state_dict(clipping.state_dict())
+        assert updates is None or updates.report()[0].last_clipped == 1
+
+
 def test_updates_are_clipped_by_whatever_names_a_loaded_state_brings() -> None:
     module = net()
     optimizer = torch.optim.SGD(module.named_parameters(), lr=1.0)
@@ -189,7 +218,7 @@ def test_a_parameter_whose_name_begins_with_that_of_a_computed_one_is_clipped() 
     layer = parametrizations.orthogonal(nn.GRU(4, 8, bidirectional=True), "weight_hh_l0")
     clipping = SpectralClipping(layer, delta=None, limit=1.0, select=["*_reverse"])
     assert [line.name for line in clipping.report()] == ["weight_ih_l0_reverse", "weight_hh_l0_reverse"]
-    pruned = nn.utils.prune.l1_unstructured(nn.Linear(8, 8), "weight", amount=0.5)
+    pruned = prune.l1_unstructured(nn.Linear(8, 8), "weight", amount=0.5)
     pruned.weight_low = nn.Parameter(5 * torch.eye(8))
     clipping = SpectralClipping(pruned, delta=None, limit=1.0, select=["weight_low"])
     clipping.clip()

@@ -88,6 +88,21 @@ def test_the_same_run_in_two_folders_is_one_row_where_its_results_agree(tmp_path
     assert str(copy) in str(refused.value)
 
 
+def test_a_place_of_ones_own_stands_before_the_kept_one_but_no_copy_before_its_original(tmp_path: Path) -> None:
+    run, places = config(PTB, "sgd"), [tmp_path / "own", tmp_path / "kept"]
+    for place, loss in zip(places, (4.5, 4.6), strict=True):
+        write_run(place, run, summary(test=loss))
+    with pytest.raises(UserError, match="with other results"):
+        collect.read_runs(places, "ptb")
+    differing: list[str] = []
+    assert collect.read_runs(places, "ptb", differing=differing)["test_loss"].tolist() == [4.5]
+    assert [Path(folder).is_relative_to(places[1]) for folder in differing] == [True]
+    copy = write_run(tmp_path / "copied", run, summary(test=4.7))
+    copy.rename(tmp_path / "own" / "ptb" / "aside")
+    with pytest.raises(UserError, match="with other results"):
+        collect.read_runs(places, "ptb", differing=[])
+
+
 def test_of_a_run_that_is_trained_once_more_the_finished_one_is_taken(tmp_path: Path) -> None:
     write_run(tmp_path / "ptb" / "a", config(PTB, "sgd"), summary("unfinished"))
     write_run(tmp_path / "ptb" / "b", config(PTB, "sgd"), summary())

@@ -121,6 +121,8 @@ def test_a_best_rate_at_the_edge_of_those_tried_is_known_as_such() -> None:
     rates = _rates({rate: [("success", 5.0, 5.0)] for rate in (0.1, 1.0, 2.0)})
     assert [is_at_edge(rates, rate) for rate in (0.1, 1.0, 2.0, None)] == [True, False, True, False]
     assert not is_at_edge(rates[:1], 0.1)  # the only one
+    unknown = _rates({0.1: [("success", 5.0, 5.0)], 1.0: [("success", 4.0, 4.0)], 2.0: [("unfinished", 0.0, 0.0)]})
+    assert is_at_edge(unknown, 1.0)  # of what lies beyond nothing is known yet
 
 
 def test_a_range_of_success_ends_at_a_failure_and_at_a_rate_of_which_nothing_is_known() -> None:

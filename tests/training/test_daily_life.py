@@ -19,7 +19,9 @@ import torch
 from rich.console import Console
 
 from gruclip import load
+from gruclip.checks import check_idle
 from gruclip.cli import main
+from gruclip.cli.training import planned_runs
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import ConfigError, Interrupted, UserError
 from gruclip.runs.ownership import LockedError
@@ -29,6 +31,7 @@ from gruclip.training.display import Display
 from gruclip.training.engine import Engine
 from gruclip.training.jobs import Job
 from gruclip.training.runner import train
+from hydra_plugins.gruclip.settings import typed_settings
 
 TYPED = ["model.hidden_size=8", "trainer.max_steps=4", "trainer.max_epochs=1"]
 
@@ -111,21 +114,29 @@ class Gone(io.StringIO):
     def write(self, text: str) -> int:
         raise self.error(5, "gone")
 
-    flush = write  # type: ignore[assignment]
+    def flush(self) -> None:
+        self.write("")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError])
+@pytest.mark.parametrize("writes", [0, 1, 3, 10])
 def test_a_run_goes_on_when_nobody_reads_what_it_shows(
-    error: type[BaseException], terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writes: int, error: type[BaseException], terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class File(Gone):
-        pass
+        left = writes
+
+        def write(self, text: str) -> int:
+            self.left -= 1
+            return len(text) if self.left >= 0 else super().write(text)
 
     File.error = error
+    stdout = sys.stdout
     shown = Display(1, console=Console(file=File(), force_terminal=terminal))
     monkeypatch.setattr("gruclip.training.runner.Display", lambda *_, **__: shown)
     assert [result.status for result in train([config(tmp_path)])] == ["success"]
+    assert sys.stdout is stdout  # which rich's live display replaces
 
 
 def test_a_command_whose_pipe_is_closed_trains_to_its_end(tmp_path: Path) -> None:
@@ -189,16 +200,42 @@ def interrupted_runs(path: Path, seeds: range, monkeypatch: pytest.MonkeyPatch) 
     return sorted(path.glob("demo/*"))
 
 
-@pytest.mark.parametrize("how", ["alone", "in processes", "as one program"])
+HOW: dict[str, dict[str, bool]] = {
+    "alone": {},
+    "in processes": {"stack": True},
+    "as one program": {"stack": True, "batched": True},
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_damaged_runs_are_all_told_of_and_a_locked_one_is_waited_for(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = interrupted_runs(tmp_path, range(2), monkeypatch)
+    for checkpoint in tmp_path.glob("demo/*/checkpoint/last*"):
+        checkpoint.write_bytes(b"")
+    locked = Job(config(tmp_path, 2), RunConfig())
+    locked.folder.lock()
+    thread = threading.Timer(2.0, locked.folder.close)
+    thread.start()
+    with pytest.raises(UserError, match=rf"^2 runs are not trained; the first one: {folders[0]}"):
+        train([config(tmp_path, seed) for seed in range(4)], **HOW[how])
+    thread.join()
+    told = capsys.readouterr().err
+    assert [told.count(f"{folder}/checkpoint/last.safetensors: ") for folder in folders] == [1, 1], told
+    finished = [bool(list(folder.glob("SHA256SUMS"))) for folder in sorted(tmp_path.glob("demo/*"))]
+    assert finished == [False, False, True, True]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_one_damaged_run_keeps_no_other_from_being_trained(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = interrupted_runs(tmp_path, range(2), monkeypatch)
     for checkpoint in folders[0].glob("checkpoint/last*"):
         checkpoint.write_bytes(b"")
-    named = {"alone": {}, "in processes": {"stack": True}, "as one program": {"stack": True, "batched": True}}[how]
     with pytest.raises(UserError, match=f"^{folders[0]}"):
-        train([config(tmp_path, seed) for seed in range(4)], quiet=True, **named)
+        train([config(tmp_path, seed) for seed in range(4)], quiet=True, **HOW[how])
     assert [bool(list(folder.glob("SHA256SUMS"))) for folder in sorted(tmp_path.glob("demo/*"))] == [False] + 3 * [True]
 
 
@@ -208,7 +245,8 @@ def test_a_sweep_waits_for_the_run_that_another_process_trains(tmp_path: Path) -
     others_done = threading.Event()
 
     def other() -> None:
-        while not list(tmp_path.glob("demo/*seed=1*/SHA256SUMS")):
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("demo/*seed=1*/SHA256SUMS")) and time.monotonic() < end:
             time.sleep(0.05)
         others_done.set()
         job.folder.close()
@@ -226,8 +264,21 @@ def test_a_sweep_waits_for_the_run_that_another_process_trains(tmp_path: Path) -
 def test_options_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", TYPED[0], "-m", "seed=0,1", *TYPED[1:], f"output_dir={tmp_path}"]) == 0
     assert len(list(tmp_path.glob("demo/*"))) == 2
-    assert main(["train", "seed=5", "--cfg", "job", "model.hidden_size=9"]) == 0
-    shown = capsys.readouterr().out
-    assert "seed: 5" in shown
-    assert "hidden_size: 9" in shown
+    capsys.readouterr()
+    for asked in (["--cfg", "job"], ["--cfg=job"]):
+        assert main(["train", "seed=5", *asked, "model.hidden_size=9"]) == 0
+        shown = capsys.readouterr().out
+        assert "seed: 5" in shown
+        assert "hidden_size: 9" in shown
+    assert main(["train", "seed=5", "--info"]) == 0
+
+
+@pytest.mark.parametrize("experiment", ["demo", "ptb", "nottingham"])
+@pytest.mark.parametrize("budget", ["full", "short", "smoke"])
+def test_every_sweep_of_the_repository_can_be_trained_at_every_budget(experiment: str, budget: str) -> None:
+    for sweep in sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "sweep").glob("*.yaml")):
+        typed = [f"experiment={experiment}", f"sweep={sweep}", f"trainer.budget={budget}"]
+        runs = planned_runs(typed)
+        check_idle(runs, typed_settings(typed))
+        assert runs
     assert torch.get_num_threads() >= 1

@@ -260,7 +260,7 @@ def test_a_stack_whose_parent_is_killed_ends_with_checkpoints_and_continues_to_t
 def test_a_bug_in_a_process_of_a_stack_is_shown_with_its_traceback() -> None:
     nothing: Any = SimpleNamespace(config=None, default=None)
     with Display(total=1, quiet=True) as display, pytest.raises(WorkerError, match=r"Traceback (.|\n)*NoneType"):
-        train_in_processes([nothing], 1, display, Interrupts())
+        train_in_processes([nothing], 1, display, Interrupts(), print)
 
 
 def signal_a_worker(tmp_path: Path, number: int, all_of_them: bool = False) -> threading.Thread:
@@ -352,7 +352,7 @@ def test_a_run_continued_with_other_kernels_keeps_the_record_of_those_it_had(
     assert capsys.readouterr().err.count("not all of it with one machine, revision, kernels") == 2
 
 
-def _without_data(jobs: Any, count: int, display: Any, interrupted: Any) -> Any:
+def _without_data(jobs: Any, count: int, display: Any, interrupted: Any, refuse: Any) -> Any:
     ptb: list[Any] = [
         SimpleNamespace(config=dataclasses.replace(job.config, dataset=DatasetConfig("ptb", "/nowhere")), default=None)
         for job in jobs
@@ -360,7 +360,7 @@ def _without_data(jobs: Any, count: int, display: Any, interrupted: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRUCLIP_DATA", "/nowhere")
         patch.setenv("XDG_CACHE_HOME", str(Path(jobs[0].config.output_dir) / "cache"))
-        return train_in_processes(ptb, count, display, interrupted)
+        return train_in_processes(ptb, count, display, interrupted, refuse)
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -405,7 +405,7 @@ def test_the_slots_of_runs_that_ended_are_filled_by_runs_that_wait(tmp_path: Pat
 
     jobs = [Job(run, RunConfig()) for run in five(tmp_path / "together")]
     with Display(total=5, quiet=True) as display:
-        train_stack(jobs, 2, display, Interrupts())
+        train_stack(jobs, 2, display, Interrupts(), print)
     alone = train(five(tmp_path / "alone"), quiet=True)
     assert [result.status for result in alone] == ["success"] * 4 + ["diverged"]
     for job, expected in zip(jobs, alone, strict=True):
@@ -557,7 +557,7 @@ def test_a_stack_that_runs_out_of_memory_goes_on_with_half_as_many_runs_to_the_s
     monkeypatch.setattr(Engine, "step", step)
     jobs = [Job(config(tmp_path / "broken", seed=seed), RunConfig()) for seed in (0, 1)]
     with Display(total=2) as display:
-        train_stack(jobs, 2, display, Interrupts())
+        train_stack(jobs, 2, display, Interrupts(), print)
     assert "out of memory with 2 runs side by side: going on with 1" in capsys.readouterr().err
     whole = train([config(tmp_path / "whole", seed=seed) for seed in (0, 1)], quiet=True)
     assert [content(job.folder.path) for job in jobs] == [content(run.folder) for run in whole]
