@@ -70,8 +70,9 @@ def shape(text: str) -> tuple[int, int, int]:
 
 
 def prepare(threads: int) -> None:
-    """The same footing for every contestant: `threads` threads, and freed memory kept."""
+    """The same footing for every contestant: `threads` threads, freed memory kept, and float32 that is no TF32."""
     keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 

@@ -96,7 +96,8 @@ def write(
     environment["processor_family"] = processor_family()
     processor = ", ".join(filter(None, (environment["processor"], environment["processor_family"])))
     machine = processor if environment["device"] == "cpu" else environment["device"]
-    head = f"`gruclip bench {bench.replace('_', ' --')}`: {machine}, {versions}"
+    name = bench.replace("step_", "step --experiment ").replace("_grid", " --grid")
+    head = f"`gruclip bench {name}`: {machine}, {versions}"
     text = f"{head}\n\n{markdown(tables)}"
     content = {
         "bench": bench,

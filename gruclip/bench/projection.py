@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import Sequence, drifting, late
 from gruclip.bench.step import SHAPES, random_words
 from gruclip.bench.timing import interleave, seconds_of, shuffled
+from gruclip.errors import UserError
 from gruclip.kernels.graphs import Phase, capture_on
 from gruclip.report.render import Table
 from gruclip.spectral import (
@@ -67,9 +69,14 @@ class Measured:
 
     def compare(self, weight: Tensor, target: Tensor, scale: float, limit: float) -> None:
         """Take a result's errors; both in float64."""
-        self.error = max(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
+        self.error = _larger(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
         norm = float(torch.linalg.matrix_norm(weight, 2)) if bool(weight.isfinite().all()) else float("nan")
-        self.excess = max(self.excess, norm / limit - 1)
+        self.excess = _larger(self.excess, norm / limit - 1)
+
+
+def _larger(one: float, other: float) -> float:
+    """NaN where either is, which Python's max does not say."""
+    return max(one, other) if one == one and other == other else math.nan
 
 
 def deferred(limit: float) -> Projection:
@@ -113,11 +120,12 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
 
     A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its result is compared in the third
     round and in the last. The first matrix is not timed: nothing is known of it yet. Returns what was measured
-    by algorithm, and the number of values above the limit in the third round.
+    by algorithm, and the number of values above the limit in the third round, or the last.
     """
     contestants = projections(sequence.limit, device)
     measured = {name: Measured() for name in contestants}
     last, above = len(sequence.matrices) - 1, 0
+    compared_first = min(FEWEST_ROUNDS, last)
     for turn, matrix in enumerate(sequence.matrices):
         results: dict[str, Tensor] = {}
         for name in shuffled(contestants, turn):
@@ -130,9 +138,9 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
             measured[name].certified = isinstance(said[0], ClipResult) and bool(said[0].certified.all())
             if turn > 0:
                 taken.append(needed)
-        if turn == FEWEST_ROUNDS or (turn == last and results):
+        if turn == compared_first or (turn == last and results):
             target, count = exact(matrix, sequence.limit)
-            above = count if turn == FEWEST_ROUNDS else above
+            above = count if turn == compared_first else above
             scale = max(float(torch.linalg.vector_norm(matrix)), sequence.limit)
             for name, weight in results.items():
                 measured[name].compare(weight.cpu().double(), target, scale, sequence.limit)
@@ -214,6 +222,10 @@ def stack_table(frame: pd.DataFrame) -> Table:
     return Table("Stacks", caption, cells, frame, [])
 
 
+#: Options that are of everything but the grid.
+BESIDE_NO_GRID = ["sizes", "fractions", "large", "late", "seconds", "record", "keep", "data", "stacks", "repetitions"]
+
+
 def main(argv: list[str]) -> int:
     parser = command.parser("projection", "Every algorithm of the projection against its peers.", 30)
     parser.add_argument("--sizes", nargs="*", type=command.positive, default=SIZES, metavar="N", help="n")
@@ -239,12 +251,20 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     device = command.device_of(arguments)
     command.prepare(arguments.threads)
+    idle = BESIDE_NO_GRID if arguments.grid is not None else () if arguments.record else ("keep", "data")
+    for name in idle:
+        if getattr(arguments, name) != parser.get_default(name):
+            other = "beside --grid" if arguments.grid is not None else "without --record"
+            raise UserError(f"--{name}: does nothing {other}; leave it out")
     if arguments.grid is not None:
         return main_grid(arguments.grid or grid.SIZES, arguments, device)
     # All runs are read before the first is recorded in a file.
     for sequences in [record(run, arguments.keep, arguments.data) for run in arguments.record]:
         for sequence in sequences:
             print(f"bench projection: {save_recorded(sequence, arguments.out)}")
+    recorded = any(arguments.out.glob("recorded_*.safetensors"))
+    if not (recorded or arguments.late or arguments.sizes or arguments.large or arguments.fractions):
+        raise UserError("--sizes and --fractions without a value: nothing is left to be measured; give one")
     step_seconds = example_step_seconds(device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
@@ -269,7 +289,8 @@ def main(argv: list[str]) -> int:
 def main_grid(sizes: Iterable[int], arguments: Namespace, device: torch.device) -> int:
     """``--grid``"""
     frame = grid.measure_grid(sizes, arguments.out / "projection_grid.csv", device, print)
-    write("projection_grid", grid.grid_tables(frame), vars(arguments), arguments.out, device)
+    settings = {name: one for name, one in vars(arguments).items() if name not in BESIDE_NO_GRID}
+    write("projection_grid", grid.grid_tables(frame), settings, arguments.out, device)
     for path in grid_figure(frame, arguments.out / "projection_grid", ("png", "pdf")):
         print(f"bench projection: {path}")
     return 0

@@ -48,7 +48,7 @@ def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
     progress = Progress.from_json(checkpoint.progress)
     if progress.diverged:
         raise UserError(f"{run}: has diverged, so that no iteration follows its last checkpoint; give another run")
-    corpus = load(config.dataset.name, root or config.dataset.root)
+    corpus = load(**{**vars(config.dataset), "root": root or config.dataset.root})
     if corpus.checksum != identity["data_sha256"]:
         raise UserError(f"{run}: was trained on other data than is found here; point --data to the same files")
     engine = _Recorder([replace(config, device="cpu")], corpus, torch.device("cpu"))

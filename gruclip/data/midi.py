@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,14 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
     """The notes of a MIDI file as a piano roll, uint8 (time steps, 88), all tracks and channels but drums together.
 
     A quarter note is cut into `steps_per_beat` steps; a note sounds from the step nearest to its beginning to the one
-    nearest to its end, for one step at least. Raises `DataError` for a file that is none, has no notes, or has one that
-    is no key of a piano (21 to 108).
+    nearest to its end (the later of two as near), for one step at least, and as long as any track holds it. Raises
+    `DataError` for a file that is none, has no notes, or has one that is no key of a piano (21 to 108).
     """
     mido = _mido()
     try:
         file = mido.MidiFile(file=io.BytesIO(content))
         ticks = file.ticks_per_beat / steps_per_beat
-        spans = list(_spans(mido.merge_tracks(file.tracks), ticks)) if ticks > 0 else []
+        spans = [span for track in file.tracks for span in _spans(track, ticks)] if ticks > 0 else []
     except Exception as error:  # of whatever kind mido raises for bytes that are no such file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not a MIDI file that can be read ({cause}); replace it or leave it out") from error
@@ -59,22 +60,28 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
 
 
 def _spans(messages: Any, ticks: float) -> Iterator[tuple[int, int, int]]:
-    """Each note with its first step and the one after its last; what is never released ends with the file."""
-    time, held = 0, dict[tuple[int, int], int]()
+    """Each note of a track with its first step and the one after its last; what is never released ends with the track.
+
+    A note that is struck again ends there; the release at that very time is the old one's, whichever comes first.
+    """
+    time, held, struck_again = 0, dict[tuple[int, int], int](), dict[tuple[int, int], int]()
 
     def span(key: tuple[int, int]) -> tuple[int, int, int]:
-        start = round(held.pop(key) / ticks)
-        return key[1], start, max(round(time / ticks), start + 1)
+        start = math.floor(held.pop(key) / ticks + 0.5)
+        return key[1], start, max(math.floor(time / ticks + 0.5), start + 1)
 
     for message in messages:
         time += message.time
         if message.type not in ("note_on", "note_off") or message.channel == PERCUSSION:
             continue
         key = message.channel, message.note
-        if key in held:
-            yield span(key)
         if message.type == "note_on" and message.velocity > 0:
+            if key in held:
+                yield span(key)
+                struck_again[key] = time
             held[key] = time
+        elif key in held and struck_again.pop(key, None) != time:
+            yield span(key)
     for key in list(held):
         yield span(key)
 

@@ -70,7 +70,9 @@ def _lines(name: str, split: str, text: bytes) -> list[str]:
     if not text.strip():
         raise DataError(f"{name}: the {split} split is empty, it has no words; give it at least one line of them")
     try:
-        return text.decode("utf-8-sig").splitlines()
+        # At line ends alone: str.splitlines cuts at form feeds and the like, too.
+        lines = re.split(r"\r\n|\r|\n", text.decode("utf-8-sig"))
+        return lines if lines[-1] else lines[:-1]
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: the {split} split is not UTF-8 text ({error}); give a text file") from error
 

@@ -194,7 +194,7 @@ def _backward_compiled(
     h, rh = grad.new_empty(2, steps * batch, n)
     compiled.call(
         "gruclip_gru_backward",
-        [grad.contiguous(), gates, states, keep, weight_hh, d_sums, h, rh, d_h0],
+        [grad.resolve_neg().contiguous(), gates, states, keep, weight_hh, d_sums, h, rh, d_h0],
         [steps, batch, n],
         torch.get_num_threads(),
         compute == torch.bfloat16,

@@ -36,6 +36,8 @@ def recurrent_layer(
         return outputs, outputs[:, -1]
     if mask is not None:
         x = x * mask
+    if keep is not None:
+        keep = keep.expand(x.shape[:-1])  # of an evaluation, in which all runs read the same lanes
     runs = [
         _torch_layer(cell, x[r], state[r], weight_ih[r], weight_hh[r], None if keep is None else keep[r])
         for r in range(x.shape[0])

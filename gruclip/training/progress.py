@@ -40,7 +40,8 @@ class EpochTotals:
         self.loss += loss * time_steps
         self.time_steps += time_steps
         self.grad_norm += grad_norm
-        self.grad_norm_max = max(self.grad_norm_max, grad_norm)
+        if not self.grad_norm_max > grad_norm:  # NaN, once it is met, is the largest
+            self.grad_norm_max = grad_norm if self.grad_norm_max == self.grad_norm_max else self.grad_norm_max
         self.values_clipped += values_clipped
 
     def add_seconds(self, seconds: dict[str, float], stack_size: int) -> None:

@@ -73,6 +73,21 @@ def test_late_in_training_updates_are_large_and_carry_ten_to_twenty_values_over_
         assert float(update[40]) < 1e-5 * float(update[0])
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+def test_values_above_are_counted_in_however_few_rounds(rounds):
+    _, above = projection.measure(drifting(20, 5, rounds + 1), 1.0, CPU)
+    assert above == 5
+
+
+def test_a_result_that_is_no_number_is_no_exact_one():
+    measured = projection.Measured([1.0])
+    target = torch.eye(3, dtype=torch.float64)
+    for weight in (target, torch.full_like(target, torch.nan), target):
+        measured.compare(weight, target, 1.0, 1.0)
+    assert math.isnan(measured.error)
+    assert math.isnan(measured.excess)
+
+
 # -- recorded sequences -------------------------------------------------------------------------------
 
 

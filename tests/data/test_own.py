@@ -137,6 +137,58 @@ def test_drums_are_left_out_and_a_note_never_released_ends_with_the_file(tmp_pat
     assert roll.nonzero().tolist() == [[1, 39], [2, 39], [2, 41], [3, 39], [3, 41]]
 
 
+def steps_of(path: Path, key: int = 60) -> list[int]:
+    return read_midi("a", path.read_bytes(), 2)[:, key - 21].tolist()
+
+
+def tracks(path: Path, *each: tuple[object, ...]) -> Path:
+    file = mido.MidiFile(ticks_per_beat=480)
+    file.tracks += [mido.MidiTrack(messages) for messages in each]
+    file.save(path)
+    return path
+
+
+def test_half_steps_are_spread_evenly(tmp_path: Path) -> None:
+    # Sixteen sixteenths of two steps a quarter: each lies on a half step.
+    run = [note(kind, 40 + n, time) for n in range(16) for kind, time in (("note_on", 0), ("note_off", 120))]
+    roll = read_midi("a", midi(tmp_path / "a.mid", *run).read_bytes(), 2)
+    assert roll.sum(1).tolist() == [1, 2, 2, 2, 2, 2, 2, 2, 1]
+
+
+LONG = (note("note_on", 60, 0), note("note_off", 60, 4 * 480))
+SHORT = (note("note_on", 60, 0), note("note_off", 60, 480))
+AFTER = (note("note_on", 60, 4 * 480), note("note_off", 60, 480))
+
+
+@pytest.mark.parametrize("each", [(LONG, SHORT), (SHORT, LONG)])
+def test_a_note_sounds_as_long_as_any_track_holds_it(each: tuple[tuple[object, ...], ...], tmp_path: Path) -> None:
+    assert steps_of(tracks(tmp_path / "a.mid", *each)) == [1] * 8
+
+
+@pytest.mark.parametrize("each", [(LONG, AFTER), (AFTER, LONG)])
+def test_a_note_handed_from_track_to_track_goes_on(each: tuple[tuple[object, ...], ...], tmp_path: Path) -> None:
+    assert steps_of(tracks(tmp_path / "a.mid", *each)) == [1] * 10
+
+
+def test_a_note_struck_again_as_it_is_released_goes_on_in_whatever_order(tmp_path: Path) -> None:
+    first, again = note("note_on", 60, 0), [note("note_on", 60, 4 * 480), note("note_off", 60, 0)]
+    late = [note("note_off", 60, 4 * 480), note("note_on", 60, 0)]
+    for turn in (again, late):
+        assert steps_of(midi(tmp_path / "a.mid", first, *turn, note("note_off", 60, 4 * 480))) == [1] * 16
+    grace = midi(tmp_path / "a.mid", note("note_on", 60, 0), note("note_off", 60, 0), note("note_on", 62, 960))
+    assert steps_of(grace)[:2] == [1, 0]  # of no length: one step
+
+
+def test_a_text_is_cut_at_line_ends_alone(tmp_path: Path) -> None:
+    text = "alpha beta\x0cgamma\u2028delta\x85 beta\r\nalpha delta\rbeta\n"
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_bytes(2 * text.encode())
+    for unit, count in (("word", 2 * (5 + 2 + 1 + 3)), ("character", 2 * (len(text) - 1))):
+        assert load("text", str(folder), unit=unit).splits["train"].numel() == count
+
+
 @pytest.mark.parametrize(
     ("messages", "complaint"),
     [

@@ -218,3 +218,14 @@ def test_so_does_it_where_products_are_torchs_own(capability: str) -> None:
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_gradient_that_is_a_view_of_the_opposite_numbers_has_its_sign():
+    gradients = []
+    for opposite in (lambda one: torch.complex(torch.zeros_like(one), one).conj().imag, lambda one: -one):
+        torch.manual_seed(0)
+        layer = GRU(1, 1)
+        opposite(layer(torch.ones(1, 1, 1))[0]).sum().backward()
+        gradients.append([parameter.grad for parameter in layer.parameters()])
+    for view, plain in zip(*gradients, strict=True):
+        assert torch.equal(view, plain)

@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 
+from gruclip.choices import BIAS_FREE_LIMIT, CELLS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
 from gruclip.data import Lanes, load
 from gruclip.errors import ConfigError, UserError
@@ -363,15 +364,16 @@ def _without_data(jobs: Any, count: int, display: Any, interrupted: Any, refuse:
         return train_in_processes(ptb, count, display, interrupted, refuse)
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("words", [True, False])
 def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iterations(
-    tmp_path: Path, data_root: Path, words: bool
+    tmp_path: Path, data_root: Path, words: bool, cell: str
 ) -> None:
     made = config(tmp_path) if words else music(tmp_path, data_root)
-    made = dataclasses.replace(made, precision="fp64")
+    made = dataclasses.replace(made, precision="fp64", model=dataclasses.replace(made.model, cell=cell))
     optimizers = [
         OptimizerConfig("gradient_clipping", lr=0.1, threshold=2.0),
-        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05),
+        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05 * BIAS_FREE_LIMIT[cell] / 2),
         OptimizerConfig("combined_clipping", lr=0.1, threshold=5.0, delta=0.4),
     ]
     runs = [dataclasses.replace(made, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
@@ -386,7 +388,9 @@ def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iteration
         for name in ("loss", "grad_norm"):
             expected = torch.cat([getattr(single, name) for single in singles])
             torch.testing.assert_close(getattr(together, name), expected, rtol=1e-9, atol=0)
+    together_valid = stack.evaluate("valid")
     for index, engine in enumerate(alone):
+        assert together_valid[index] == pytest.approx(engine.evaluate("valid")[0], rel=1e-9)
         found = stack.run_state(index)
         for name, tensor in engine.run_state(0).items():
             if name.startswith(("parameters/", "hidden/")):
