@@ -150,13 +150,22 @@ def test_the_wheel_works_outside_the_checkout(wheel: tuple[Path, Path], tmp_path
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout on a machine that has only an old Python."""
+    return _checkout(tmp_path, "3.9.2")
+
+
+def _checkout(tmp_path: Path, version: str) -> Path:
     checkout, tools = tmp_path / "checkout", tmp_path / "bin"
     (checkout / "scripts").mkdir(parents=True)
     tools.mkdir()
     for name in ("scripts/setup", "pyproject.toml", "constraints.txt"):
         shutil.copy(REPOSITORY / name, checkout / name)
     for name in ("python3.13", "python3.12", "python3.11", "python3"):
-        (tools / name).write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2\nexit 1\n')
+        # It says that it is of this version, and is asked with -c for no more.
+        pretended = f"import sys; sys.version_info = {(*map(int, version.split('.')),)}; "
+        (tools / name).write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && {{ echo Python {version}; exit; }}\n'
+            f'[ "$1" = -c ] && exec {sys.executable} -c "{pretended}$2"\nexit 1\n'
+        )
         (tools / name).chmod(0o755)
     for name in ("bash", "cat", "cksum", "dirname", "env"):
         (tools / name).symlink_to(str(shutil.which(name)))
@@ -168,10 +177,13 @@ def _setup(checkout: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([checkout / "scripts/setup"], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_setup_says_in_one_line_that_python_is_too_old(checkout: Path) -> None:
+@pytest.mark.parametrize("version", ["3.9.2", "3.10.14", "3.14.0"])
+def test_setup_says_in_one_line_that_it_has_no_sums_for_this_python(version: str, tmp_path: Path) -> None:
+    checkout = _checkout(tmp_path, version)
     done = _setup(checkout)
     assert done.returncode == 2
-    assert done.stderr == "scripts/setup: needs Python 3.11 or newer; found Python 3.9.2\n"
+    needed = "needs Python 3.11, 3.12 or 3.13, of which constraints.txt has the sums"
+    assert done.stderr == f"scripts/setup: {needed}; found Python {version}\n"
     assert not (checkout / ".venv").exists()
 
 
