@@ -75,6 +75,10 @@ class Submission:
         return [Submitted(handle, stack) for handle, stack in zip(handles, stacks, strict=True)]
 
 
+#: Parameters with which no job would do anything at 0 or below.
+ABOVE_ZERO = ("timeout_min", "cpus_per_task", "nodes", "tasks_per_node", "mem_gb", "array_parallelism")
+
+
 def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of the types that hydra-submitit-launcher gives them."""
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
@@ -86,6 +90,8 @@ def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             what = str(error).splitlines()[0]
             raise UserError(f"hydra.launcher.{name}={value}: {what}; see conf/hydra/launcher") from None
+        if name in ABOVE_ZERO and value is not None and not types[name] > 0:
+            raise UserError(f"hydra.launcher.{name}={value}: should be above 0")
     return {name: OmegaConf.to_container(types)[name] for name in parameters}  # type: ignore[index,call-overload]
 
 

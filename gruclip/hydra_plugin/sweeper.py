@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from gruclip.checks import check_idle
 from gruclip.config import RunConfig
+from gruclip.errors import ConfigError
 from gruclip.runs.files import told_by_name
 from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
@@ -47,6 +48,8 @@ class GridSweeper(Sweeper):
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed
         )
+        if self.composed.hydra.launcher.get("n_jobs") == 0:  # joblib's own error comes after the first file
+            raise ConfigError("hydra.launcher.n_jobs=0: should be a number of processes, or -1 for one a core")
         planned = check_runs(runs, defaults_of(runs, loader))
         if isinstance(launcher, StackedLauncher):
             launcher.check(planned)
