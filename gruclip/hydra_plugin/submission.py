@@ -76,7 +76,7 @@ class Submission:
 
 
 #: Parameters with which no job would do anything at 0 or below.
-ABOVE_ZERO = ("timeout_min", "cpus_per_task", "nodes", "tasks_per_node", "mem_gb", "array_parallelism")
+ABOVE_ZERO = ("timeout_min", "cpus_per_task", "nodes", "tasks_per_node", "mem_gb")
 
 
 def checked(parameters: Mapping[str, Any]) -> dict[str, Any]:
