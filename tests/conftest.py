@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -26,6 +27,14 @@ hypothesis.settings.register_profile(
     "gruclip", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("gruclip")
+
+
+@pytest.fixture(autouse=True)
+def logging_of_hydra() -> Iterator[None]:
+    """Hydra sets up logging for the whole process, on the streams that a test has: later tests would log to these."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture(scope="session")
