@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gruclip.choices import BIAS_FREE_LIMIT, METHODS, OWN_DATASETS
 from gruclip.errors import ConfigError
@@ -60,13 +61,18 @@ def _idle(run: RunConfig) -> dict[str, str]:
 
 
 def _check_dataset(run: RunConfig) -> None:
-    name, settings, usual = run.dataset.name, run.flat(), type(run)().flat()
+    name, settings, usual = run.dataset.name, run.flat(), _defaults(type(run))  # type: ignore[arg-type]
     if name in OWN_DATASETS and run.dataset.root is None:
         raise ConfigError(f"dataset.root=null: dataset={name} is a corpus of your own; say where it lies")
     for owner, names in OWN_DATASETS.items():
         for one in names:
             if owner != name and settings[one] != usual[one]:
                 raise ConfigError(f"{one}={settings[one]}: is for dataset={owner}, this is {name}; leave it out")
+
+
+@functools.cache  # thousands of runs are read at once
+def _defaults(kind: type[RunConfig]) -> dict[str, Any]:
+    return kind().flat()
 
 
 def _check_threshold(run: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from gruclip.spectral import (
     clip_singular_values_,
     clip_singular_values_deferred_,
 )
+from gruclip.training.progress import larger
 
 SIZES = (100, 200, 350, 650, 1024, 2048)
 LARGE = 4096
@@ -69,14 +69,9 @@ class Measured:
 
     def compare(self, weight: Tensor, target: Tensor, scale: float, limit: float) -> None:
         """Take a result's errors; both in float64."""
-        self.error = _larger(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
+        self.error = larger(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
         norm = float(torch.linalg.matrix_norm(weight, 2)) if bool(weight.isfinite().all()) else float("nan")
-        self.excess = _larger(self.excess, norm / limit - 1)
-
-
-def _larger(one: float, other: float) -> float:
-    """NaN where either is, which Python's max does not say."""
-    return max(one, other) if one == one and other == other else math.nan
+        self.excess = larger(self.excess, norm / limit - 1)
 
 
 def deferred(limit: float) -> Projection:

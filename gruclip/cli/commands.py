@@ -59,7 +59,7 @@ def writable(out: str | Path) -> Iterator[None]:
 
 def figure(options: Namespace) -> int:
     """``gruclip figure``"""
-    from gruclip.report.page import TIMED
+    from gruclip.report.figures.cost import TIMED
 
     runs = _places(options.runs, TIMED if options.which == "2" else "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
@@ -49,9 +49,11 @@ def _norms(stack: Tensor) -> Tensor:
     return torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=dtype).double()
 
 
-def is_finite(stack: Tensor, norms: Sequence[float]) -> bool:
-    """Whether a stack holds no NaN or infinity, given its norms, which may pass the largest number."""
-    return all(map(math.isfinite, norms)) or bool(stack.isfinite().all())
+def is_finite(norms: Sequence[float], form: Callable[[], Tensor]) -> bool:
+    """Whether a stack holds no NaN or infinity, given its norms, which may pass the largest number; only then it is
+    formed.
+    """
+    return all(map(math.isfinite, norms)) or bool(form().isfinite().all())
 
 
 def surely_inside(norms: Sequence[float], limits: Sequence[float]) -> bool:

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
+from gruclip.spectral import SpectralState
 
 COUNTS = ("last_clipped", "total_clipped")
 
 
-def entry_counts(*counts: int) -> dict[str, Tensor]:
-    """The values clipped in the last step and in all, as tensors on the CPU."""
-    return {name: torch.tensor(count, device="cpu") for name, count in zip(COUNTS, counts, strict=True)}
+def join(names: Sequence[str], counts: Sequence[tuple[int, int]], states: Sequence[SpectralState]) -> dict[str, Tensor]:
+    """What `split` takes apart: of each name the values clipped in the last step and in all, and its state."""
+    saved: dict[str, Tensor] = {}
+    for name, counted, state in zip(names, counts, states, strict=True):
+        for key, count in zip(COUNTS, counted, strict=True):
+            saved[f"{name}/{key}"] = torch.tensor(count, device="cpu")
+        saved |= {f"{name}/{key}": tensor for key, tensor in state.state_dict().items()}
+    return saved
 
 
 def split(saved: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, tuple[tuple[int, int], dict[str, Tensor]]]:

@@ -54,6 +54,12 @@ def check_optimizer(optimizer: object) -> None:
         raise UserError(f"optimizer of {type(optimizer).__name__}: should be a torch.optim.Optimizer")
 
 
+def trained_by(*optimizers: Optimizer) -> set[int]:
+    """The ids of the parameters that these optimizers have."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
 def matrices(offered: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters of two axes or more."""
     return [name for name, parameter in offered.items() if is_lazy(parameter) or parameter.dim() > 1]

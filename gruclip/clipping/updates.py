@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gruclip.clipping.matrices import check
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norms_of, surely_inside
-from gruclip.clipping.saved import entry_counts, split
+from gruclip.clipping.saved import join, split
 from gruclip.clipping.selection import Select, check_optimizer, matrices, number, pick
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import SpectralState, check_algorithm
@@ -140,14 +140,9 @@ class UpdateClipping:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next step depends on, and the counts: plain tensors."""
-        return {
-            f"{name}/{key}": tensor
-            for name, _, _ in self._chosen()
-            for key, tensor in {
-                **entry_counts(self.last_clipped.get(name, 0), self.total_clipped[name]),
-                **self.states[name].state_dict(),
-            }.items()
-        }
+        names = [name for name, _, _ in self._chosen()]
+        counts = [(self.last_clipped.get(name, 0), self.total_clipped[name]) for name in names]
+        return join(names, counts, [self.states[name] for name in names])
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Take what `state_dict` gave. Raises `UserError` if it is of other parameters."""
@@ -197,7 +192,7 @@ class UpdateClipping:
         under_way, self._under_way, self.last_clipped = self._under_way, [], {}
         every_norm = norms_of(update.change() for update in under_way)
         for update, norms in zip(under_way, every_norm, strict=True):
-            if not all(map(math.isfinite, norms)) and not is_finite(update.change(), norms):
+            if not is_finite(norms, update.change):
                 raise NonFiniteError(f"the update of {update.name} holds NaN or infinity; no update was clipped")
         for update, norms in zip(under_way, every_norm, strict=True):
             if surely_inside(norms, [update.limit]):

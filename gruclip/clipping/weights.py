@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from gruclip.clipping.matrices import ClippedParameter, find
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norm_dtype, norms_of, surely_inside
-from gruclip.clipping.saved import entry_counts, split
-from gruclip.clipping.selection import Select, check_optimizer, number
+from gruclip.clipping.saved import join, split
+from gruclip.clipping.selection import Select, check_optimizer, number, trained_by
 from gruclip.dynamics import StabilityLimit, stability_limit
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.spectral import SpectralState, check_algorithm, spectral_norm
@@ -112,8 +113,7 @@ class SpectralClipping:
             )
         for optimizer in optimizers:
             check_optimizer(optimizer)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        trained = trained_by(*optimizers)
         tensors = {entry.name: entry.tensor() for entry in self.parameters}
         left = [name for name, one in tensors.items() if one.requires_grad and id(one) not in trained]
         if left or not optimizers:
@@ -133,7 +133,7 @@ class SpectralClipping:
             before = self.last_clipped
             self.clip()
             if len(self._hooks) > 1:  # the last step of what another optimizer trains was that one's
-                trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+                trained = trained_by(optimizer)
                 for index, entry in enumerate(self.parameters):
                     if id(entry.tensor()) not in trained:
                         self.last_clipped[index] += before[index]
@@ -154,8 +154,8 @@ class SpectralClipping:
         """
         found = self._found()
         every_norm = norms_of([matrices for _, _, _, matrices in found])
-        for (_, entry, _, matrices), norms in zip(found, every_norm, strict=True):
-            if not is_finite(matrices, norms):
+        for (_, entry, parameter, _), norms in zip(found, every_norm, strict=True):
+            if not is_finite(norms, partial(entry.matrices, parameter)):
                 raise NonFiniteError(f"{entry.name} holds NaN or infinity; nothing was changed")
         self.last_clipped = [0] * len(self.parameters)
         for (index, entry, parameter, _), norms in zip(found, every_norm, strict=True):
@@ -199,13 +199,8 @@ class SpectralClipping:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next step depends on, and the counts: plain tensors."""
-        counts = [entry_counts(*pair) for pair in zip(self.last_clipped, self.total_clipped, strict=True)]
-        parts = zip(self.parameters, counts, self.states, strict=True)
-        return {
-            f"{entry.name}/{key}": tensor
-            for entry, counted, state in parts
-            for key, tensor in {**counted, **state.state_dict()}.items()
-        }
+        counts = list(zip(self.last_clipped, self.total_clipped, strict=True))
+        return join([entry.name for entry in self.parameters], counts, self.states)
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Take what `state_dict` gave. Raises `UserError` if it is of other layers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -12,9 +11,6 @@ from omegaconf import DictConfig
 
 from hydra_plugins.gruclip.jobs import settings_of
 from hydra_plugins.gruclip.settings import defaults_of, to_run
-
-if TYPE_CHECKING:
-    from gruclip.training.jobs import Job
 
 
 class StackedLauncher(Launcher):
@@ -25,12 +21,6 @@ class StackedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
-
-    def check(self, jobs: Sequence[Job]) -> None:
-        """Raise `UserError` where these runs, `stack_size` of them side by side, cannot be trained here."""
-        from gruclip.training.runner import check_fits
-
-        check_fits(jobs, stack=True, stack_size=self.stack_size)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from gruclip.training.runner import train

@@ -52,7 +52,7 @@ class GridSweeper(Sweeper):
             raise ConfigError("hydra.launcher.n_jobs=0: should be a number of processes, or -1 for one a core")
         planned = check_runs(runs, defaults_of(runs, loader))
         if isinstance(launcher, StackedLauncher):
-            launcher.check(planned)
+            check_fits(planned, stack=True, stack_size=launcher.stack_size)
         elif not isinstance(launcher, SubmittedLauncher):  # whose jobs may run on other machines
             check_fits(planned)
         for folder in dict.fromkeys(run.output_dir for run in runs):

@@ -75,17 +75,24 @@ def read_phases(folder: str | Path) -> dict[str, float] | None:
     """Of each phase the median over a run's epochs, without the first, of the seconds of an iteration; None where they
     are not known.
     """
-    names = {f"iteration.{phase}": phase for phase in timing.PHASES}
+    times = _times(folder)
+    return {phase: times[f"iteration.{phase}"] for phase in timing.PHASES} if "timing.iterations" in times else None
+
+
+def read_seconds(folder: str | Path) -> float | None:
+    """Seconds that a run was in training; None where that is not known."""
+    return _times(folder).get("seconds")
+
+
+def _times(folder: str | Path) -> dict[str, float]:
+    """The `timing.TIMING` of a run, those that are known."""
     try:
         if collected.is_collected(folder):
             line = collected.line_of(folder)
-            values = {phase: float(line[name]) for name, phase in names.items() if line[name]}
-        else:
-            condensed = timing.condensed(Path(folder) / "timing.csv")
-            values = {phase: float(condensed[name] or 0) for name, phase in names.items() if name in condensed}
+            return {name: float(line[name]) for name in timing.TIMING if line[name]}
+        return {name: one for name, one in timing.condensed(Path(folder) / "timing.csv").items() if one is not None}
     except UserError:
-        return None
-    return values or None
+        return {}
 
 
 def read_losses_and_norms(folder: str | Path) -> tuple[list[float], list[float]]:
@@ -95,17 +102,6 @@ def read_losses_and_norms(folder: str | Path) -> tuple[list[float], list[float]]
     if collected.is_collected(folder):
         return curves.columns_of(folder, ("valid_loss", "grad_norm_max"))
     return curves.columns_in(Path(folder) / "epochs.csv", ("valid_loss", "grad_norm_max"))
-
-
-def read_seconds(folder: str | Path) -> float | None:
-    """Seconds that a run was in training; None where that is not known."""
-    if collected.is_collected(folder):
-        text = collected.line_of(folder)["seconds"]
-        return float(text) if text else None
-    try:
-        return timing.condensed(Path(folder) / "timing.csv")["seconds"]
-    except UserError:
-        return None
 
 
 def read_explosions(folder: str | Path) -> dict[str, float | None] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gruclip.errors import MissingRuns, UserError
+from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import (
@@ -17,9 +17,9 @@ from gruclip.report.statistics import (
     best,
     bootstrap_interval,
     edge_notes,
-    finished,
     is_at_edge,
     reported,
+    some_finished,
     successful,
     summarise,
 )
@@ -30,9 +30,7 @@ def table_differences(runs: pd.DataFrame) -> list[render.Table]:
 
     Raises `UserError` where there are no two methods or rates to be compared.
     """
-    ended = finished(runs)
-    if ended.empty:
-        raise MissingRuns(f"table differences: none of these {len(runs)} runs has finished; train them to their end")
+    ended = some_finished(runs, "table differences")
     parts = [
         part
         for part in sections(ended, (*METHOD, "optimizer.lr"))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gruclip.report.recalled import paper_rate
 from gruclip.report.render import Table
-from gruclip.report.sections import IDENTITY, METHOD_NAMES, UNCOUNTED
+from gruclip.report.sections import METHOD_NAMES, SETTING, UNCOUNTED
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
 from gruclip.report.timing import PHASES
 
@@ -58,7 +58,7 @@ def _success(runs: pd.DataFrame, rate: float) -> Iterator[str]:
     for words, some in _by_rate(finished(runs), rate):
         counts = []
         for name, mine in some.groupby("optimizer.name", sort=False):
-            settings = mine.groupby([one for one in IDENTITY if one != "seed"], dropna=False)["status"]
+            settings = mine.groupby(list(SETTING), dropna=False)["status"]
             whole = settings.agg(lambda statuses: (statuses == "success").all())
             counts.append(
                 f"{METHOD_NAMES[name]} in {whole.sum()} of {len(whole)} settings "

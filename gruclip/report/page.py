@@ -23,12 +23,13 @@ from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import UserError
 from gruclip.report.collect import read_runs, read_seconds
 from gruclip.report.figures import FIGURES
+from gruclip.report.figures.cost import TIMED
 from gruclip.report.findings import findings
 from gruclip.report.multiples import multiples
 from gruclip.report.recalled import BESIDE, PROTOCOL, SOURCES, source
 from gruclip.report.render import Table
 from gruclip.report.rows import STATUSES
-from gruclip.report.sections import IDENTITY, value
+from gruclip.report.sections import SETTING, value
 from gruclip.report.tables import TABLES
 
 #: Columns of the table of all runs: what a reader sorts by, and its column in the frame.
@@ -47,8 +48,6 @@ COLUMNS = {
     "revision": "revision",
 }
 
-#: Where the runs lie that are timed for Figure 2, one after another and with nothing beside them.
-TIMED = "figure2"
 _UNTIMED = "for Figure 2 runs are timed alone, with: gruclip reproduce figure2"
 
 _TITLES = {
@@ -65,7 +64,7 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], named: str
     counts = runs["status"].value_counts()
     exploded = int(runs["exploded"].sum())
     words = [f"{counts[kind]} {kind}" for kind in STATUSES if kind in counts]
-    settings = runs.groupby([name for name in IDENTITY if name != "seed"], dropna=False, sort=False).ngroup()
+    settings = runs.groupby(list(SETTING), dropna=False, sort=False).ngroup()
     missing: list[str] = []
     panels, loss_range, norm_range = multiples(runs, settings, missing)
     options = _options(experiment, named)

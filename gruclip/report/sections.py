@@ -15,6 +15,8 @@ from gruclip.report import recalled
 
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
 IDENTITY = (*IDENTITY_SETTINGS, "data_sha256")
+#: What the seeds of one setting have in common.
+SETTING = tuple(name for name in IDENTITY if name != "seed")
 
 #: How a table's line on the runs that it cannot count begins.
 UNCOUNTED = "Not counted"
@@ -103,7 +105,7 @@ class Section:
 
 def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
     """The runs parted by every identity setting outside `free` (the seed is always free), in the order of `runs`."""
-    fixed = [name for name in IDENTITY if name not in (*free, "seed")]
+    fixed = [name for name in SETTING if name not in free]
     differing = tuple(name for name in fixed if runs[name].nunique(dropna=False) > 1)
     if not differing:
         return [Section(runs, frozenset(free), ())]

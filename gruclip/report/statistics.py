@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, stdtrit
 
+from gruclip.errors import MissingRuns
+
 #: From this many successful seeds on an interval is given, below it the points themselves.
 SEEDS_FOR_INTERVAL = 5
 
@@ -22,6 +24,14 @@ BEST_RATE = (
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that came to an end: success, failed or diverged."""
     return runs[runs["status"] != "unfinished"]
+
+
+def some_finished(runs: pd.DataFrame, what: str) -> pd.DataFrame:
+    """`finished`, for `what` shows nothing else; `MissingRuns` where there is none."""
+    ended = finished(runs)
+    if ended.empty:
+        raise MissingRuns(f"{what}: none of these {len(runs)} runs has finished; train them to their end")
+    return ended
 
 
 def successful(runs: pd.DataFrame) -> pd.DataFrame:

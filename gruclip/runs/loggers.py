@@ -64,20 +64,18 @@ def _check_wandb_account() -> None:
 class Loggers:
     """The loggers of a run. One that fails is told of once and dropped: it takes nothing else with it."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        config: Mapping[str, Any],
-        identity: str,
-        resume_step: int,
-        note: Callable[[str], object],
-    ) -> None:
-        """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged, and
-        `note` is told what has failed. Raises `ConfigError` for one that cannot be opened.
-        """
+    def __init__(self, note: Callable[[str], object]) -> None:
+        """None yet; `note` is told what has failed."""
         self._note = note
         self._open: dict[str, Logger] = {}
+
+    def open(
+        self, names: Sequence[str], folder: Path, config: Mapping[str, Any], identity: str, resume_step: int
+    ) -> None:
+        """A logger for each name but "csv"; `folder` is the run's, `resume_step` the last step already logged.
+
+        Raises `ConfigError` for one that cannot be opened.
+        """
         for name in names:
             if name != "csv":
                 try:

@@ -34,7 +34,7 @@ class ActiveRun:
         self.stack_size = 1
         self.name = str(job.folder.path)
         self.ended = False
-        self.loggers: Loggers | None = None
+        self.loggers = Loggers(display.note)
         self.last_checkpoint = time.monotonic()
         self.tensors: dict[str, Tensor] | None = None
         #: The best epoch's parameters and record, not written yet.
@@ -64,13 +64,8 @@ class ActiveRun:
                 check_versions(self.name, self.folder.environment(), environment)
         self.folder.write_config()
         # One may not be there, and then nothing is trained without it.
-        self.loggers = Loggers(
-            self.config.logger,
-            self.folder.path,
-            self.config.flat(),
-            self.folder.identity,
-            self.progress.step,
-            self.display.note,
+        self.loggers.open(
+            self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
         )
         columns = (EPOCH_COLUMNS, step_columns(self.config.model.num_layers), TIMING_COLUMNS)
         self.folder.open(
@@ -117,9 +112,8 @@ class ActiveRun:
         self.display.step(
             self.name, epoch=progress.epoch, step=progress.step, loss=loss, grad_norm=grad_norm, spectral_norm=norm
         )
-        if self.loggers is not None:
-            values = {"loss": loss, "grad_norm": grad_norm, "spectral_norm": norm, "values_clipped": clipped}
-            self.loggers.step(progress.step, values)
+        values = {"loss": loss, "grad_norm": grad_norm, "spectral_norm": norm, "values_clipped": clipped}
+        self.loggers.step(progress.step, values)
         progress.diverged = not math.isfinite(loss)
 
     def diverge(self, tensors: dict[str, Tensor]) -> None:
@@ -147,8 +141,7 @@ class ActiveRun:
         self.folder.append("timing.csv", progress.timing_row())
         named = dict(zip(EPOCH_COLUMNS, row, strict=True))
         self.display.epoch(self.name, named)
-        if self.loggers is not None:
-            self.loggers.epoch(progress.epoch, progress.step, named)
+        self.loggers.epoch(progress.epoch, progress.step, named)
         progress.schedule.after_epoch(self.config, progress.epoch, valid_loss)
         progress.iteration = 0
         if not math.isfinite(valid_loss):
@@ -192,13 +185,11 @@ class ActiveRun:
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)
         self.display.finish(self.name, summary["status"], message)
-        if self.loggers is not None:
-            self.loggers.close(summary["status"], summary)
+        self.loggers.close(summary["status"], summary)
 
     def _summary(self, finished: bool) -> dict[str, Any]:
         return self.progress.summary(self.job.corpus.unit, finished)
 
     def close(self) -> None:
-        if self.loggers is not None:
-            self.loggers.close("unfinished", self._summary(finished=False))
+        self.loggers.close("unfinished", self._summary(finished=False))
         self.folder.close()

@@ -22,6 +22,11 @@ def step_columns(num_layers: int) -> tuple[str, ...]:
     return ("step", "loss", "grad_norm", *norms, *radii, "values_clipped")
 
 
+def larger(one: float, other: float) -> float:
+    """NaN where either is, which Python's max does not say."""
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
+
+
 @dataclass
 class EpochTotals:
     """Sums over the iterations of the epoch under way."""
@@ -40,8 +45,7 @@ class EpochTotals:
         self.loss += loss * time_steps
         self.time_steps += time_steps
         self.grad_norm += grad_norm
-        if not self.grad_norm_max > grad_norm:  # NaN, once it is met, is the largest
-            self.grad_norm_max = grad_norm if self.grad_norm_max == self.grad_norm_max else self.grad_norm_max
+        self.grad_norm_max = larger(self.grad_norm_max, grad_norm)
         self.values_clipped += values_clipped
 
     def add_seconds(self, seconds: dict[str, float], stack_size: int) -> None:

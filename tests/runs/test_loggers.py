@@ -55,11 +55,13 @@ def log(kind, folder, *, first=1, last=3, resume_step=0, status="success"):
 
 def test_csv_needs_no_logger_and_the_others_are_told_in_their_order(folder):
     told = []
-    loggers = Loggers(["mlflow", "csv", "tensorboard"], folder, CONFIG, IDENTITY, 0, told.append)
+    loggers = Loggers(told.append)
+    loggers.open(["mlflow", "csv", "tensorboard"], folder, CONFIG, IDENTITY, 0)
     loggers._each(lambda logger: told.append(type(logger)))
     assert told == [MLflowLogger, TensorBoardLogger]
     loggers.close("success", SUMMARY)
-    Loggers(["csv"], folder, CONFIG, IDENTITY, 0, told.append).step(1, {"loss": 5.0})
+    loggers.open(["csv"], folder, CONFIG, IDENTITY, 0)
+    loggers.step(1, {"loss": 5.0})
     assert len(told) == 2
 
 
@@ -80,7 +82,8 @@ class Failing:
 def test_a_logger_that_fails_is_told_of_once_and_takes_nothing_with_it(folder, monkeypatch):
     monkeypatch.setitem(loggers.OPENERS, "mlflow", Failing)
     told = []
-    both = Loggers(["mlflow", "tensorboard"], folder, CONFIG, IDENTITY, 0, told.append)
+    both = Loggers(told.append)
+    both.open(["mlflow", "tensorboard"], folder, CONFIG, IDENTITY, 0)
     for step in range(1, 5):
         both.step(step, {"loss": 5.0})
     both.close("success", SUMMARY)

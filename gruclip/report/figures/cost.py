@@ -18,6 +18,9 @@ from gruclip.report.sections import METHOD, METHOD_NAMES, in_order, sections, se
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES, later
 
+#: Where the runs lie that are timed for this figure, one after another and with nothing beside them.
+TIMED = "figure2"
+
 GREYS = {"forward": "#E3E3E3", "backward": "#BDBDBD", "update": "#8A8A8A"}
 
 #: Settings that change no time of an iteration.

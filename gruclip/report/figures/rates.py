@@ -15,11 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 
 from gruclip.choices import OPTIMIZERS
-from gruclip.errors import MissingRuns
 from gruclip.report import style
 from gruclip.report.recalled import paper_rate
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting, value
-from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, finished, summarise
+from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, some_finished, summarise
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -35,10 +34,7 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
     bootstrap interval, or the runs themselves where fewer than five succeeded. A cross above says that at this rate
     at least one finished run did not succeed.
     """
-    ended = finished(runs)
-    if ended.empty:
-        raise MissingRuns(f"figure lr: none of these {len(runs)} runs has finished; train them to their end")
-    files, sweeps = [], rate_sweeps(ended)
+    files, sweeps = [], rate_sweeps(some_finished(runs, "figure lr"))
     for section in sweeps:
         first, differing = section.runs.iloc[0], section.differing if len(sweeps) > 1 else ()
         name = ",".join(["figure_lr", *(f"{name}={value(first[name])}" for name in differing)])
