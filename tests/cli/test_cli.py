@@ -21,6 +21,7 @@ import gruclip
 from gruclip.cli import main
 from gruclip.config import RunConfig
 from gruclip.kernels import compiled
+from gruclip.training.jobs import Job
 from gruclip.training.runner import RunResult
 
 TINY = ("model.hidden_size=4", "trainer.max_steps=1", "trainer.batch_size=2", "trainer.bptt=3")
@@ -49,7 +50,13 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     monkeypatch.chdir(tmp_path)
     recorded = Calls()
     recorded.stack_sizes = []
-    monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), "train", recorded)
+    runner = importlib.import_module("gruclip.training.runner")
+
+    def one_by_one(jobs: Sequence[Job], *, part_of_sweep: bool) -> list[RunResult]:
+        return recorded([job.config for job in jobs], defaults={})
+
+    monkeypatch.setattr(runner, "train", recorded)
+    monkeypatch.setattr(runner, "train_jobs", one_by_one)
     return recorded
 
 
@@ -64,16 +71,22 @@ def test_train_trains_one_run_and_names_it_by_its_experiment(calls: Calls, tmp_p
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_multirun_launches_its_runs_one_after_another(calls: Calls, tmp_path: Path) -> None:
-    assert main(["train", "-m", "optimizer=gradient_clipping,sgd", "optimizer.lr=0.3,1"]) == 0
-    assert [len(runs) for runs, _, _ in calls] == [1, 1, 1, 1]
-    assert [(run.optimizer.name, run.optimizer.lr) for (run,), _, _ in calls] == [
-        ("gradient_clipping", 0.3),
-        ("gradient_clipping", 1),
-        ("sgd", 0.3),
-        ("sgd", 1),
+def test_a_multirun_trains_its_runs_one_after_another_and_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "-m", "optimizer=gradient_clipping,sgd", "optimizer.lr=0.3,1", *TINY]) == 0
+    begun = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line.split("outputs/demo/")[0] for line in begun] == ["[1/4] ", "[2/4] ", "[3/4] ", "[4/4] "]
+    names = [",".join(line.split("outputs/demo/")[1].split(",")[:-5]) for line in begun]
+    assert names == [
+        "gradient_clipping,threshold=5,lr=0.3",
+        "gradient_clipping,threshold=5,lr=1",
+        "sgd,lr=0.3",
+        "sgd,lr=1",
     ]
-    assert {path.parent.name for path in tmp_path.rglob("*") if path.is_file()} == {".sweeps"}
+    assert len(list(tmp_path.rglob("summary.json"))) == 4
+    assert len(list((tmp_path / "outputs/.sweeps").iterdir())) == 1
 
 
 def test_the_stacked_launcher_hands_over_all_runs_at_once(calls: Calls, tmp_path: Path) -> None:
@@ -104,8 +117,8 @@ def test_help_of_train_lists_the_groups_and_every_setting(calls: Calls, capsys: 
 
 def test_an_experiment_and_a_sweep_need_no_plus(calls: Calls) -> None:
     assert main(["train", "experiment=demo", "seed=1"]) == 0
-    assert main(["train", "-m", "sweep=quickstart", "optimizer=combined_clipping"]) == 0
-    assert [len(runs) for runs, _, _ in calls] == [1, 1, 1]
+    assert main(["train", "-m", "hydra/launcher=stacked", "sweep=quickstart", "optimizer=combined_clipping"]) == 0
+    assert [len(runs) for runs, _, _ in calls] == [1, 2]
 
 
 def test_other_launchers_train_the_same_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,21 +170,21 @@ def test_reproduce_trains_what_is_missing_and_shows_the_table_and_the_figures(
 
 
 @pytest.mark.parametrize(
-    ("typed", "experiment", "launched"),
+    ("typed", "experiment", "stacked"),
     [
-        ("lr +experiment=demo", "demo", 1),
-        ("table2 seed=0,1", "nottingham", 1),
-        ("figure2 +experiment=demo output_dir=mine", "demo", 5),  # alone, one after another
+        ("lr +experiment=demo", "demo", True),
+        ("table2 seed=0,1", "nottingham", True),
+        ("figure2 +experiment=demo output_dir=mine", "demo", False),  # alone, one after another
     ],
 )
 def test_reproduce_launches_the_sweep_of_an_experiment(
-    typed: str, experiment: str, launched: int, calls: Calls, data_root: Path, capsys: pytest.CaptureFixture[str]
+    typed: str, experiment: str, stacked: bool, calls: Calls, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["reproduce", *typed.split(), f"dataset.root={data_root}"]) == 2  # no runs, since nothing trains here
     folder = "mine/figure2" if typed.startswith("figure2") else "outputs"
     assert f"{folder}/{experiment}: no runs there" in capsys.readouterr().err
-    assert len(calls) == launched
-    runs = [run for launched_runs, _, _ in calls for run in launched_runs]
+    ((runs, _, stack),) = calls
+    assert stack == stacked
     assert {(run.output_dir, run.experiment) for run in runs} == {(folder, experiment)}
 
 
