@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.display import Display
 from gruclip.training.interrupts import Interrupts, ignored
 from gruclip.training.jobs import Job
-from hydra_plugins.gruclip.submission import Submission, Submitted, check_finished, report
+from hydra_plugins.gruclip.submission import JOB_FOLDER, Submission, Submitted, check_finished, report
 from hydra_plugins.gruclip.work import STOPPED
 
 POLL_SECONDS = 0.2
@@ -50,4 +51,6 @@ def train(
             one.handle._process.terminate()
         for one in running:
             one.handle._process.wait()
+        with suppress(OSError):  # submitit's local executor makes it beside those of its jobs
+            (submission.folder / JOB_FOLDER).rmdir()
     check_finished(ended)

@@ -18,6 +18,9 @@ from gruclip.training.display import Display
 from gruclip.training.jobs import Job
 from hydra_plugins.gruclip.work import StackWork
 
+#: A job's, where submitit puts the job's number in the place of the sign.
+JOB_FOLDER = "%A"
+
 #: Parameters of every executor of submitit's; the others carry the executor's name.
 SHARED = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
 
@@ -65,7 +68,7 @@ class Submission:
         runs = [[job.config for job in stack] for stack in stacks]
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints there what it raises
-                executor = submitit.AutoExecutor(self.folder / "%A", cluster=self.executor, **retries)
+                executor = submitit.AutoExecutor(self.folder / JOB_FOLDER, cluster=self.executor, **retries)
                 executor.update_parameters(**own)
                 handles = executor.map_array(StackWork(self.defaults, self.all_at_a_time), runs)
         except (FailedJobError, OSError, RuntimeError, ValueError) as error:

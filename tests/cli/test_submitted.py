@@ -219,6 +219,7 @@ def test_a_preempted_job_is_started_again_and_ends_with_the_same_bits(tmp_path: 
     assert [line.split(": ")[1] for line in said.splitlines()] == ["2 runs finished"] * 2
     logs = sorted((tmp_path / "jobs/.submitit").glob("*/*_log.out"), key=lambda path: path.stat().st_mtime)
     assert [log.read_text().count("Loading pickle") for log in logs] == [2, 1]
+    assert {log.parent for log in logs} == set((tmp_path / "jobs/.submitit").iterdir())
     assert "Requeued job" in logs[0].read_text()
     (record,) = sweeps(tmp_path / "jobs")
     assert (len(record.runs), record.pid) == (4, sweep.pid)
