@@ -29,9 +29,7 @@ def check_together(run: RunConfig) -> None:
     _check_delta(run)
     _check_end(run)
     if run.precision == "bf16" and run.model.cell != "gru":
-        raise ConfigError(
-            f"precision=bf16: is for model.cell=gru, torch's {run.model.cell} has none here; leave it out"
-        )
+        raise ConfigError(f"precision=bf16: is for model.cell=gru, this is {run.model.cell}; leave it out")
 
 
 def check_idle(runs: Sequence[RunConfig], typed: Collection[str]) -> None:

@@ -48,6 +48,10 @@ from gruclip.rules import (
 #: Settings that cannot change a number of a run, and so are no part of its identity.
 NOT_IDENTITY = ("experiment", "device", "output_dir", "resume", "dataset.root", "logger", "trainer.checkpoint_minutes")
 
+#: Settings that came when runs had been kept already, each with the value that those were trained with: at that value
+#: it is no part of an identity, and collected files need not have its column. So older runs stay what they were.
+ADDED: dict[str, Any] = {}
+
 SMOKE_STEPS = 20
 SHORT_PATIENCE = 3
 BUDGET_MEANING = (
@@ -212,9 +216,14 @@ class RunConfig:
         return dict(_flatten("", vars(self)))
 
     def identity_settings(self) -> dict[str, Any]:
-        """The settings that can change a number of the run."""
+        """The settings that can change a number of the run; of those `ADDED` the ones that make it another."""
         foreign = {name for owner, names in OWN_DATASETS.items() if owner != self.dataset.name for name in names}
-        return {name: value for name, value in self.flat().items() if name not in foreign.union(NOT_IDENTITY)}
+        left_out = foreign.union(NOT_IDENTITY)
+        return {
+            name: value
+            for name, value in self.flat().items()
+            if name not in left_out and not (name in ADDED and value == ADDED[name])
+        }
 
     def identity(self, data_checksum: str) -> str:
         """Hash (hex, 64 digits) of everything that can change a number of the run, its data included."""

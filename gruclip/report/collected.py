@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gruclip import config
+from gruclip.choices import OWN_DATASETS
 from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
 from gruclip.report.explosions import COUNTS
@@ -33,6 +35,9 @@ SETTINGS = (*IDENTITY_SETTINGS, "experiment")
 NUMBERS = (*TIMING, *COUNTS)
 COLUMNS = (*WHO, *SETTINGS, *SUMMARY, *ENVIRONMENT, *NUMBERS)
 EXTRA = "summary."
+
+#: In the place of the path of a corpus of one's own, which says something of somebody's machine alone.
+NOT_KEPT = "not kept"
 
 REMEDY = "take the committed file back, or remove it and write it anew with: gruclip collect"
 
@@ -119,11 +124,12 @@ def _lines(path: Path) -> list[tuple[int, Record]]:
     try:
         header = next(reader, [])
         _check_columns(path, header)
+        added = {name: _text(value) for name, value in config.ADDED.items()}
         lines = []
         for fields in reader:
             if len(fields) != len(header):
                 raise UserError(f"{path}: line {reader.line_num}: {len(fields)} fields of {len(header)}; {REMEDY}")
-            lines.append((reader.line_num, dict(zip(header, fields, strict=True))))
+            lines.append((reader.line_num, {**added, **dict(zip(header, fields, strict=True))}))
         return lines
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: damaged ({error}); {REMEDY}") from None
@@ -144,7 +150,7 @@ def decoded(path: Path) -> str:
 
 def _check_columns(path: Path, header: list[str]) -> None:
     foreign = [name for name in header if name not in COLUMNS and not name.startswith(EXTRA)]
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [name for name in COLUMNS if name not in header and name not in config.ADDED]
     twice = [name for name in header if header.count(name) > 1]
     for names, what in ((foreign, "no column of collected runs"), (missing, "lacks the column"), (twice, "twice")):
         if names:
@@ -157,8 +163,10 @@ def _row(path: Path, line: Record) -> Row:
     for name in SETTINGS:
         *group, last = name.split(".")
         (settings.setdefault(group[0], {}) if group else settings)[last] = _value(line[name], _kinds()[name], name)
-    config = RunConfig.from_dict(settings)
-    if config.identity(line["data_sha256"]) != line["identity"]:
+    if settings["dataset"]["name"] in OWN_DATASETS:
+        settings["dataset"]["root"] = NOT_KEPT
+    run = RunConfig.from_dict(settings)
+    if run.identity(line["data_sha256"]) != line["identity"]:
         raise ValueError(f"altered: its settings are not those of its identity {line['identity'][:12]}")
     summary = {name: _value(line[name], _SUMMARY_KINDS[name], name) for name in SUMMARY}
     if summary["status"] == "unfinished":
@@ -168,7 +176,7 @@ def _row(path: Path, line: Record) -> Row:
     if line["kernels"] and not all(isinstance(json.loads(stage), dict) for stage in line["kernels"].split(" then ")):
         raise ValueError(f"kernels={line['kernels']}: should be JSON objects with ' then ' between them")
     where = {"identity": line["identity"], "data_sha256": line["data_sha256"]}
-    return row(config, summary, folder=path / line["run"], environment=environment, **where)
+    return row(run, summary, folder=path / line["run"], environment=environment, **where)
 
 
 def _check_numbers(line: Record) -> None:

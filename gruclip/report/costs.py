@@ -14,7 +14,7 @@ from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, kno
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES
 
-#: Runs of one line are timed on the same kind of machine, with as many threads and as many neighbours.
+#: Runs of one line are timed on the same kind of machine with as many threads.
 PLACE = ("processor", "threads")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, label, sections, setting
 from gruclip.report.statistics import (
     BEST_RATE,
     SEEDS_FOR_INTERVAL,
@@ -58,7 +58,7 @@ def _differences(part: Section) -> render.Table:
         f"over these seeds, not corrected for how many are compared. Open: fewer than {SEEDS_FOR_INTERVAL} such seeds, "
         "or an interval that holds 0."
     )
-    notes = [*edge_notes(chosen.loc[chosen["at_edge"], "setting"].tolist()), *origins.notes(part.runs)]
+    notes = [*edge_notes([label(row) for _, row in chosen[chosen["at_edge"]].iterrows()]), *origins.notes(part.runs)]
     return render.Table("Differences", caption, lines, lines, notes)
 
 

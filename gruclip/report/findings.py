@@ -36,7 +36,7 @@ def findings(runs: pd.DataFrame, tables: Mapping[str, list[Table]]) -> list[Find
     return [Finding(question, list(sentences)) for question, sentences in answers.items()]
 
 
-def _explosions(tables: Mapping[str, list[Table]], rate: float) -> Iterator[str]:
+def _explosions(tables: Mapping[str, list[Table]], rate: float | None) -> Iterator[str]:
     if "explosions" not in tables:
         return
     values = pd.concat([table.values for table in tables["explosions"]])
@@ -54,7 +54,7 @@ def _explosions(tables: Mapping[str, list[Table]], rate: float) -> Iterator[str]
     )
 
 
-def _success(runs: pd.DataFrame, rate: float) -> Iterator[str]:
+def _success(runs: pd.DataFrame, rate: float | None) -> Iterator[str]:
     for words, some in _by_rate(finished(runs), rate):
         counts = []
         for name, mine in some.groupby("optimizer.name", sort=False):
@@ -67,7 +67,10 @@ def _success(runs: pd.DataFrame, rate: float) -> Iterator[str]:
         yield f"Every seed succeeds {words}: {', '.join(counts)}."
 
 
-def _by_rate(runs: pd.DataFrame, rate: float) -> Iterator[tuple[str, pd.DataFrame]]:
+def _by_rate(runs: pd.DataFrame, rate: float | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    if rate is None:
+        yield "at the rates tried", runs
+        return
     at_rate = runs["optimizer.lr"] == rate
     for words, some in ((f"at the protocol's rate, {rate:g}", runs[at_rate]), ("at other rates", runs[~at_rate])):
         if len(some):
@@ -85,7 +88,10 @@ def _lower(tables: Mapping[str, list[Table]]) -> Iterator[str]:
         parts = []
         for verdict, mine in cells[cells["verdict"] != "reference"].groupby("verdict", sort=False):
             numbers = verdict not in ("open", "never succeeds")
-            named = [f"{row['setting']}{' ' + row['difference'] if numbers else ''}" for _, row in mine.iterrows()]
+            named = [
+                f"{row['setting'] or row['method']}{' ' + row['difference'] if numbers else ''}"
+                for _, row in mine.iterrows()
+            ]
             parts.append(f"{few if verdict == 'open' else str(verdict).capitalize()}: {'; '.join(named)}")
         yield f"{table.settings}, each at its best rate, against {against}. {'. '.join(parts) or 'Nothing to compare'}."
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gruclip.choices import WORD_DATASETS
+from gruclip.choices import OWN_DATASETS, WORD_DATASETS
 
 HEADING = "paper (recalled, unchecked)"
 
@@ -50,8 +50,11 @@ VALUES: dict[str, dict[tuple[str, float], Recalled]] = {
 }
 
 
-def paper_rate(dataset: str) -> float:
-    """The learning rate at the start of training: 1 for the language model, 0.1 for the music model."""
+def paper_rate(dataset: str) -> float | None:
+    """The protocol's learning rate at the start of training: 1 for the language model, 0.1 for the music model; None
+    for a corpus of one's own, of which it says nothing."""
+    if dataset in OWN_DATASETS:
+        return None
     return 1.0 if dataset in WORD_DATASETS else 0.1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -45,6 +45,7 @@ class Section:
     runs: pd.DataFrame
     free: frozenset[str]
     differing: tuple[str, ...]
+    told: tuple[str, ...] = ()  #: settings without whose values its caption would be another section's
 
     @property
     def dataset(self) -> str:
@@ -99,8 +100,8 @@ class Section:
     def others(self) -> list[str]:
         """``name=value`` of the unstated settings that depart from the protocol or between sections."""
         first = self.runs.iloc[0]
-        names = [name for name in IDENTITY if name in (*self.departures, *self.differing) and name not in _STATED]
-        return [f"{name}={value(first[name])}" for name in names]
+        unstated = {*self.departures, *self.differing}.difference(_STATED).union(self.told)
+        return [f"{name}={value(first[name])}" for name in IDENTITY if name in unstated]
 
 
 def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
@@ -110,7 +111,19 @@ def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
     if not differing:
         return [Section(runs, frozenset(free), ())]
     groups = runs.groupby(list(differing), dropna=False, sort=False)
-    return [Section(group, frozenset(free), differing) for _, group in groups]
+    return _told_apart([Section(group, frozenset(free), differing) for _, group in groups])
+
+
+def _told_apart(parts: list[Section]) -> list[Section]:
+    """The sections, those of equal captions with what parts them: settings that a caption states of other runs, as
+    max_epochs, which it leaves out of those that max_steps ends."""
+    captions = [part.caption for part in parts]
+    told = []
+    for part, caption in zip(parts, captions, strict=True):
+        same = [one.runs.iloc[0] for one, other in zip(parts, captions, strict=True) if other == caption]
+        values = pd.DataFrame(same)[list(part.differing)].nunique(dropna=False)
+        told.append(replace(part, told=tuple(values.index[values > 1])))
+    return told
 
 
 def known(parts: Sequence[Section], columns: Collection[str]) -> list[Section]:
@@ -122,7 +135,7 @@ def uncounted(part: Section, counted: pd.DataFrame, what: str) -> list[str]:
     """A line on the finished runs of a section that a table cannot count: it names the settings they are of."""
     left = in_order(part.runs.drop(counted.index))
     numbers = left.groupby(list(METHOD), dropna=False, sort=False).size()
-    names = [setting(dict(zip(METHOD, key, strict=True))) or METHOD_NAMES[key[0]] for key in numbers.index]
+    names = [label(dict(zip(METHOD, key, strict=True))) for key in numbers.index]
     runs = [f"{name} ({number} run{'s' * (number != 1)})" for name, number in zip(names, numbers, strict=True)]
     return [f"{UNCOUNTED}, for they came without {what}: {', '.join(runs)}."] if runs else []
 
@@ -153,6 +166,11 @@ def setting(row: Mapping[str, Any] | pd.Series) -> str:
     """A method's parameters, e.g. "threshold 5, delta 0.2"; empty for plain SGD."""
     parts = [(name, row[f"optimizer.{name}"]) for name in ("threshold", "delta")]
     return ", ".join(f"{name} {value:g}" for name, value in parts if pd.notna(value))
+
+
+def label(row: Mapping[str, Any] | pd.Series) -> str:
+    """A method's parameters, or its name where it has none: what tells it from the others in a sentence."""
+    return setting(row) or METHOD_NAMES[row["optimizer.name"]]
 
 
 def delta_fraction(row: Mapping[str, Any]) -> float:

@@ -25,6 +25,7 @@ from gruclip.report.sections import (
     Section,
     delta_fraction,
     in_order,
+    label,
     rate_sweeps,
     sections,
     setting,
@@ -209,7 +210,15 @@ def _rates(part: Section) -> render.Table:
         row = best(rates)
         at = None if row is None else row["optimizer.lr"]
         if is_at_edge(rates, at):
-            at_edge.append(setting(rates.iloc[0]))
+            at_edge.append(label(rates.iloc[0]))
+        at_protocol = (
+            {
+                f"success at rate {rate:g}": _success(by_rate.get(rate), "not run"),
+                f"test {part.loss} at rate {rate:g}": _test(by_rate.get(rate), part, "not run"),
+            }
+            if rate is not None
+            else {}
+        )
         lines.append(
             {
                 "method": METHOD_NAMES[rates["optimizer.name"].iloc[0]],
@@ -218,13 +227,13 @@ def _rates(part: Section) -> render.Table:
                 "success there": _success(by_rate.get(at), "N/A"),
                 f"test {part.loss} there": _test(by_rate.get(at), part, "N/A"),
                 "succeeds at rates": ", ".join(map(_stretch, succeeding_rates(rates))) or "none",
-                f"success at rate {rate:g}": _success(by_rate.get(rate), "not run"),
-                f"test {part.loss} at rate {rate:g}": _test(by_rate.get(rate), part, "not run"),
+                **at_protocol,
             }
         )
         values.append(rates.assign(best=rates["optimizer.lr"] == at))
+    protocol = "" if rate is None else f"; the protocol's rate is {rate:g}"
     caption = (
-        f"{part.caption}. Best rate: {BEST_RATE}; the protocol's rate is {rate:g}. {SUCCESS} {part.loss_and_unit}: "
+        f"{part.caption}. Best rate: {BEST_RATE}{protocol}. {SUCCESS} {part.loss_and_unit}: "
         "mean over the successful runs with its 95 % bootstrap interval; of fewer than "
         f"{SEEDS_FOR_INTERVAL} successful runs the values themselves. A method succeeds at a rate where all its "
         "finished runs do; a range holds every rate tried within it."

@@ -21,7 +21,7 @@ def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
     if config.dataset.name in OWN_DATASETS:  # of which there may be several: by the last part of where they lie
         settings["dataset.root"] = Path(str(config.dataset.root)).expanduser().resolve().name
     parts = [config.optimizer.name]
-    parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings[name] is not None]
+    parts += [f"{_short(name)}={_text(settings[name])}" for name in LEADING_SETTINGS if settings.get(name) is not None]
     named = (*LEADING_SETTINGS, "optimizer.name")
     parts += [
         f"{_short(name)}={_text(value)}"

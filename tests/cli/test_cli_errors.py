@@ -76,7 +76,7 @@ BAD_COMMANDS = [
     ("train -m hydra.sweeper.grids=null", "hydra.sweeper.grids=None: should be a list of mappings"),
     ("train -m hydra.sweeper.grids=[1]", "hydra.sweeper.grids=[1]: should be a list of mappings"),
     ("train seed=1" + 400 * "0", "0: should be a whole number from 0 to 2**32 - 1"),
-    ("train precision=bf16 model.cell=lstm", "precision=bf16: is for model.cell=gru, torch's lstm has none here"),
+    ("train precision=bf16 model.cell=lstm", "precision=bf16: is for model.cell=gru, this is lstm; leave it out"),
     ("train schedule.factor=2", "schedule.factor=2.0: does nothing here (schedule=constant has none); leave it out"),
     (
         "train +experiment=ptb schedule.min_lr=1",

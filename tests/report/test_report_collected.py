@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_runs import DEMO, PTB, config, perplexity, steps, summary, timing, write_run
+from made_runs import DATA_SHA256, DEMO, PTB, config, perplexity, steps, summary, timing, write_run
 
 from gruclip.bench import gpu_runs, gpu_study
 from gruclip.cli import main
+from gruclip.config import ADDED as added
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.report import collect, collected, curves, tables
@@ -121,6 +122,45 @@ def test_a_run_with_other_results_is_refused_and_both_are_kept(tmp_path: Path) -
     assert (tmp_path / "paper/ptb.csv").read_bytes() == before
     with pytest.raises(UserError, match="the same run"):
         collect.read_runs([tmp_path / "o", tmp_path / "paper"], "ptb")
+
+
+OWN = (("text", {"vocabulary": 100}, "1"), ("piano_roll", {"steps_per_beat": 4}, "2"))
+
+
+@pytest.mark.parametrize(("name", "own", "which"), OWN)
+def test_runs_on_a_corpus_of_ones_own_are_kept_without_its_place(
+    name: str, own: dict[str, int], which: str, tmp_path: Path
+) -> None:
+    corpus = {"dataset": {"name": name, "root": str(tmp_path / "somewhere"), **own}, "experiment": "mine"}
+    folder = write_run(tmp_path / "o", config(corpus, "sgd"), summary())
+    for _ in range(2):
+        gather(tmp_path / "o", tmp_path / "paper")
+    kept = tmp_path / "paper/mine.csv"
+    assert "somewhere" not in kept.read_text()
+    both = collect.read_runs([tmp_path / "o", tmp_path / "paper"], "mine")
+    assert list(both["folder"]) == [str(folder)]
+    of_folders, of_the_file = (
+        tables.table(which, collect.read_runs(place, "mine")) for place in (folder.parents[1], kept.parent)
+    )
+    assert of_the_file == of_folders
+
+
+def test_runs_of_before_a_setting_was_added_are_what_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other = config(PTB, "sgd"), config(PTB, "sgd", trainer__radius_every=49)
+    with_it = run.identity(DATA_SHA256)
+    monkeypatch.setitem(added, "trainer.radius_every", 50)
+    before = {name: value for name, value in run.identity_settings().items() if name != "trainer.radius_every"}
+    assert run.identity_settings() == before
+    assert len({with_it, run.identity(DATA_SHA256), other.identity(DATA_SHA256)}) == 3
+    write_run(tmp_path / "o", run, summary())
+    gather(tmp_path / "o", tmp_path / "paper")
+    path = tmp_path / "paper/ptb.csv"
+    lines = list(collected.csv.reader(path.read_text().splitlines()))
+    place = lines[0].index("trainer.radius_every")
+    with path.open("w", newline="") as file:
+        collected.csv.writer(file, lineterminator="\n").writerows(line[:place] + line[place + 1 :] for line in lines)
+    (row,) = collect.read_runs(tmp_path / "paper", "ptb").to_dict("records")
+    assert (row["identity"], row["trainer.radius_every"]) == (run.identity(DATA_SHA256), 50)
 
 
 def test_runs_kept_apart_stay_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from made_runs import DEMO, NOTTINGHAM, PTB, config, frame, perplexity, summary,
 from gruclip.cli import arguments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from gruclip.report import collect, tables
+from gruclip.report import collect, sections, tables
 
 EXPECTED = """\
 **Table 1.** Penn Treebank, gru 1 x 650, fp32, learning rate 1, 75 epochs. Success: the validation loss at every \
@@ -122,6 +122,38 @@ def test_short_runs_have_a_table_of_their_own() -> None:
     assert text.count("**Table 1.**") == 2
     assert "100.0 ± 0.0" in text
     assert "200.0 " in text
+
+
+def test_no_two_tables_have_the_same_caption() -> None:
+    """Runs that max_steps ends state it, and not the epochs that they would have had."""
+    runs = [
+        (config(PTB, "sgd", trainer__max_steps=20, trainer__max_epochs=epochs, optimizer__lr=rate), summary())
+        for epochs in (1, 2, 75)
+        for rate in (0.5, 1.0)
+    ]
+    parts = sections.sections(frame(runs), ["optimizer.name"])
+    captions = [part.caption for part in parts]
+    assert len(set(captions)) == len(runs)
+    assert [caption.count("trainer.max_epochs=") for caption in captions] == [1] * len(runs)
+    (whole,) = sections.sections(frame(runs[:1]), ["optimizer.name"])
+    assert "max_epochs" not in whole.caption
+
+
+def test_a_corpus_of_ones_own_has_no_protocol_to_be_judged_by() -> None:
+    own = {"experiment": "mine", "dataset": {"name": "text", "root": "somewhere"}}
+    runs = frame(
+        [(config(own, "sgd", optimizer__lr=rate, seed=seed), summary()) for rate in (0.5, 1) for seed in (0, 1)]
+    )
+    assert [table.caption.split(", ")[3] for table in tables.TABLES["1"](runs)] == [
+        "learning rate 0.5",
+        "learning rate 1",
+    ]
+    (rates,) = tables.TABLES["lr"](runs)
+    assert "protocol" not in rates.caption
+    assert list(rates.cells) == [
+        "method", "setting", "best rate", "success there", "test perplexity there", "succeeds at rates",
+    ]  # fmt: skip
+    assert rates.notes == ["The best rate is at the edge of those tried: SGD."]
 
 
 def test_table_1_is_at_the_protocols_rate_and_says_where_the_others_are() -> None:

@@ -55,7 +55,9 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
         _dress(failures, loss, success, section)
         tests = np.concatenate(list(summary["test"]))
         if len(tests):
-            loss.set_ylim(0.97 * tests.min(), 1.03 * tests.max())
+            low, high = tests.min(), tests.max()
+            room = max(1.03, (high / low) ** 0.05)  # of a logarithmic axis, for the markers
+            loss.set_ylim(low / room, high * room)
         for rates, look, offset in zip(lines, looks, offsets, strict=True):
             rates = rates.sort_values("optimizer.lr")
             at = rates["optimizer.lr"] * offset
@@ -65,9 +67,12 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
             failed = at[rates["succeeded"] < rates["finished"]]
             row = OPTIMIZERS.index(rates["optimizer.name"].iloc[0])
             failures.plot(failed, np.full(len(failed), row), "x", color=look["color"], markersize=3)
-        for panel in (failures, loss, success):
-            panel.axvline(protocol, color="black", linewidth=0.5, linestyle=":", zorder=0)
-        success.set_xlabel(f"learning rate at the start, points set apart\n(dotted: the protocol's, {protocol:g})")
+        words = "learning rate at the start, points set apart"
+        if protocol is not None:
+            words += f"\n(dotted: the protocol's, {protocol:g})"
+            for panel in (failures, loss, success):
+                panel.axvline(protocol, color="black", linewidth=0.5, linestyle=":", zorder=0)
+        success.set_xlabel(words)
         success.set_xticks(sorted(summary["optimizer.lr"].unique()))
         success.xaxis.set_minor_locator(NullLocator())
         handles = {_label(rates): Line2D([], [], **look) for rates, look in zip(lines, looks, strict=True)}
