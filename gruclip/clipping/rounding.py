@@ -15,6 +15,8 @@ from gruclip.spectral.thin import distance
 
 #: A Frobenius norm of `norms_of` is right up to that, and more.
 SLACK = 1e-3
+#: What a norm in float32 may lack, and more, for squares that were rounded to zero.
+LOST = 1e-15
 #: Elements of a matrix from which float32 sums of its squares may be wrong by more on a CPU.
 LARGE = 1 << 16
 #: A vector's norm up to limit (1 + NEAR) counts as inside: in 16 or 32 bits, and in float64.
@@ -58,7 +60,7 @@ def is_finite(norms: Sequence[float], form: Callable[[], Tensor]) -> bool:
 
 def surely_inside(norms: Sequence[float], limits: Sequence[float]) -> bool:
     """Whether no singular value can pass its limit, since no Frobenius norm does."""
-    return all(norm <= (1 - SLACK) * limit for norm, limit in zip(norms, limits, strict=True))
+    return all(max(norm, LOST) <= (1 - SLACK) * limit for norm, limit in zip(norms, limits, strict=True))
 
 
 def clip_matrices_(

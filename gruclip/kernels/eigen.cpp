@@ -144,14 +144,14 @@ extern "C" {
 
 // How many eigenvalues of the band are above each of `most` thresholds.
 void gruclip_count_above(long* counts, const double* band, const double* thresholds, long n, long most) {
-    // A pivot near zero would cost digits: what most of several numbers say that are next to each other.
+    // Where a pivot near zero costs digits, numbers beside it tell: what most of several say that are next to each other.
     constexpr int SHIFTS = DOUBLES;
     for (long first = 0; first < most; first += MOST_CHAINS) {
         const long chains = std::min<long>(MOST_CHAINS, most - first);
         dvec shifts[MOST_CHAINS] = {};
         lvec above[MOST_CHAINS];
         for (long c = 0; c < chains; c++)
-            for (int s = 0; s < SHIFTS; s++) shifts[c][s] = thresholds[first + c] * (1 + s * 1e-9);
+            for (int s = 0; s < SHIFTS; s++) shifts[c][s] = thresholds[first + c] + s * 1e-9;
         count_above(band, n, shifts, above, chains);
         for (long c = 0; c < chains; c++) {
             long sorted[SHIFTS];

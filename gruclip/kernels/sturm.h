@@ -11,10 +11,13 @@ namespace {
 // Registers side by side, at most, since each waits for its own last division.
 constexpr int MOST_CHAINS = 6;
 
-// How many eigenvalues of the band are above each of the `shifts`: the signs of the pivots of L D L^T.
+// How many eigenvalues of the band, whose largest entry is 1, are above each of the `shifts`: the signs of the pivots of
+// L D L^T. Nothing is pivoted: a pivot near zero makes numbers of its reciprocal's size, of which nothing is left when
+// they cancel, as the middle of the interval does of a Toeplitz matrix. One below LEAST is moved there, which moves an
+// eigenvalue by as much at most, and leaves rounding errors of 1e-16 / LEAST.
 template <int CHAINS>
 void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
-    constexpr double LEAST = 1e-290;
+    constexpr double LEAST = 1e-8;
     dvec low[BAND][BAND][CHAINS] = {}, inverse[BAND][CHAINS] = {};  // l(i, i - d) at [i % BAND][d - 1], and 1 / d(i)
     dvec shift[CHAINS];
     lvec count[CHAINS] = {};
@@ -36,7 +39,8 @@ void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
                 pivot -= next[d] * l;
                 low[at][d - 1][c] = l;
             }
-            pivot = ((pivot < LEAST) & (pivot > -LEAST)) ? dvec{} - LEAST : pivot;
+            const dvec least = pivot > 0 ? dvec{} + LEAST : dvec{} - LEAST;
+            pivot = ((pivot < LEAST) & (pivot > -LEAST)) ? least : pivot;
             inverse[at][c] = 1.0 / pivot;
             count[c] -= pivot > 0;
         }

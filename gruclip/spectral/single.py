@@ -56,7 +56,7 @@ class Clipped(NamedTuple):
     """What was done, and the decomposition it was done by."""
 
     clipped: int  #: values
-    values: Tensor  #: upper bounds, `NOISE` apart, of the leading values before clipping (k,), float64, descending
+    values: Tensor  #: upper bounds of the leading values before clipping (k,), near them, float64, descending
     right: Tensor  #: their right singular vectors (n, k), float32
 
 
@@ -130,8 +130,9 @@ def clip(
     leading = float(relative[0]) - 1
     if abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
         return None
-    # No value is raised, whatever the rounding of the count was.
-    count = min(above, int((relative > 1).sum())) if leading > tolerance else 0
+    if int((relative > 1).sum()) < above:
+        return None  # one of those that were counted was not found
+    count = above if leading > tolerance else 0
     if count:
         columns = right[:, :count]
         if leading > NEAREST - 1:
@@ -150,9 +151,11 @@ def _clip_few(
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
     ceiling = limit * (1 + tolerance)
     x, right = spectrum.leading(count, rough=True)
-    # X has as many eigenvalues above the middle of a gap as are before it.
+    # The widest gap: `last` eigenvalues of X are above its lower end, which no other count may contradict.
     last = close + int((x[close - 1 : -1] - x[close:]).argmax())
-    middle = 1 + float(x[last - 1] + x[last]) / 2
+    if spectrum.count_above(float(x[last]) + ROUGH * (1 + float(x[0])) / 2)[0] > last:
+        return None
+    below = max(1 + float(x[last]), 0.0) * limit**2
 
     def judge(block: subspace.Block) -> list[float]:
         precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
@@ -162,7 +165,7 @@ def _clip_few(
     if found is None:
         return None
     block = found.block
-    beta = left_out(block, last, math.sqrt(max(middle, 0.0) * limit**2 + ROUGH * block.values[0] ** 2))
+    beta = left_out(block, last, math.sqrt(below + ROUGH * block.values[0] ** 2))
     if not beta < limit:
         return None
     before, clipped, precise = None, 0, True
@@ -175,8 +178,9 @@ def _clip_few(
         # What has come from far is at the limit but for rounding, and is now put there.
         exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
         clipped = clipped or exactly
-        values = torch.tensor(block.values, dtype=torch.float64) * (1 + NOISE)
-        return Clipped(clipped, values, block.right)
+        # Of the eigenvalues, whose ranks are known, and not of the Ritz values, of which one may be missing.
+        bounds = limit * (1 + x + ROUGH * (1 + x[0])).clamp(min=0).sqrt()
+        return Clipped(clipped, bounds, block.right)
     if before is not None:
         weight.copy_(before)
     return None

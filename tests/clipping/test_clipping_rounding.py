@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gruclip.clipping import SpectralClipping
 from gruclip.clipping.rounding import clip_matrices_, is_finite, norms_of, surely_inside
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
@@ -102,3 +103,11 @@ def test_a_frobenius_norm_below_the_limit_spares_the_rest_and_a_huge_one_is_fini
     assert surely_inside(first, [1.74, 1.74])
     assert not surely_inside(first, [1.74, 1.73])
     assert norms_of([]) == []
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_numbers_whose_squares_come_to_nothing_are_clipped_all_the_same(size: int) -> None:
+    layer = torch.nn.Linear(size, size, bias=False)
+    torch.nn.init.constant_(layer.weight, 1e-24)
+    SpectralClipping(layer, limit=1e-24).clip()
+    assert float(sigma_1(layer.weight.detach()[None])) <= 1e-24 * (1 + 2e-6)

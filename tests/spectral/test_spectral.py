@@ -75,6 +75,14 @@ def a_thousand_times_above(generator: torch.Generator, sizes: tuple[int, int]) -
     return matrix * 1000 / torch.linalg.matrix_norm(matrix, 2)
 
 
+def toeplitz(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    """A convolution by a few whole numbers: its Gram matrix is a band with equal numbers along each diagonal."""
+    n, filters = size(generator, sizes), torch.randint(-2, 3, (4,), generator=generator).double()
+    return sum(filters[k] * torch.eye(n + 3, n, dtype=torch.float64).roll(k, 0) for k in range(4)) + torch.zeros(
+        n + 3, n
+    )
+
+
 def badly_scaled(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     return of_any_shape(generator, sizes) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
 
@@ -88,6 +96,7 @@ FAMILIES: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "clustered": clustered,
     "a thousand times above": a_thousand_times_above,
     "badly scaled": badly_scaled,
+    "Toeplitz": toeplitz,
 }
 
 

@@ -38,6 +38,21 @@ def almost_decoupled(n: int, seed: int) -> Tensor:
     return matrix
 
 
+def banded(n: int, seed: int) -> Tensor:
+    """Whole numbers beside a diagonal of zeros: bisection's first shift is zero, and so are pivots there."""
+    generator = torch.Generator().manual_seed(seed)
+    below = sum(
+        torch.randint(-1, 2, (n - d,), generator=generator).double().diag(-d) for d in range(1, min(5, n))
+    ) + torch.zeros(n, n, dtype=torch.float64)
+    return below + below.mT
+
+
+def toeplitz(n: int, seed: int) -> Tensor:
+    diagonals = (torch.ones(n - d, dtype=torch.float64).diag(-d) for d in range(1, min(3 + seed % 3, n)))
+    below = sum(diagonals) + torch.zeros(n, n, dtype=torch.float64)
+    return below + below.mT
+
+
 SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
     "random": lambda n, seed: random(n, n, seed) + random(n, n, seed).mT,
     "zero": lambda n, seed: torch.zeros(n, n, dtype=torch.float64),
@@ -47,6 +62,8 @@ SYMMETRIC: dict[str, Callable[[int, int], Tensor]] = {
     "clustered at zero": lambda n, seed: with_values(1e-7 * random(n, 1, seed).flatten(), seed),
     "two clusters": lambda n, seed: with_values(1e-6 * random(n, 1, seed).flatten() - (torch.arange(n) % 2), seed),
     "a last row of nearly nothing": lambda n, seed: almost_decoupled(n, seed),
+    "banded": banded,
+    "Toeplitz": toeplitz,
     "tiny": lambda n, seed: 1e-25 * (random(n, n, seed) + random(n, n, seed).mT),
 }
 
@@ -76,7 +93,8 @@ def test_the_eigenvalues_above_a_number_are_counted(family: str) -> None:
         matrix = SYMMETRIC[family](n, seed).float()
         expected = torch.linalg.eigvalsh(matrix.double())
         size = float(expected.abs().max())
-        thresholds = [-2 * size - 1e-30, -0.7 * size, -0.4 * size, 0.1 * size, 0.3 * size, 0.9 * size, 2 * size]
+        shares = (-0.7, -0.4, 0.0, 0.1, 0.3, 0.9, 2)
+        thresholds = [-2 * size - 1e-6, *(share * size for share in shares)]
         for count in range(1, len(thresholds) + 1):
             for threshold, found in zip(thresholds, Spectrum(matrix).count_above(*thresholds[:count]), strict=False):
                 at_least, at_most = (int((expected > threshold + side * 4e-6 * size).sum()) for side in (1, -1))
@@ -135,7 +153,7 @@ def test_a_reduction_takes_the_number_of_threads_that_was_faster_and_sees_when_t
 
 
 @pytest.mark.usefixtures("kernels_or_not")
-@pytest.mark.parametrize("family", ["random", "clustered at zero", "two clusters", "of rank one"])
+@pytest.mark.parametrize("family", ["random", "clustered at zero", "two clusters", "of rank one", "banded", "Toeplitz"])
 def test_what_is_found_roughly_spans_the_leading_eigenvectors(family: str) -> None:
     for seed, n in enumerate((8, 64, 131, 300) * 6):
         matrix, count = SYMMETRIC[family](n, seed).float(), n // 4
