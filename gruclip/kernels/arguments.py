@@ -200,8 +200,7 @@ KERNELS: dict[str, Kernel] = {
     "gruclip_random_bits": Kernel({"bits": I64, "seeds": I64}, lambda runs, words: (runs * words, runs)),
     "gruclip_ritz_triplets": Kernel(
         {**_single("left right residual"), "sizes": F64, **_single("columns image back"), "turns": F64, "values": F64},
-        lambda m, n, q, k, down, across: (m * k, n * k, n * k, k, n * q, m * q, n * q, ((q, q), (down, across)), k),
-        allows=lambda m, n, q, k, *rest: k <= q,
+        lambda m, n, q, down, across: (m * q, n * q, n * q, q, n * q, m * q, n * q, ((q, q), (down, across)), q),
     ),
     "gruclip_softmax_nll": Kernel(
         {"logits": (F32, BF16), "bias": F32, "targets": I64, "nll": F32, "d_bias?": F32},
@@ -212,9 +211,6 @@ KERNELS: dict[str, Kernel] = {
     "gruclip_there_and_back": Kernel(
         _single("image back matrix columns"),
         lambda m, n, width, down: (m * width, n * width, _rows(m, n, down), n * width),
-    ),
-    "gruclip_there_and_back_one": Kernel(
-        _single("image back matrix x"), lambda m, n, down: (m, n, _rows(m, n, down), n)
     ),
     "gruclip_take_off": Kernel(
         _single("matrix left right"),

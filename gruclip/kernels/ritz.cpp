@@ -9,48 +9,48 @@
 
 extern "C" {
 
-// The triplets with `values` (k) that the columns of turns (q, k), any layout, make of a basis of q columns (n, q), its
-// image (m, q) and what comes back of that (n, q): left (m, k) = image turns / values, right (n, k) = columns turns,
-// residual (n, k) = back turns / values - right values, and sizes (k), the norms of the residual's columns.
+// The triplets with `values` (q) that the columns of turns (q, q), any layout, make of a basis (n, q), its image (m, q)
+// and what comes back of that (n, q): left (m, q) = image turns / values, right (n, q) = columns turns, residual (n, q) =
+// back turns / values - right values, and sizes (q), the norms of the residual's columns.
 void gruclip_ritz_triplets(float* left, float* right, float* residual, double* sizes, const float* columns,
                            const float* image, const float* back, const double* turns, const double* values, long m,
-                           long n, long q, long k, long down, long across, int threads) {
+                           long n, long q, long down, long across, int threads) {
     constexpr long ROWS = 32 * BLOCK;
-    const long width = parts(k, PANEL) * PANEL;
+    const long width = parts(q, PANEL) * PANEL;
     const Array turn = zeros(q * width), scaled = zeros(q * width);  // panel by panel
-    std::vector<float> factors(values, values + k);
+    std::vector<float> factors(values, values + q);
     for (long i = 0; i < q; i++)
-        for (long j = 0; j < k; j++) {
+        for (long j = 0; j < q; j++) {
             const double y = turns[i * down + j * across];
             const long at = (j / PANEL * q + i) * PANEL + j % PANEL;
             turn[at] = static_cast<float>(y);
             scaled[at] = static_cast<float>(y / std::max(values[j], 1e-300));
         }
     const long shares = parts(std::max(m, n), ROWS);
-    std::vector<double> squares(shares * k);
-    if (m * q * k < WORTH_A_THREAD) threads = 1;
+    std::vector<double> squares(shares * q);
+    if (m * q * q < WORTH_A_THREAD) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long share = 0; share < shares; share++) {
         const long first = share * ROWS;
         if (first < m)
-            multiply_thin(left + first * k, image + first * q, scaled.get(), std::min(ROWS, m - first), q, k);
+            multiply_thin(left + first * q, image + first * q, scaled.get(), std::min(ROWS, m - first), q, q);
         if (first >= n) continue;
         const long rows = std::min(ROWS, n - first);
-        float *mine = right + first * k, *rest = residual + first * k;
-        multiply_thin(mine, columns + first * q, turn.get(), rows, q, k);
-        multiply_thin(rest, back + first * q, scaled.get(), rows, q, k);
+        float *mine = right + first * q, *rest = residual + first * q;
+        multiply_thin(mine, columns + first * q, turn.get(), rows, q, q);
+        multiply_thin(rest, back + first * q, scaled.get(), rows, q, q);
         for (long i = 0; i < rows; i++)
-            for (long j = 0; j < k; j++) {
-                float& entry = rest[i * k + j];
-                entry -= mine[i * k + j] * factors[j];
-                squares[share * k + j] += double(entry) * entry;
+            for (long j = 0; j < q; j++) {
+                float& entry = rest[i * q + j];
+                entry -= mine[i * q + j] * factors[j];
+                squares[share * q + j] += double(entry) * entry;
             }
     }
     // One order whatever the number of threads.
-    std::fill(sizes, sizes + k, 0.0);
+    std::fill(sizes, sizes + q, 0.0);
     for (long share = 0; share < shares; share++)
-        for (long j = 0; j < k; j++) sizes[j] += squares[share * k + j];
-    for (long j = 0; j < k; j++) sizes[j] = std::sqrt(sizes[j]);
+        for (long j = 0; j < q; j++) sizes[j] += squares[share * q + j];
+    for (long j = 0; j < q; j++) sizes[j] = std::sqrt(sizes[j]);
 }
 
 // So many `steps` of Chebyshev's recurrence T_(k + 1) = 2 S T_k - T_(k - 1), S = scale W^T W - I, W (m, n) with rows

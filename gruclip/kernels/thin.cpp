@@ -192,43 +192,6 @@ void gruclip_take_off(float* matrix, const float* left, const float* right, long
     }
 }
 
-// gruclip_there_and_back for a single column x (n).
-void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
-                                long down, int threads) {
-    constexpr long PARTS = 8, HIGH = 4;
-    const Array sums = zeros(PARTS * n);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long share = 0; share < PARTS; share++) {
-        float* sum = sums.get() + share * n;
-        const long end = m * (share + 1) / PARTS;
-        for (long i = m * share / PARTS; i < end; i += HIGH) {
-            const long high = std::min(HIGH, end - i);
-            const float* row[HIGH];
-            for (long r = 0; r < HIGH; r++) row[r] = matrix + (i + std::min(r, high - 1)) * down;
-            vec products[HIGH] = {};
-            for (long j = 0; j < n; j += LANES) {
-                const int lanes = std::min<long>(LANES, n - j);
-                const vec along = load(x + j, lanes);
-#pragma GCC unroll 4
-                for (long r = 0; r < HIGH; r++) products[r] += load(row[r] + j, lanes) * along;
-            }
-            vec factors[HIGH] = {};
-            for (long r = 0; r < high; r++) factors[r] = splat(image[i + r] = total(products[r]));
-            for (long j = 0; j < n; j += LANES) {
-                const int lanes = std::min<long>(LANES, n - j);
-                vec part = load(sum + j, lanes);
-#pragma GCC unroll 4
-                for (long r = 0; r < HIGH; r++) part += load(row[r] + j, lanes) * factors[r];
-                store(sum + j, part, lanes);
-            }
-        }
-    }
-    for (long j = 0; j < n; j++) {
-        back[j] = sums[j];
-        for (long share = 1; share < PARTS; share++) back[j] += sums[share * n + j];
-    }
-}
-
 // The sum of (a - b)^2 over two (m, n) matrices, rows `a_down` and `b_down` apart, to 2e-6 however many columns there
 // are: in double precision but for 64 squares at a time. Of a^2 where b is null.
 void gruclip_squared_distance(double* result, const float* a, const float* b, long m, long n, long a_down, long b_down,

@@ -5,7 +5,5 @@ extern "C" {
 
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads);
-void gruclip_there_and_back_one(float* image, float* back, const float* matrix, const float* x, long m, long n,
-                                long down, int threads);
 
 }  // extern "C"

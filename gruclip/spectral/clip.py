@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -231,7 +230,10 @@ def _clip_one(
     quick, far = None, 0
     quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
     if quickly and near_limit:
-        wanted = partial(tracked.pairs_wanted, weight, most=None if tracks else 0) if followed else lambda near: 0
+
+        def wanted(near: int) -> int:
+            return tracked.pairs_wanted(weight, near) if followed and (tracks or near == 0) else 0
+
         squares = single.Squares(tall, limit)
         quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
         if quick is None:

@@ -44,25 +44,13 @@ UNCOUPLED, MANY = 6.0, 16
 NORM_RESIDUAL = 5e-4
 
 
-class Basis(NamedTuple):
-    """A subspace and what the matrix does to it."""
-
-    columns: Tensor  #: Q (n, q), orthonormal
-    image: Tensor  #: W Q (m, q)
-    back: Tensor  #: W^T W Q (n, q)
-
-    @classmethod
-    def of(cls, weight: Tensor, columns: Tensor) -> Basis:
-        return cls(columns, *there_and_back(weight, columns))
-
-
 class Block(NamedTuple):
-    """The leading k Ritz triplets of W on a basis Q of q columns."""
+    """The Ritz triplets of W on the span of q columns: U and V have orthonormal columns, and V^T E = 0."""
 
     values: list[float]  #: Theta, descending
-    left: Tensor  #: U (m, k)
-    right: Tensor  #: V (n, k)
-    residual: Tensor  #: E^T = W^T U - V Theta (n, k)
+    left: Tensor  #: U (m, q)
+    right: Tensor  #: V (n, q)
+    residual: Tensor  #: E = W^T U - V Theta (n, q)
     size: list[float]  #: the norms of its columns
 
 
@@ -78,39 +66,38 @@ def orthonormal(columns: Tensor, rounds: int = 2) -> Tensor:
     return torch.linalg.qr(columns)[0]
 
 
-def ritz_values(basis: Basis) -> tuple[list[float], Tensor]:
-    """The singular values of W Q, descending, and its right singular vectors (q, q), float64."""
-    gram = column_gram(basis.image)
-    if len(gram) > MANY and _beside(gram) <= UNCOUPLED * torch.finfo(basis.image.dtype).eps * float(gram.max()):
+def _right_singular(image: Tensor) -> tuple[list[float], Tensor]:
+    """The singular values of a thin matrix (m, q), descending, and its right singular vectors (q, q), float64."""
+    gram = column_gram(image)
+    beside = float(gram.abs().sum() - gram.trace()) / len(gram)
+    if len(gram) > MANY and beside <= UNCOUPLED * torch.finfo(image.dtype).eps * float(gram.max()):
         squares, order = gram.diagonal().sort(descending=True)
         return squares.sqrt().tolist(), torch.eye(len(order), dtype=gram.dtype, device=gram.device)[:, order]
     squares, Y = torch.linalg.eigh(gram)
     return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
 
 
-def _beside(gram: Tensor) -> float:
-    """The mean over the columns of what is beside the diagonal."""
-    return float(gram.abs().sum() - gram.trace()) / len(gram)
-
-
-def ritz_triplets(weight: Tensor, basis: Basis, values: list[float], Y: Tensor) -> Block:
-    """The triplets of the leading ones of `ritz_values`, and their residuals."""
-    # W^T U: from what is at hand, but for values so small that their division would lose digits.
+def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
+    """The Ritz triplets of W (m, n) on the span of some columns (n, q), and their residuals: (3) and (4)."""
+    basis = orthonormal(columns)
+    image, back = there_and_back(weight, basis)
+    values, Y = _right_singular(image)
+    # W^T U = (W^T W Q) Y / Theta, but for values so small that their division would lose digits.
     at_hand = values[-1] > SMALLEST_VALUE * values[0]
     theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
-    if at_hand and compiled.takes(*basis):
-        (m, q), n, k = basis.image.shape, basis.columns.shape[0], len(values)
-        left, right, residual = (weight.new_empty(rows, k) for rows in (m, n, n))
+    if at_hand and compiled.takes(basis, image, back):
+        (m, q), n = image.shape, len(basis)
+        left, right, residual = (weight.new_empty(rows, q) for rows in (m, n, n))
         size = torch.empty_like(theta)
-        made: list[Tensor | None] = [left, right, residual, size, *(part.contiguous() for part in basis), Y, theta]
-        compiled.call("gruclip_ritz_triplets", made, [m, n, q, k, *Y.stride()], torch.get_num_threads())
+        parts = (part.contiguous() for part in (basis, image, back))
+        made: list[Tensor | None] = [left, right, residual, size, *parts, Y, theta]
+        compiled.call("gruclip_ritz_triplets", made, [m, n, q, *Y.stride()], torch.get_num_threads())
         return Block(values, left, right, residual, size.tolist())
-    Y = Y[:, : len(values)]
     # By no less than the rounding of the image: what is left of a value that is zero must not become infinite.
     single = torch.finfo(torch.float32)
     scaled = (Y / theta.clamp(min=max(single.eps * values[0], single.tiny))).to(weight.dtype)
-    left, right = basis.image @ scaled, basis.columns @ Y.to(weight.dtype)
-    pulled = basis.back @ scaled if at_hand else thin_product(weight.mT, left)
+    left, right = image @ scaled, basis @ Y.to(weight.dtype)
+    pulled = back @ scaled if at_hand else thin_product(weight.mT, left)
     residual = pulled - right * theta.to(weight.dtype)
     return Block(values, left, right, residual, torch.linalg.vector_norm(residual, dim=0).tolist())
 
@@ -158,13 +145,6 @@ def chebyshev(
         following = there_and_back(weight, x)[1] * (2 / end**2) - x
         x, before = following if step == 0 else 2 * following - before, x
     return x, before, float(torch.linalg.vector_norm(x, dim=0).max())
-
-
-def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
-    """The Ritz triplets of W on the span of some columns."""
-    basis = Basis.of(weight, orthonormal(columns))
-    values, Y = ritz_values(basis)
-    return ritz_triplets(weight, basis, values, Y)
 
 
 def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, degree: int = 0) -> Found | None:

@@ -50,10 +50,7 @@ def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         (m, n), width = weight.shape, columns.shape[1]
         image, back = columns.new_empty(m, width), columns.new_empty(n, width)
         made: list[Tensor | None] = [image, back, weight, columns.contiguous()]
-        name, counts = "gruclip_there_and_back", [m, n, width, weight.stride(0)]
-        if width == 1:
-            name, counts = "gruclip_there_and_back_one", [m, n, weight.stride(0)]
-        compiled.call(name, made, counts, torch.get_num_threads())
+        compiled.call("gruclip_there_and_back", made, [m, n, width, weight.stride(0)], torch.get_num_threads())
         return image, back
     image = thin_product(weight, columns)
     return image, thin_product(weight.mT, image)

@@ -76,13 +76,6 @@ class Tracked(NamedTuple):
     degree: Tensor  #: of the filter that the last step would have needed, on the CPU
 
 
-class Shown(NamedTuple):
-    """What certifies a step."""
-
-    certificate: Certificate
-    drawn: bool  #: by random vectors
-
-
 class Clipped(NamedTuple):
     """What a step did."""
 
@@ -123,11 +116,9 @@ def _carried(right: Tensor, previous: Tensor, bulk: float, shown: Certificate, d
     return Tracked(right, previous, numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
 
 
-def pairs_wanted(weight: Tensor, near: int, most: int | None = None) -> int:
-    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not, or
-    if there are more than `most` of these.
-    """
-    width = width_for(weight, near) if most is None or near <= most else 0
+def pairs_wanted(weight: Tensor, near: int) -> int:
+    """How many leading triplets `start` needs, given the number of values above NEAR * limit; none if it would not."""
+    width = width_for(weight, near)
     return width + 1 if width else 0
 
 
@@ -207,7 +198,11 @@ def _clip(
         before, moved = weight.clone(), torch.inf
         count = clip_leading(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
-    shown = _shown(weight, limit, ceiling, found.block, tracked, moved) if found else None
+    known = shown = NONE if limit == torch.inf else None
+    if found is not None and shown is None:
+        last = Certificate(float(tracked.bound), int(tracked.held), float(tracked.rest))
+        known = from_last(found.block, limit, ceiling, last, moved)
+        shown = known or from_random_vectors(weight, found.block, limit, ceiling, int(tracked.draws), moved)
     if found is None or shown is None:
         if before is not None:
             weight.copy_(before)
@@ -220,21 +215,9 @@ def _clip(
     bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
     # In place, where there is a place: to map new memory takes longer than to write it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
-    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown.certificate, tracked.draws, degree)
-    work = columns.shape[1] * (degree + (BESIDE_DRAWN if shown.drawn else BESIDE))
+    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
+    work = columns.shape[1] * (degree + (BESIDE if known else BESIDE_DRAWN))
     small, large = sorted(weight.shape)
     dearest = DEAREST * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
     dear = single.takes(weight) and work > dearest
     return Clipped(count or again, min(values[0], limit), kept, dear)
-
-
-def _shown(weight: Tensor, limit: float, ceiling: float, block: Block, tracked: Tracked, moved: float) -> Shown | None:
-    """What there is to certify `weight`, at a distance `moved` from the one tracked; of an infinite limit, nothing."""
-    if limit == torch.inf:
-        return Shown(NONE, drawn=False)
-    last = Certificate(float(tracked.bound), int(tracked.held), float(tracked.rest))
-    known = from_last(block, limit, ceiling, last, moved)
-    if known is not None:
-        return Shown(known, drawn=False)
-    found = from_random_vectors(weight, block, limit, ceiling, int(tracked.draws), moved)
-    return None if found is None else Shown(found, drawn=True)
