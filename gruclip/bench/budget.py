@@ -62,7 +62,7 @@ LAYER_KERNELS = {"bf16": (9, 16), "fp32": (5, 12), "tf32": (5, 12), "fp64": (5, 
 
 #: Products of n^3 multiply-adds in float64 that clip a matrix, and that measure one, as `gruclip.spectral.products` has
 #: them; and the kernels that are started for one and the other.
-CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 68, 15, 301, 124
+CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 76, 16, 252, 130
 
 #: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. Products of W with q
 #: columns: the filter's, what W makes of the subspace before and after clipping, the way back, the correction; with

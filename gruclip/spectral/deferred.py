@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from gruclip.spectral import exact
 from gruclip.spectral.eager import eagerly
-from gruclip.spectral.products import clip_by_products_, finite_matrices, norms_by_products
+from gruclip.spectral.products import ClipResult, clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.program import COLUMNS, clip_by_program_
 from gruclip.spectral.state import SubspaceState
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions.
 SMALLEST_PROGRAM = 256
-
-
-class ClipResult(NamedTuple):
-    """What a projection did, one entry a matrix."""
-
-    values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
-    spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
-    certified: Tensor  #: bool: shown to be within the tolerance
-    finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
-    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
 
 
 def tolerance(dtype: torch.dtype, algorithm: str) -> float:
@@ -46,10 +34,8 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
     """
     with torch.no_grad():
         if state is None:
-            done = clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
-        else:
-            done = clip_by_program_(weight, limit, tolerance(weight.dtype, "program"), state)
-    return ClipResult(*done, torch.zeros_like(done.finite))
+            return clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
+        return clip_by_program_(weight, limit, tolerance(weight.dtype, "program"), state)
 
 
 @eagerly

@@ -5,7 +5,7 @@ it are as fast as float32's on the accelerators that this is for, and no roundin
 does not depend on the matrices, so it can be captured in a CUDA graph; instead of raising, it says per matrix whether
 it was finite and whether the result is certified. One that is not is left as it was.
 
-Cost: some 68 n^3 multiply-adds in float32, 80 in float64, several times as many as a decomposition, at the speed of
+Cost: some 76 n^3 multiply-adds in float32, 79 in float64, several times as many as a decomposition, at the speed of
 products.
 """
 
@@ -28,19 +28,18 @@ MARGIN = 1e-3
 #: error is some 2.5 times the third power of what was left.
 FLAT, FLAT_FROM = (15 / 8, -10 / 8, 3 / 8), 5e-4
 FLATTENINGS = {torch.float32: 1, torch.float64: 2}
-#: The inverse root's series is cut into pieces of PIECE terms; how many of them it takes.
-PIECE, PIECES = 6, {torch.float32: 6, torch.float64: 10}
 #: Squarings of W^T W for the spectral norm: the k-th power's Frobenius norm is within n^(1/2) of sigma_1^(2 k).
-SQUARINGS = 14
+SQUARINGS = 15
 
 
-class Projected(NamedTuple):
-    """What was done, one entry a matrix."""
+class ClipResult(NamedTuple):
+    """What a projection did, one entry a matrix."""
 
-    values_clipped: Tensor  #: int64
-    spectral_norm: Tensor  #: after clipping, float64, to 1e-4
-    certified: Tensor
-    finite: Tensor
+    values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
+    spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
+    certified: Tensor  #: bool: shown to be within the tolerance
+    finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
+    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
 
 
 def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float], float]:
@@ -68,40 +67,19 @@ def _sign_polynomials(low: float) -> list[tuple[float, float, float]]:
     return polynomials
 
 
-def _root_pieces(pieces: int) -> list[list[float]]:
-    """Coefficients c[j][i] with which (1 + a)^(-1/2) = sum over j and i of c[j][i] T_i(t) T_j(T_PIECE(t)),
-    a = (1 + t) (FARTHEST^2 - 1) / 2: the Chebyshev series of pieces * PIECE terms, from its values at as many
-    points."""
-    terms = pieces * PIECE
-    orders = torch.arange(terms, dtype=torch.float64, device="cpu")
-    angles = (orders + 0.5) * (math.pi / terms)
-    values = (1 + (1 + angles.cos()) * ((FARTHEST**2 - 1) / 2)).rsqrt()
-    series = (torch.cos(orders[:, None] * angles) @ values * (2 / terms)).tolist()
-    series[0] /= 2
-    cut = [[0.0] * PIECE for _ in range(pieces)]
-    for j in reversed(range(pieces)):
-        # T_(js + i) = 2 T_i T_js - T_(js - i), and the last goes to the piece below.
-        for i in range(PIECE):
-            cut[j][i] = series[j * PIECE + i] * (2 if i and j else 1)
-            if i and j:
-                series[j * PIECE - i] -= series[j * PIECE + i]
-    return cut
-
-
 def sign_polynomials(resolution: float, flattenings: int) -> list[tuple[float, float, float]]:
     """The same to the precision of a float32 matrix (1 flattening) or a float64 one (2)."""
     return [*_sign_polynomials(resolution), *[FLAT] * flattenings]
 
 
 SIGN_POLYNOMIALS = {dtype: sign_polynomials(low, FLATTENINGS[dtype]) for dtype, low in RESOLUTION.items()}
-ROOT_PIECES = {dtype: _root_pieces(pieces) for dtype, pieces in PIECES.items()}
+ROOT_POLYNOMIALS = sign_polynomials(1 / (FARTHEST * (1 + MARGIN)), flattenings=1)
 
 
 class Positive(NamedTuple):
     """A of equation (15), one entry a matrix, float64."""
 
     above: Tensor  #: A (..., n, n)
-    powers: list[Tensor]  #: A^2 to A^4
     sign: Tensor  #: S (..., n, n)
     precise: Tensor  #: bool: (16) is small enough, and it is plain whether anything is outside
     inside: Tensor  #: bool: nothing is
@@ -123,15 +101,14 @@ def positive_part(
     above = (above + above.mT) / 2
     # Bounds of the largest eigenvalue of A, which is 2 (sigma_1 / L - 1) near the limit.
     second = above @ above
-    third, fourth = second @ above, second @ second
-    cubed, fourth_norm = (torch.linalg.vector_norm(power, dim=(-2, -1)) for power in (third, fourth))
+    cubed, fourth_norm = (torch.linalg.vector_norm(second @ one, dim=(-2, -1)) for one in (above, second))
     outside = fourth_norm > 2 * tolerance * cubed
     inside = fourth_norm**0.25 <= 2 * tolerance
     precise = (unresolved <= tolerance / 2) & (inside | outside)
-    return Positive(above, [second, third, fourth], sign, precise, inside)
+    return Positive(above, sign, precise, inside)
 
 
-def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Projected:
+def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> ClipResult:
     """Clip a batch (..., m, n) in place, each matrix at its limit (...), a tensor on the same device.
 
     A spectral norm up to limit (1 + tolerance) counts as inside.
@@ -143,17 +120,17 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> Proje
     norm = norms_by_products(wide)
     scaled = wide / _over(limits)
     made = positive_part(scaled.mT @ scaled, norm / limits, SIGN_POLYNOMIALS[weight.dtype], tolerance)
-    identity = torch.eye(weight.shape[-1], dtype=torch.float64, device=weight.device)
-    result = wide @ _inverse_root([identity, made.above, *made.powers], ROOT_PIECES[weight.dtype])
+    result = wide @ roots(made.above, norm / limits, ROOT_POLYNOMIALS)[0]
 
     certified = finite & made.precise & (norm <= FARTHEST * limits)
     changed = certified & ~made.inside
     weight.copy_(torch.where(_over(changed), result.to(weight.dtype), weight))
-    return Projected(
+    return ClipResult(
         torch.where(changed, number_positive(made.sign), 0),
         torch.where(finite, torch.where(certified, torch.minimum(norm, limits), norm), torch.nan),
         certified,
         finite,
+        torch.zeros_like(finite),
     )
 
 
@@ -182,27 +159,20 @@ def _sign(x: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tenso
     return x.view(shape)
 
 
-def _inverse_root(powers: list[Tensor], pieces: list[list[float]]) -> Tensor:
-    """(I + A)^(-1/2) for eigenvalues of A from 0 to FARTHEST^2 - 1; powers: A^0 to A^4."""
-    half = (FARTHEST**2 - 1) / 2
-    scaled = [power / half**k for k, power in enumerate(powers)]
-    # T_k(A / half - I), by the coefficients of T_k(y - 1) as far as the powers go.
-    terms = [_sum(row, scaled) for row in ((1,), (-1, 1), (1, -4, 2), (-1, 9, -12, 4), (1, -16, 40, -32, 8))]
-    terms.append(2 * terms[2] @ terms[3] - terms[1])
-    last = 2 * terms[3] @ terms[3] - terms[0]
-    # Clenshaw's recurrence in T_6, whose coefficients are the pieces.
-    after, total = torch.zeros_like(last), _sum(pieces[-1], terms)
-    for piece in reversed(pieces[1:-1]):
-        after, total = total, _sum(piece, terms) + 2 * last @ total - after
-    return _sum(pieces[0], terms) + last @ total - after
-
-
-def _sum(coefficients: Iterable[float], matrices: list[Tensor]) -> Tensor:
-    first, *others = zip(coefficients, matrices, strict=False)
-    total = first[0] * first[1]
-    for coefficient, matrix in others:
-        total = torch.add(total, matrix, alpha=coefficient)
-    return total
+def roots(above: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> tuple[Tensor, Tensor]:
+    """(I + A)^(-1/2) and (I + A)^(1/2) for A (..., n, n) by the coupled iteration (19), for values of up to `norm` (...)
+    limits."""
+    flat = above.reshape(-1, *above.shape[-2:])
+    identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
+    size = _over((norm.reshape(-1).clamp(min=1.0) * (1 + MARGIN)).square())
+    root, inverse = (identity + flat) / size, None
+    for a, b, c in polynomials:
+        both = root if inverse is None else inverse @ root
+        step = torch.baddbmm(both, both, both, beta=b, alpha=c)
+        root = torch.baddbmm(root, root, step, beta=a)
+        inverse = a * identity + step if inverse is None else torch.baddbmm(inverse, step, inverse, beta=a)
+    assert inverse is not None
+    return (inverse / size.sqrt()).view_as(above), (root * size.sqrt()).view_as(above)
 
 
 def norms_by_products(weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gruclip.spectral.bound import ALPHA, PROBES
 from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
-from gruclip.spectral.products import MARGIN, Projected, number_positive, positive_part, sign_polynomials
+from gruclip.spectral.products import MARGIN, ClipResult, number_positive, positive_part, roots, sign_polynomials
 from gruclip.spectral.state import CARRIED, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import NEAR, SKETCH
@@ -52,7 +52,7 @@ def full_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(chosen)
 
 
-def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> Projected:
+def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> ClipResult:
     """Clip a batch (..., m, n) in place, each matrix at its limit (...), a tensor on the same device; infinity for a
     matrix that is only measured.
 
@@ -61,10 +61,10 @@ def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: Su
     with full_products():
         done = _clip(weight.reshape(-1, *weight.shape[-2:]), limits.reshape(-1).double(), tolerance, state)
     weight.copy_(done[0].view_as(weight))
-    return Projected(*(part.view(weight.shape[:-2]) for part in done[1]))
+    return ClipResult(*(part.view(weight.shape[:-2]) for part in done[1]))
 
 
-def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> tuple[Tensor, Projected]:
+def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> tuple[Tensor, ClipResult]:
     # By a power of two, which rounds nothing: squares of W must be numbers of its dtype.
     largest = torch.linalg.vector_norm(weight, ord=torch.inf, dim=(-2, -1)).double()
     finite, limited = torch.isfinite(largest), limits < torch.inf
@@ -94,7 +94,7 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     squares = _gram(image)
     norm = _power(squares, ORDERING, *SQUARINGS)[1]
     made = positive_part(squares / _over(limit**2), norm / limit, SIGN, tolerance)
-    factor, above = _roots(made.above, norm / limit)
+    factor, above = roots(made.above, norm / limit, ROOT)
     identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
     loss = torch.where(_over(made.inside), 0.0, factor - identity)
     clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
@@ -128,7 +128,7 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     state.draws.add_(1)
     after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
     count = torch.where(changed, number_positive(made.sign), 0)
-    return result, Projected(count, torch.where(finite, after, torch.nan), certified, finite)
+    return result, ClipResult(count, torch.where(finite, after, torch.nan), certified, finite, torch.zeros_like(finite))
 
 
 class Basis(NamedTuple):
@@ -176,19 +176,6 @@ def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta:
 
 def _lengths(squares: Tensor) -> Tensor:
     return _diagonal(squares).clamp(min=0).sqrt()
-
-
-def _roots(above: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """(I + A)^(-1/2) and (I + A)^(1/2) by the coupled iteration (19), for values of up to `norm` (R,) limits."""
-    identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device).expand_as(above)
-    size = _over((norm.clamp(min=1.0) * (1 + MARGIN)).square())
-    root, inverse = (identity + above) / size, identity
-    for a, b, c in ROOT:
-        both = inverse @ root
-        step = torch.baddbmm(both, both, both, beta=b, alpha=c)
-        root = torch.baddbmm(root, root, step, beta=a)
-        inverse = torch.baddbmm(inverse, step, inverse, beta=a)
-    return inverse / size.sqrt(), root * size.sqrt()
 
 
 def _chebyshev(W: Tensor, x: Tensor, end: Tensor, degree: int, apart: Tensor | None = None) -> Tensor:

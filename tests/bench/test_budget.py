@@ -190,4 +190,4 @@ def test_below_the_program_s_size_runs_that_are_not_clipped_are_measured_and_cos
         budget.phases(budget.budget(shape, 500, "bf16", H100, clipped), H100)["clipping"] for clipped in (0, 250, 500)
     ]
     assert seconds == sorted(seconds)
-    assert seconds[0] == pytest.approx(500 * 15 * 24 * 200**2 / 3.35e12)
+    assert seconds[0] == pytest.approx(500 * 16 * 24 * 200**2 / 3.35e12)

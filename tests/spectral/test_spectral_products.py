@@ -18,7 +18,7 @@ from gruclip.spectral import (
     clip_singular_values_deferred_,
     redo_uncertified_,
 )
-from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_PIECES, SIGN_POLYNOMIALS, _inverse_root
+from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_POLYNOMIALS, SIGN_POLYNOMIALS, roots
 from gruclip.training.engine import Engine
 from gruclip.training.runner import train
 
@@ -42,11 +42,13 @@ def test_the_polynomials_take_every_resolved_number_to_its_sign(dtype: torch.dty
     assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < error
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 2e-13)])
-def test_the_series_of_the_inverse_root_reaches_the_precision_of_a_matrix(dtype: torch.dtype, error: float):
-    a = torch.linspace(0, FARTHEST**2 - 1, 300, dtype=torch.float64)
-    root = _inverse_root([a.pow(k).diag() for k in range(5)], ROOT_PIECES[dtype])
-    assert (root.diagonal() * (1 + a).sqrt() - 1).abs().max() < error
+@pytest.mark.parametrize("farthest", [1.0, 1.3, FARTHEST])
+def test_the_roots_are_those_of_a_matrix(farthest: float):
+    a = torch.linspace(0, farthest**2 - 1, 200, dtype=torch.float64)
+    V = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0)).double())[0]
+    inverse, root = roots(V * a @ V.mT, torch.tensor(farthest, dtype=torch.float64), ROOT_POLYNOMIALS)
+    assert (inverse - V * (1 + a).rsqrt() @ V.mT).abs().max() < 1e-13
+    assert (root - V * (1 + a).sqrt() @ V.mT).abs().max() < 1e-13 * farthest
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (40, 25), (25, 40)])
