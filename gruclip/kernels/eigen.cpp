@@ -163,7 +163,7 @@ void gruclip_count_above(long* counts, const double* band, const double* thresho
 }
 
 // The `wanted` largest eigenvalues of A, descending, and its eigenvectors as the columns of `vectors` (n, wanted), from
-// what gruclip_band left. `rough`: vectors that are not made orthogonal, for one who does that with what they span.
+// what gruclip_band left. `rough`: the vectors need not be orthogonal, since the caller makes what they span so.
 void gruclip_eigenpairs(double* values, float* vectors, const float* a, const double* band, const float* scales, long n,
                         long stride, long wanted, int rough, int threads) {
     constexpr double LOST = 1e-3, SETTLED = 0.7;

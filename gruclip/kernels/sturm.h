@@ -8,7 +8,7 @@
 
 namespace {
 
-// Registers side by side, at most, since each waits for its own last division.
+// Recurrences that run side by side, at most, while each waits for its last division.
 constexpr int MOST_CHAINS = 6;
 
 // How many eigenvalues of the band, whose largest entry is 1, are above each of the `shifts`: the signs of the pivots of

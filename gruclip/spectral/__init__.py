@@ -1,6 +1,7 @@
 """The projection onto {W : sigma_1(W) <= limit}, by several algorithms, exact to float32 and certified.
 
-- `clip`: `clip_singular_values_`, which chooses among them; start here, with ``README.md`` for the mathematics.
+- `clip`: `clip_singular_values_`, of a batch; `one`: which algorithm takes a matrix. Start here, with ``README.md`` for
+  the mathematics.
 - `exact`: full decompositions, the reference; `truncated`: the paper's; `single`: leading eigenvectors in float32, with
   `eigen`; `products`: matrix products alone, for GPUs.
 - `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `certificate` and

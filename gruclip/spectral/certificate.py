@@ -28,16 +28,16 @@ LARGEST_COPY = 1_000_000
 STEPS = 4
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
 SHARE = 0.5
-#: By how much rounding may have a value of a decomposition, or a bound, too small, relative to it.
+#: What is added to a computed singular value or bound for its rounding, relative to it.
 ROUNDED = 1e-6
 
 
 class Certificate(NamedTuple):
     """What is known of the singular values after a step."""
 
-    largest: float  #: an upper bound of all
-    held: int  #: of all but so many
-    rest: float  #: is this one
+    largest: float  #: sigma_1 is at most this
+    held: int  #: k
+    rest: float  #: sigma_(k + 1) is at most this
 
 
 NONE = Certificate(math.inf, 0, math.inf)
@@ -62,8 +62,8 @@ def _room(block: Block, limit: float, ceiling: float) -> list[float]:
 
 
 def apart(values: list[float], limit: float, least: int, step: float) -> int:
-    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of that
-    length, which is ||W - W_old||_F, may close it.
+    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of length
+    `step` = ||W - W_old||_F may close it.
     """
     gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
     widest = max(gaps, default=0.0)
@@ -90,7 +90,8 @@ def _certifiable(block: Block, limit: float, ceiling: float) -> int:
 
 
 def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[float]:
-    """Of the pairs near the limit, so that there can be a certificate."""
+    """Of each of the first `near` pairs its residual over the largest with which (8) can hold; empty where all are
+    small enough."""
     if _certifiable(block, limit, ceiling) >= near:
         return []
     shares = _shares(block, limit, ceiling, HIGHEST_BULK * limit)[:near]
@@ -98,8 +99,8 @@ def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[f
 
 
 def left_out(block: Block, count: int, above: float) -> float:
-    """beta of the first `count` pairs of a matrix with at most so many singular values above a number, moved by what
-    W^T W lacks to be diagonal in blocks (README.md). Infinite where fewer pairs are found above it.
+    """beta, where at most `count` singular values of the matrix are above a number and so many pairs were found:
+    beta^2 = above^2 + theta_1 ||E||_F (README.md). Infinite where one of these pairs is not above beta.
     """
     beta = math.sqrt(above**2 + block.values[0] * math.hypot(*block.size[:count])) * (1 + ROUNDED)
     return beta if beta < block.values[count - 1] else math.inf
@@ -115,8 +116,8 @@ def _certificate(block: Block, limit: float, ceiling: float, count: int, beta: f
 
 
 def from_last(block: Block, limit: float, ceiling: float, last: Certificate, moved: float) -> Certificate | None:
-    """A matrix's, at a distance `moved` from the one of which `last` is known, in the Frobenius norm; None where it has
-    none, as where the gap has closed.
+    """The certificate of a matrix at a distance `moved`, in the Frobenius norm, from the one that `last` is of, by (2);
+    None where beta no longer tells `last.held` pairs from the others.
     """
     if not 0 < last.held <= min(_certifiable(block, limit, ceiling), len(block.values) - 1):
         return None

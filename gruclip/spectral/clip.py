@@ -12,7 +12,6 @@ from torch import Tensor
 from gruclip.choices import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
-from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.deferred import (
     ClipResult,
     algorithm_for,
@@ -20,24 +19,11 @@ from gruclip.spectral.deferred import (
     has_fast_float64,
     redo_uncertified_,
     spectral_norm_deferred,
-    tolerance,
 )
 from gruclip.spectral.eager import eagerly
+from gruclip.spectral.one import clip_one
 from gruclip.spectral.state import SpectralState, SubspaceState
-from gruclip.spectral.thin import distance, thin_product
-
-#: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
-SMALLEST_TRACKED = 128
-
-#: From this size on a small matrix far inside its limit is followed without a decomposition, by Weyl's inequality.
-SMALLEST_INSIDE = 56
-
-#: From this size on a matrix of which nothing is known is searched for a few values above the limit: in vain that takes
-#: up to a third of the decomposition, and else saves the half of it and more.
-SMALLEST_SEARCHED = 800
-
-#: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
-FARTHEST = 1e6
+from gruclip.spectral.thin import distance
 
 
 @eagerly
@@ -109,7 +95,7 @@ def clip_singular_values_(
             return result
         entries = (state or SpectralState()).resize(len(matrices))
         followed = state is not None
-        done = [_clip_one(*one, algorithm, followed) for one in zip(matrices, norms, limits, entries, strict=True)]
+        done = [clip_one(*one, algorithm, followed) for one in zip(matrices, norms, limits, entries, strict=True)]
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
 
     def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -189,108 +175,3 @@ def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
             name = f"matrix {where} of the batch" if where else "the matrix"
             raise NonFiniteError(f"{name} holds NaN or infinity; nothing was changed")
     return norms
-
-
-def _clip_one(
-    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
-) -> tuple[int, float, bool, bool]:
-    """Clip one matrix (m, n) in place: values clipped, sigma_1 after it, certified or not, redone in full or not.
-
-    `followed`: whether what is `held` of the matrix is asked for again.
-    """
-    near = tolerance(weight.dtype, algorithm)
-    # Its square is a float32 number.
-    in_range = 1e-15 < norm < 1e15
-    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
-    # So are the elements of W^T W.
-    near_limit = in_range and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
-    if algorithm == "auto":
-        at_once = near_limit and SMALLEST_INSIDE <= tall.shape[1] <= single.LARGEST_AT_ONCE
-        algorithm = "single" if at_once else "gram" if min(weight.shape) < SMALLEST_TRACKED else "block"
-    rests = int(held.get("rests", 1)) - 1
-    if algorithm == "block" and near_limit and rests > 0:
-        algorithm = "single"
-    if algorithm == "truncated" and in_range and limit < torch.inf:
-        return (*truncated.clip(weight, norm, limit, near, held), False)
-    tracks = algorithm == "block"
-    known = algorithm in ("single", "block") and in_range and _fits(held, weight)
-    done = None
-    if known:
-        entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
-        if tracks:
-            done = tracked.clip(weight, norm, limit, entries, near)
-        else:
-            done = tracked.inside(weight, norm, limit, entries, distance(weight, entries.previous))
-    elif tracks and in_range and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
-        done = tracked.search(weight, norm, limit, near)
-    if done is not None:
-        held.clear()  # of what another algorithm left, which is of another matrix
-        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked._asdict())
-        return done.clipped, done.norm, limit < torch.inf, False
-    quick, far = None, 0
-    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
-    if quickly and near_limit:
-
-        def wanted(near: int) -> int:
-            return tracked.pairs_wanted(weight, near) if followed and (tracks or near == 0) else 0
-
-        squares = single.Squares(tall, limit)
-        quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted)
-        if quick is None:
-            far = single.take_off_far_values(tall, squares, norm)
-            quick = single.clip(tall, norm, squares, near, tracked.NEAR, wanted) if far else None
-    if quick is not None:
-        count, right = quick.clipped, quick.right
-        values = quick.values.clamp(max=limit) if quick.clipped else quick.values
-        if far:
-            # Those are at the limit now, some by rounding above it.
-            outside = limit * (1 + near + single.NOISE)
-            count = far + min(count, int((quick.values > outside).sum()))
-    else:
-        parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
-        if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[weight.dtype] * limit:
-            parts = exact.svd(tall)
-        count, values = exact.clip(tall, limit, parts, near)
-        count, right, rests = count + far, parts.right, 0
-    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
-        _track(held, tall, weight, limit, values, right)
-    else:
-        draws = torch.tensor(_draws(held))
-        held.clear()
-        held.update(_resting(draws, rests) if rests > 0 else {})
-    return count, float(values[0]), True, known if tracks else quickly and quick is None
-
-
-def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
-    """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
-    vectors of `tall`, which is the matrix or its transpose.
-    """
-    draws = _draws(held)
-    if tall is not weight:
-        wanted = tracked.pairs_wanted(weight, int((values > tracked.NEAR * limit).sum()))
-        right = thin_product(tall, right[:, :wanted].to(tall.dtype))
-    started = tracked.start(weight, limit, values, right, draws)
-    held.clear()
-    held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
-
-
-def _resting(draws: Tensor, rests: int) -> dict[str, Tensor]:
-    """The state of a matrix that is not tracked for so many steps, since a decomposition is cheaper."""
-    return {"draws": draws, "rests": torch.tensor(rests)}
-
-
-def _draws(held: dict[str, Tensor]) -> int:
-    """A step that came to nothing may have drawn random vectors: those that are next are others."""
-    return int(held["draws"]) + 1 if "draws" in held else 0
-
-
-def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
-    """Whether a matrix of this shape, dtype and device is tracked."""
-    if not held.keys() >= set(tracked.Tracked._fields):
-        return False
-    previous = held["previous"]
-    return (previous.shape, previous.dtype, previous.device) == (
-        weight.shape,
-        weight.dtype,
-        weight.device,
-    )

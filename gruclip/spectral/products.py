@@ -11,7 +11,6 @@ products.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ class ClipResult(NamedTuple):
 
     values_clipped: Tensor  #: int64; ``products`` counts values above the limit by rounding too
     spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
-    certified: Tensor  #: bool: shown to be within the tolerance
+    certified: Tensor  #: bool: sigma_1 was shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
     redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
 
@@ -160,8 +159,8 @@ def _sign(x: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tenso
 
 
 def roots(above: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> tuple[Tensor, Tensor]:
-    """(I + A)^(-1/2) and (I + A)^(1/2) for A (..., n, n) by the coupled iteration (19), for values of up to `norm` (...)
-    limits."""
+    """(I + A)^(-1/2) and (I + A)^(1/2) for A (..., n, n) by the coupled iteration (19), for values of up to `norm`
+    limits (...)."""
     flat = above.reshape(-1, *above.shape[-2:])
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
     size = _over((norm.reshape(-1).clamp(min=1.0) * (1 + MARGIN)).square())

@@ -39,7 +39,8 @@ LARGEST_AT_ONCE = 224
 SET_APART = 1.05
 #: Share of the columns up to which they are.
 WIDEST_SHARE = 0.4
-#: Residual, relative to the limit, of the first pair that is not above it: small enough for nothing to hide in it.
+#: Residual, relative to the limit, that the first pair not above SET_APART limits may have: then no value above them
+#: hides in what is left out.
 HIDDEN = 0.03
 #: Values above this multiple of the limit, and the share of all up to which they are few; pairs that are found beside.
 CLOSE, FEW, SPARE = 0.98, 0.25, 4
@@ -100,14 +101,30 @@ def takes(weight: Tensor) -> bool:
 
 
 def clip(
-    weight: Tensor, norm: float, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
-) -> Clipped | None:
-    """Clip `weight` (m, n), of Frobenius norm `norm`, in place, given its squares; None, and `weight` unchanged, where
-    it is not precise enough.
+    weight: Tensor, norm: float, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]
+) -> tuple[Clipped | None, int]:
+    """Clip `weight` (m, n), m >= n, of Frobenius norm `norm`, in place; None where this is not precise enough, and how
+    many values far above the limit were clipped all the same.
 
     A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
     leading triplets are returned at least, given the number of values above near * limit.
     """
+    squares = Squares(weight, limit)
+    done = clip_near(weight, norm, squares, tolerance, near, wanted)
+    far = take_off_far_values(weight, squares, norm) if done is None else 0
+    if far:
+        done = clip_near(weight, norm, squares, tolerance, near, wanted)
+    if far and done is not None:
+        # Those are at the limit now, some by rounding above it.
+        again = min(done.clipped, int((done.values > limit * (1 + tolerance + NOISE)).sum()))
+        done = done._replace(clipped=far + again)
+    return done, far
+
+
+def clip_near(
+    weight: Tensor, norm: float, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
+) -> Clipped | None:
+    """The same given the squares; None, and `weight` unchanged, also where values are too far above the limit."""
     limit = squares.limit
     if squares.far is not None:
         return None

@@ -16,29 +16,33 @@ from torch import Tensor
 from gruclip.kernels import compiled
 from gruclip.spectral.thin import column_gram, take_off, there_and_back, thin_product
 
-#: How often the basis is filtered at most, by a polynomial of what degree, and the degrees between two times that it is
-#: made orthonormal: fewer where the largest value's column grows by more than e to `MOST_GROWTH`.
+#: At most so many filters, of that degree at most; the basis is made orthonormal again after `DEGREES` degrees, or
+#: before the largest value's column has grown by exp(`MOST_GROWTH`).
 MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
 #: The same for columns that are no Ritz vectors.
 FIRST_DEGREES = 2
-#: The norm of the largest column after a filter beyond which what the others keep of its direction would grow again.
+#: A filtered column longer than this leaves too much of its direction in the others after one round of Cholesky's QR:
+#: it takes two.
 LEANING = 1e4
-#: The logarithm of how much smaller the residuals become than they must, and the least that a degree is taken to do.
+#: How much smaller than they must be the residuals are made, and the least that a degree is taken to divide them by:
+#: logarithms.
 MARGIN, SLOWEST_RATE = 0.5, 0.1
-#: Half of what the first degree takes off: the first ones do more than `growth` says.
+#: d degrees are taken to divide residuals by exp(FIRST_RATE / (d + 1)) each at least: the first do more than `growth`
+#: says.
 FIRST_RATE = 6.0
-#: Residuals that are rounding alone: times the pair's value, relative to the unit roundoff and sigma_1^2.
+#: A residual e of a pair theta is rounding alone where theta e <= ROUNDING eps sigma_1^2.
 ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
-#: Distance of a value above the limit from the others, relative to it, that is taken at least.
+#: theta - mu in (7) is taken as so many limits at least.
 LEAST_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 FARTHEST = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
 PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
-#: What a column of (W Q)^T W Q has beside its diagonal when Q holds Ritz vectors but for rounding, in the mean and in
-#: units of the unit roundoff and its largest element; looked for where there are more columns than so many.
+#: Where Q holds Ritz vectors already, (W Q)^T W Q is diagonal but for rounding: beside the diagonal a column has a sum
+#: of at most UNCOUPLED eps times the largest element, in the mean. Looked for where there are more than MANY columns,
+#: whose decomposition it saves.
 UNCOUPLED, MANY = 6.0, 16
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
@@ -116,7 +120,7 @@ def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> 
     return count
 
 
-#: Of each pair, how many times too large its residual is, at 1 or below not at all; None to give up.
+#: Of each pair its residual over the largest that is allowed, so that 1 is small enough; None to give up.
 Judge = Callable[[Block], list[float] | None]
 
 

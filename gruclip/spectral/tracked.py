@@ -66,9 +66,9 @@ SEARCHED = 32
 class Tracked(NamedTuple):
     """What is carried for one matrix."""
 
-    right: Tensor  #: (n, k): leading right singular vectors
+    right: Tensor  #: (n, k): what spans the leading right singular vectors, and need not be orthonormal
     previous: Tensor  #: W (m, n) after the last step
-    bulk: Tensor  #: an estimate of the largest value that they leave out, a float64 number on the CPU
+    bulk: Tensor  #: an estimate of the largest value that they leave out, for no certificate; float64 on the CPU
     bound: Tensor  #: of sigma_1(previous), from above and as certain as its certificate, the same; infinite for none
     held: Tensor  #: how many singular values of it may be above `rest`, on the CPU
     rest: Tensor  #: as certain as `bound`, a float64 number on the CPU; infinite for none

@@ -27,7 +27,7 @@ def spread(n: int, far: list[float]) -> Tensor:
 
 def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Clipped | None:
     squares = single.Squares(weight, limit)
-    return single.clip(weight, float(weight.norm()), squares, 1.9e-6, tracked.NEAR, lambda near: wanted)
+    return single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, tracked.NEAR, lambda near: wanted)
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -143,7 +143,7 @@ def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size
     for seed in range(10):
         weight = with_values(values, seed)
         before, squares = weight.clone(), single.Squares(weight, 1.0)
-        assert single.clip(weight, 1.0, squares, 1.9e-6, 0.92, lambda near: 0) is None
+        assert single.clip_near(weight, 1.0, squares, 1.9e-6, 0.92, lambda near: 0) is None
         assert torch.equal(weight, before)
         assert squares.far is not None
         assert squares.far.shape == (350, 3)  # and the one after them
@@ -155,5 +155,5 @@ def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size
 def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
     weight = 2 * orthogonal(350, 0).float()
     squares = single.Squares(weight, 1.0)
-    assert single.clip(weight, float(weight.norm()), squares, 1.9e-6, 0.92, lambda near: 0) is None
+    assert single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, 0.92, lambda near: 0) is None
     assert squares.far is None

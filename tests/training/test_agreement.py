@@ -30,14 +30,14 @@ def small(delta: float) -> RunConfig:
 @pytest.mark.parametrize("delta", [0.98, 1.4])
 def test_in_float64_sixty_iterations_agree_to_1e_6_while_values_are_clipped(delta, monkeypatch):
     counts: dict[str, list[int]] = {"auto": [], "full": []}
-    clip_one = clip._clip_one
+    clip_one = clip.clip_one
 
     def counting(*arguments):
         done = clip_one(*arguments)
         counts[arguments[4]].append(done[0])
         return done
 
-    monkeypatch.setattr(clip, "_clip_one", counting)
+    monkeypatch.setattr(clip, "clip_one", counting)
     losses = agreement(60, "fp64", small(delta))
     assert len(losses) == len(counts["auto"]) == 60
     assert min(counts["full"]) > 0
@@ -51,12 +51,12 @@ def test_in_float32_the_first_ten_iterations_agree_to_1e_5():
 
 
 def test_a_limit_wrong_by_1e_5_would_be_found(monkeypatch):
-    clip_one = clip._clip_one
+    clip_one = clip.clip_one
 
     def wrong(weight, norm, limit, held, algorithm, followed):
         return clip_one(weight, norm, limit * (1 + 1e-5 * (algorithm == "auto")), held, algorithm, followed)
 
-    monkeypatch.setattr(clip, "_clip_one", wrong)
+    monkeypatch.setattr(clip, "clip_one", wrong)
     assert parting(agreement(60, "fp64", small(1.4)))[-1] > 1e-5
 
 

@@ -1,0 +1,142 @@
+"""Clipping one matrix: which algorithm takes it, and what is kept of it for the next step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gruclip.spectral import exact, single, tracked, truncated
+from gruclip.spectral.deferred import tolerance
+from gruclip.spectral.thin import distance, thin_product
+
+#: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
+SMALLEST_TRACKED = 128
+
+#: From this size on a small matrix far inside its limit is followed without a decomposition, by Weyl's inequality.
+SMALLEST_INSIDE = 56
+
+#: From this size on a matrix of which nothing is known is searched for a few values above the limit: in vain that takes
+#: up to a third of the decomposition, and else saves the half of it and more.
+SMALLEST_SEARCHED = 800
+
+#: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
+FARTHEST = 1e6
+
+
+class Outcome(NamedTuple):
+    """What became of a matrix."""
+
+    clipped: int  #: values
+    norm: float  #: sigma_1 after it
+    certified: bool
+    #: Decomposed although an algorithm that does without, or with single precision alone, was to have taken it.
+    redone: bool
+
+
+def clip_one(
+    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
+) -> Outcome:
+    """Clip one matrix (m, n), of Frobenius norm `norm`, in place.
+
+    held: what is kept of it, written anew; `followed`: whether that is asked for again. ``single``, beside the names
+    that there are for users, is the decomposition in single precision alone.
+    """
+    slack = tolerance(weight.dtype, algorithm)
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
+    # Its square is a float32 number; and so are the elements of W^T W / L^2, in which sigma_1 has its digits.
+    squarable = 1e-15 < norm < 1e15
+    near_limit = squarable and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
+    rests = int(held.get("rests", 1)) - 1
+    algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
+    if algorithm == "truncated" and squarable and limit < torch.inf:
+        return Outcome(*truncated.clip(weight, norm, limit, slack, held), redone=False)
+    tracks = algorithm == "block"
+    known = algorithm in ("single", "block") and squarable and _fits(held, weight)
+    done = _followed(weight, norm, limit, held, slack, tracks, known) if squarable else None
+    if done is not None:
+        held.clear()  # of what another algorithm left, which is of another matrix
+        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked._asdict())
+        return Outcome(done.clipped, done.norm, limit < torch.inf, redone=False)
+
+    def wanted(count: int) -> int:
+        return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
+
+    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
+    quick, far = single.clip(tall, norm, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
+    if quick is None:
+        count, values, right = _decomposed(tall, limit, slack, algorithm)
+        count, rests = count + far, 0
+    else:
+        count, right = quick.clipped, quick.right
+        values = quick.values.clamp(max=limit) if quick.clipped else quick.values
+    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
+        _track(held, tall, weight, limit, values, right)
+    else:
+        draws = torch.tensor(_draws(held))
+        held.clear()
+        held.update(_resting(draws, rests) if rests > 0 else {})
+    return Outcome(count, float(values[0]), certified=True, redone=known if tracks else quickly and quick is None)
+
+
+def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
+    """What ``auto`` is for a matrix whose shorter side is `size`, and ``block`` for one that rests from tracking."""
+    if algorithm == "auto":
+        at_once = near_limit and SMALLEST_INSIDE <= size <= single.LARGEST_AT_ONCE
+        algorithm = "single" if at_once else "gram" if size < SMALLEST_TRACKED else "block"
+    return "single" if algorithm == "block" and near_limit and rests > 0 else algorithm
+
+
+def _followed(
+    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], slack: float, tracks: bool, known: bool
+) -> tracked.Clipped | None:
+    """By what is `known` of the matrix, or by a search where nothing is; None where neither does."""
+    if known:
+        entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
+        if tracks:
+            return tracked.clip(weight, norm, limit, entries, slack)
+        return tracked.inside(weight, norm, limit, entries, distance(weight, entries.previous))
+    if tracks and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
+        return tracked.search(weight, norm, limit, slack)
+    return None
+
+
+def _decomposed(tall: Tensor, limit: float, slack: float, algorithm: str) -> tuple[int, Tensor, Tensor]:
+    """Clip by a decomposition in float64: values clipped, all values after it, and the right singular vectors."""
+    parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
+    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[tall.dtype] * limit:
+        parts = exact.svd(tall)
+    return *exact.clip(tall, limit, parts, slack), parts.right
+
+
+def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
+    """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
+    vectors of `tall`, which is the matrix or its transpose.
+    """
+    draws = _draws(held)
+    if tall is not weight:
+        wanted = tracked.pairs_wanted(weight, int((values > tracked.NEAR * limit).sum()))
+        right = thin_product(tall, right[:, :wanted].to(tall.dtype))
+    started = tracked.start(weight, limit, values, right, draws)
+    held.clear()
+    held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
+
+
+def _resting(draws: Tensor, rests: int) -> dict[str, Tensor]:
+    """The state of a matrix that is not tracked for so many steps, since a decomposition is cheaper."""
+    return {"draws": draws, "rests": torch.tensor(rests)}
+
+
+def _draws(held: dict[str, Tensor]) -> int:
+    """The number of the next draw of random vectors: one past the one that is kept, which a step that came to nothing
+    may have used."""
+    return int(held["draws"]) + 1 if "draws" in held else 0
+
+
+def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
+    """Whether a matrix of this shape, dtype and device is tracked."""
+    if not held.keys() >= set(tracked.Tracked._fields):
+        return False
+    previous = held["previous"]
+    return (previous.shape, previous.dtype, previous.device) == (weight.shape, weight.dtype, weight.device)
