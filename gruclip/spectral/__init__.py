@@ -1,6 +1,6 @@
 """The projection onto {W : sigma_1(W) <= limit}, by several algorithms, exact to float32 and certified.
 
-- `clip`: `clip_singular_values_`, of a batch; `one`: which algorithm takes a matrix. Start here, with ``README.md`` for
+- `clip`: `clip_singular_values_`, of a batch; `one`: which algorithm takes a matrix; start here, with ``README.md`` for
   the mathematics.
 - `exact`: full decompositions, the reference; `truncated`: the paper's; `single`: leading eigenvectors in float32, with
   `eigen`; `products`: matrix products alone, for GPUs.
