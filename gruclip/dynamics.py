@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from gruclip.choices import BIAS_FREE_LIMIT
 from gruclip.errors import UserError
 from gruclip.layers import GATES, RecurrentLayer, clipped_block, gate_rows, recurrent_layers
+from gruclip.spectral.products import radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
 NEWTON_STEPS = 50
@@ -69,6 +70,8 @@ def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
         return gru_jacobian(W)
     if cell == "tanh_rnn":
         return W
+    if cell != "lstm":
+        raise KeyError(cell)
     eye = _eye(W).expand_as(W)
     return torch.cat((torch.cat((W / 4, eye / 4), dim=-1), torch.cat((W / 2, eye / 2), dim=-1)), dim=-2)
 
@@ -288,6 +291,7 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
         )
     matrix = matrix.detach()
     finite = torch.isfinite(matrix).all(-1).all(-1)
-    # LAPACK does not survive what is not finite.
-    radii = torch.linalg.eigvals(torch.where(finite[..., None, None], matrix, 0)).abs().amax(-1)
+    # LAPACK does not survive what is not finite; on a GPU it takes one matrix after another, and longer for each.
+    safe = torch.where(finite[..., None, None], matrix, 0)
+    radii = radii_by_products(safe).to(matrix) if matrix.is_cuda else torch.linalg.eigvals(safe).abs().amax(-1)
     return torch.where(finite, radii, torch.nan)

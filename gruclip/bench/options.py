@@ -12,7 +12,7 @@ import torch
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.kernels.memory import keep_freed_memory
-from gruclip.model.device import choose_device
+from gruclip.model.device import choose_device, round_products
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +72,7 @@ def shape(text: str) -> tuple[int, int, int]:
 def prepare(threads: int) -> None:
     """The same footing for every contestant: `threads` threads, freed memory kept, and float32 that is no TF32."""
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    round_products("fp32")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
 

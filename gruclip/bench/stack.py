@@ -18,7 +18,7 @@ from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_c
 from gruclip.bench.timing import Contestant, interleave
 from gruclip.choices import PRECISIONS
 from gruclip.config import ModelConfig
-from gruclip.model.device import COMPUTE_DTYPES, choose_device
+from gruclip.model.device import COMPUTE_DTYPES, choose_device, round_products
 from gruclip.report.render import Table
 from gruclip.training.engine import WARM_UP, Engine
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     (steps, batch, n), precision, rounds = arguments.shape, arguments.precision, arguments.repetitions
     base = replace(run_config("ptb", ModelConfig(hidden_size=n), 1.0, steps, batch, precision), device=arguments.device)
     device = choose_device(base)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    round_products(precision)
     corpus = random_words(steps, batch, arguments.vocabulary)
     work = gru_work(steps, batch, n, n) + output_work(steps * batch, n, arguments.vocabulary)
     square = (PRODUCT_SIZE[device.type],) * 3

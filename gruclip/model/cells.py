@@ -62,12 +62,12 @@ def _torch_layer(
 
 
 def _call_torch(cell: str, x: Tensor, state: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # has_biases, num_layers, dropout, train, bidirectional, batch_first
-    options = (False, 1, 0.0, False, False, False)
+    # has_biases, num_layers, dropout, train, bidirectional, batch_first; cuDNN has no backward but in training.
+    options = (False, 1, 0.0, x.is_cuda, False, False)
     if cell == "lstm":
         h, c = (part.unsqueeze(0).contiguous() for part in state.chunk(2, dim=-1))
         output, h, c = torch.lstm(x, (h, c), weights, *options)
         return output, torch.cat((h[0], c[0]), dim=-1)
-    layer = torch.gru if cell == "gru_reset_after" else torch.rnn_tanh
-    output, h = layer(x, state.unsqueeze(0), weights, *options)
+    layers = {"gru_reset_after": torch.gru, "tanh_rnn": torch.rnn_tanh}
+    output, h = layers[cell](x, state.unsqueeze(0), weights, *options)
     return output, h[0]

@@ -14,6 +14,14 @@ COMPUTE_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bf
 SMALL_MODEL = 256
 
 
+def round_products(precision: str) -> None:
+    """Let a GPU's float32 products, cuDNN's layers among them, be rounded as TF32 where `precision` is, and those of
+    bf16 be added up in float32: torch's own choice is TF32 in cuDNN, and partial sums in bf16."""
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    matmul.allow_bf16_reduced_precision_reduction = False
+
+
 def choose_device(config: RunConfig) -> torch.device:
     """The device that a configuration asks for; `ConfigError` where it, or the precision on it, is not to be had."""
     cuda = torch.cuda.is_available()

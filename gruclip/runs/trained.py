@@ -16,7 +16,7 @@ from gruclip.data import MusicCorpus, WordCorpus
 from gruclip.data import load as load_corpus
 from gruclip.errors import ConfigError, UserError
 from gruclip.gru import GRU
-from gruclip.model.device import choose_device
+from gruclip.model.device import choose_device, round_products
 from gruclip.model.evaluation import evaluate_weights, stacked_parameters
 from gruclip.model.stacked import Parameters, parameter_shapes
 from gruclip.runs.checkpoints import DamagedCheckpoint, read_checkpoint
@@ -83,6 +83,7 @@ def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[s
     config = dataclasses.replace(config, device=device)
     target = choose_device(config.check())
     corpus = _corpus(folder, config, checksum)
+    round_products(config.precision)
     loss = evaluate_weights(tensors, config, corpus, split, target)
     result = {"split": split, "loss": loss, "unit": corpus.unit}
     return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from gruclip.spectral import exact
 from gruclip.spectral.eager import eagerly
-from gruclip.spectral.products import ClipResult, clip_by_products_, finite_matrices, norms_by_products
+from gruclip.spectral.products import FARTHEST, ClipResult, clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.program import COLUMNS, clip_by_program_
 from gruclip.spectral.state import SubspaceState
+
+#: Limits at which a matrix is clipped one after another, at most, each a quarter of the one before.
+MOST_STAGES = 12
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions.
 SMALLEST_PROGRAM = 256
@@ -44,19 +47,24 @@ def redo_uncertified_(
 ) -> ClipResult:
     """Project the finite matrices of a deferred call that were not certified, in place; the result then.
 
-    In full; what ``program`` did not certify (`state`: the one it had) by ``products`` first, where float64 is fast.
+    In full; where float64 is fast, by ``products`` in it first, in stages for values far above the limit. `state`: the
+    one that ``program`` had.
     """
     redone = result.finite & ~result.certified
     values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
     with torch.no_grad():
         left = redone.nonzero()
-        if state is not None and len(left) and has_fast_float64(weight.device):
+        if len(left) and has_fast_float64(weight.device):
             where = left.unbind(1)
-            matrices = weight[where]
-            quick = clip_singular_values_deferred_(matrices, limit[where])
-            weight[where] = matrices
-            values_clipped[where], norm[where] = quick.values_clipped, quick.spectral_norm
-            left = left[~quick.certified.reshape(-1)]
+            matrices = weight[where].double()
+            quick = _in_stages(matrices, limit[where])
+            certified = quick.certified.reshape(-1)
+            if bool(certified.any()):
+                where = left[certified].unbind(1)
+                weight[where] = matrices.reshape(-1, *matrices.shape[-2:])[certified].to(weight.dtype)
+                values_clipped[where] = quick.values_clipped.reshape(-1)[certified]
+                norm[where] = quick.spectral_norm.reshape(-1)[certified]
+                left = left[~certified]
         for where in left.tolist():
             index = tuple(where)
             parts, bound = exact.svd(weight[index]), float(limit[index])
@@ -65,6 +73,21 @@ def redo_uncertified_(
         if state is not None:
             state.previous.copy_(weight.reshape(state.previous.shape))
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
+
+
+def _in_stages(matrices: Tensor, limit: Tensor) -> ClipResult:
+    """``products`` of values that may be far above the limit: first at higher ones, each within its reach of the last.
+
+    min(min(sigma, one), other) is min(sigma, other) where that is the lower limit.
+    """
+    norm = norms_by_products(matrices)
+    for _ in range(MOST_STAGES):
+        now = torch.maximum(limit, norm * (1.01 / FARTHEST))
+        result = clip_singular_values_deferred_(matrices, now)
+        norm = result.spectral_norm
+        if bool((~result.certified | (now <= limit)).all()):
+            break
+    return result._replace(certified=result.certified & (now <= limit))
 
 
 def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:

@@ -29,6 +29,8 @@ FLAT, FLAT_FROM = (15 / 8, -10 / 8, 3 / 8), 5e-4
 FLATTENINGS = {torch.float32: 1, torch.float64: 2}
 #: Squarings of W^T W for the spectral norm: the k-th power's Frobenius norm is within n^(1/2) of sigma_1^(2 k).
 SQUARINGS = 15
+#: The same for a spectral radius, of which a matrix that is far from normal leaves more.
+RADIUS_SQUARINGS = 24
 
 
 class ClipResult(NamedTuple):
@@ -177,13 +179,24 @@ def roots(above: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float,
 def norms_by_products(weight: Tensor) -> Tensor:
     """sigma_1 of each finite matrix (..., m, n) in float64: from above, to a share of ln(n) / 2^(SQUARINGS + 2)."""
     matrix = (weight if weight.shape[-2] >= weight.shape[-1] else weight.mT).double()
-    tiny = torch.finfo(torch.float64).tiny
-    largest = matrix.abs().amax((-2, -1)).clamp(min=tiny)
+    largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     scaled = matrix / _over(largest)
-    power, logarithm = scaled.mT @ scaled, torch.zeros_like(largest)
-    for k in range(SQUARINGS + 1):
-        size = torch.linalg.vector_norm(power, dim=(-2, -1)).clamp(min=tiny)
+    return largest * _gelfand(scaled.mT @ scaled, SQUARINGS).sqrt()
+
+
+def radii_by_products(matrix: Tensor) -> Tensor:
+    """The largest absolute eigenvalue of each finite matrix (..., n, n) in float64: from above, to some 1e-7."""
+    matrix = matrix.double()
+    largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
+    return largest * _gelfand(matrix / _over(largest), RADIUS_SQUARINGS)
+
+
+def _gelfand(power: Tensor, squarings: int) -> Tensor:
+    """||A^k||_F^(1/k) for k = 2^squarings, which comes down to the spectral radius; 0 where a power is."""
+    logarithm = torch.zeros_like(power[..., 0, 0])
+    for k in range(squarings + 1):
+        size = torch.linalg.vector_norm(power, dim=(-2, -1))
         logarithm = logarithm + size.log() / 2**k
-        power = power / _over(size)
-        power = power @ power if k < SQUARINGS else power
-    return largest * (logarithm / 2).exp()
+        power = power / _over(size.clamp(min=torch.finfo(power.dtype).tiny))
+        power = power @ power if k < squarings else power
+    return logarithm.exp()

@@ -44,12 +44,13 @@ STIR = 1e-3
 @contextmanager
 def full_products() -> Iterator[None]:
     """No float32 product from TF32's ten bits, whatever the process has chosen."""
-    chosen = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    products = torch.backends.cuda.matmul
+    chosen = products.fp32_precision
+    products.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(chosen)
+        products.fp32_precision = chosen
 
 
 def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> ClipResult:

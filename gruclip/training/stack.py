@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import RefusedRun, UserError
+from gruclip.model.device import round_products
 from gruclip.runs.ownership import LockedError
 from gruclip.training.active_run import ActiveRun
 from gruclip.training.display import AnyDisplay
@@ -31,7 +32,7 @@ def train_stack(
     with half as many runs at a time. Raises `UserError` where a single run does not fit; `refuse` is told of one that
     cannot be continued, which keeps no other from being trained.
     """
-    torch.backends.cuda.matmul.allow_tf32 = jobs[0].config.precision == "tf32"
+    round_products(jobs[0].config.precision)
     threads = torch.get_num_threads()
     torch.set_num_threads(jobs[0].threads)
     stack = _Stack(jobs, size, display, interrupted, refuse, neighbours)

@@ -16,9 +16,11 @@ from gruclip.data import load
 from gruclip.spectral import (
     clip_singular_values_,
     clip_singular_values_deferred_,
+    deferred,
+    exact,
     redo_uncertified_,
 )
-from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_POLYNOMIALS, SIGN_POLYNOMIALS, roots
+from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_POLYNOMIALS, SIGN_POLYNOMIALS, radii_by_products, roots
 from gruclip.training.engine import Engine
 from gruclip.training.runner import train
 
@@ -40,6 +42,19 @@ def test_the_polynomials_take_every_resolved_number_to_its_sign(dtype: torch.dty
     for a, b, c in SIGN_POLYNOMIALS[dtype]:
         s = s * (a + s * s * (b + c * s * s))
     assert (s - torch.cat((torch.ones_like(x), -torch.ones_like(x)))).abs().max() < error
+
+
+@pytest.mark.parametrize("n", [1, 2, 50, 200])
+def test_the_radius_is_that_of_the_eigenvalues(n: int):
+    generator = torch.Generator().manual_seed(n)
+    matrices = torch.randn(5, n, n, generator=generator) / n**0.5
+    matrices[1] += 3 * torch.randn(n, 1, generator=generator) @ torch.randn(1, n, generator=generator) / n**0.5
+    matrices[2] = matrices[2].tril(-1)  # nilpotent
+    matrices[3] *= 1e-20
+    matrices = matrices / 4 + torch.eye(n) * torch.tensor([0.5, 0.5, 0.0, 0.0, 1e10])[:, None, None]
+    expected = torch.linalg.eigvals(matrices.double()).abs().amax(-1)
+    torch.testing.assert_close(radii_by_products(matrices), expected, rtol=1e-6, atol=1e-15)
+    assert radii_by_products(torch.zeros(2, n, n)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("farthest", [1.0, 1.3, FARTHEST])
@@ -72,6 +87,33 @@ def test_a_batch_is_projected_where_it_is_certified_and_left_where_it_is_not(sha
     assert (weight[3] - projected(before[3], 1.0)).norm() <= 2e-6 * before[3].norm()
     assert float(redone.spectral_norm[3]) == 1.0
     assert torch.isnan(weight[4]).sum() == 1
+
+
+@pytest.mark.parametrize("batch", [(), (3, 2)])
+@pytest.mark.parametrize("far", [9.0, 1e3, 1e6, 1e13])
+def test_values_far_above_the_limit_are_redone_in_stages_without_a_decomposition(far, batch, monkeypatch):
+    """As on a GPU with fast float64; what is left after the last stage is decomposed."""
+    svd, decomposed = exact.svd, []
+    monkeypatch.setattr(deferred, "has_fast_float64", lambda device: True)
+    monkeypatch.setattr(exact, "svd", lambda weight: decomposed.append(weight) or svd(weight))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.linspace(0, 1.9, 60, dtype=torch.float64)
+    values[-3:] = torch.tensor([3.0, far / 20, far])
+    left, right = (torch.linalg.qr(torch.randn(60, 60, generator=generator).double())[0] for _ in range(2))
+    matrix = ((left * values) @ right.mT).float()
+    weight = torch.stack([matrix] * 6).reshape(*batch, 60, 60) if batch else matrix.clone()
+    limit = torch.full(batch, 1.8, dtype=torch.float64)
+    result = clip_singular_values_deferred_(weight, limit)
+    assert not bool(result.certified.any())
+    redone = redo_uncertified_(weight, limit, result)
+    assert bool(redone.redone.all() & redone.certified.all())
+    assert bool(decomposed) == (far > 1e7)
+    expected = projected(matrix, 1.8)
+    for one in weight.reshape(-1, 60, 60):
+        assert (one - expected).norm() <= 2e-6 * matrix.norm()
+        assert float(torch.linalg.matrix_norm(one.double(), 2)) <= 1.8 * (1 + 2e-6)
+    assert set(redone.spectral_norm.reshape(-1).tolist()) == {1.8}
+    assert set(redone.values_clipped.reshape(-1).tolist()) == {int((torch.linalg.svdvals(matrix.double()) > 1.8).sum())}
 
 
 def test_in_float64_clipping_is_idempotent():
