@@ -60,4 +60,6 @@ def learning_rates(seeds: int = 5) -> list[RunConfig]:
 
 
 def _seeds(base: RunConfig, optimizers: list[OptimizerConfig], seeds: int) -> list[RunConfig]:
+    # A checkpoint would be lost with the machine that wrote it.
+    base = replace(base, trainer=replace(base.trainer, checkpoint_minutes=1e4))
     return [replace(base, optimizer=optimizer, seed=seed) for seed in range(seeds) for optimizer in optimizers]

@@ -23,6 +23,11 @@ def capture_on(device: torch.device) -> Capture | None:
     return None if off or device.type != "cuda" else cuda_graphs
 
 
+def captures_projections() -> bool:
+    """Whether the projection is captured too: not with ``GRUCLIP_GRAPHS=unclipped``, for where cuSOLVER refuses it."""
+    return os.environ.get("GRUCLIP_GRAPHS") != "unclipped"
+
+
 def cuda_graphs(phases: Sequence[Phase]) -> list[Phase]:
     """Each phase as the replay of a CUDA graph of its own, so that the time of each can still be measured.
 

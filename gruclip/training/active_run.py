@@ -20,10 +20,6 @@ from gruclip.training.engine import parameters_of
 from gruclip.training.jobs import Job
 from gruclip.training.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
 
-#: Seconds between the checkpoints at the ends of epochs. On a GPU those of a stack are seconds apart, and writing the
-#: files of a hundred runs takes longer than an epoch.
-EPOCH_CHECKPOINT_SECONDS = {"cpu": 0.0, "cuda": 120.0}
-
 
 class ActiveRun:
     """One run while it is trained: its progress and its folder."""
@@ -128,7 +124,9 @@ class ActiveRun:
         return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
 
     def epoch_checkpoint_due(self) -> bool:
-        return time.monotonic() - self.last_checkpoint >= EPOCH_CHECKPOINT_SECONDS[self.job.device.type]
+        """At every epoch's end; on a GPU, where those of a stack are seconds apart and the files of a hundred runs take
+        longer than an epoch, no sooner than within one."""
+        return self.job.device.type == "cpu" or self.checkpoint_due()
 
     def end_epoch(self, valid_loss: float, tensors: dict[str, Tensor]) -> None:
         """Take the validation loss of an epoch's end; ends the run after its last."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from gruclip.config import RunConfig
 from gruclip.data import Lanes, MusicCorpus, WordCorpus, train_lanes
 from gruclip.dynamics import cell_jacobian, spectral_radius
-from gruclip.kernels.graphs import Capture, Phase, capture_on
+from gruclip.kernels.graphs import Capture, Phase, capture_on, captures_projections
 from gruclip.kernels.memory import keep_freed_memory
 from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
@@ -27,6 +27,7 @@ from gruclip.model.stacked import (
     mask_seeds,
     masks_of,
     nll,
+    parameter_shapes,
     word_rows,
     zero_states,
 )
@@ -44,7 +45,8 @@ WARM_UP = 3
 class Engine:
     """Trains `configs`, all of one shape, side by side on `device`.
 
-    `capture`: how iterations are captured and replayed; as is best on the device where it is not given.
+    `capture`: how iterations are captured and replayed, by default as is best on the device. `states`: what `run_state`
+    gave of each, None of one that begins.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         corpus: WordCorpus | MusicCorpus,
         device: torch.device,
         capture: Capture | None = None,
+        states: Sequence[dict[str, Tensor] | None] | None = None,
     ) -> None:
         keep_freed_memory()
         self.configs, self.corpus, self.device = list(configs), corpus, device
@@ -62,20 +65,19 @@ class Engine:
         self.clock = Clock(device)
         self._lanes: Lanes | None = None
         runs = len(configs)
-
-        initial = []
-        self.generators = []
-        for config in configs:
+        initial, self.generators = [], []
+        states = states or [None] * runs
+        for config, state in zip(configs, states, strict=True):
             generator = torch.Generator().manual_seed(config.seed)
-            initial.append(initial_parameters(self.model, corpus.num_outputs, generator))
+            drawn = parameters_of(state) if state else initial_parameters(self.model, corpus.num_outputs, generator)
+            initial.append(drawn)
             # On the CPU, so that a seed means the same weights and masks on every device.
             self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
         self.parameters: Parameters = {}
-        for name in initial[0]:
-            stacked = torch.stack([parameters[name] for parameters in initial]).to(device, self.dtype)
-            if name == "input" and isinstance(corpus, WordCorpus):
-                stacked = stacked.flatten(0, 1)
-            self.parameters[name] = stacked.requires_grad_()
+        for name in parameter_shapes(self.model, corpus.num_outputs):  # in whose order gradients' norms are added up
+            stacked = torch.stack([parameters[name].to(device, self.dtype) for parameters in initial])
+            rows = name == "input" and isinstance(corpus, WordCorpus)
+            self.parameters[name] = (stacked.flatten(0, 1) if rows else stacked).requires_grad_()
         self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
         #: The last step's metrics and the deferred projections of each layer, whose flags have not been read.
         self._reported: tuple[StepMetrics, list[ClipResult]] | None = None
@@ -93,6 +95,9 @@ class Engine:
         rounded = self._capture is not None and self.compute == torch.bfloat16
         self.operands = operands_of(self.parameters, self.compute, corpus) if rounded else self.parameters
         self._evaluations: dict[str, Evaluation] = {}
+        for index, state in enumerate(states):
+            if state is not None:
+                self.load_run_state(index, state)
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -152,8 +157,8 @@ class Engine:
         if self._captured is None:
             iteration = Iteration(window.clone(), None if seeds is None else seeds.clone())
             phases = self._phases(iteration)
-            asks_nothing = len(phases) if self.projections.asks_nothing else len(phases) - 1
-            self._captured = iteration, self._capture(phases[:asks_nothing])
+            whole = self.projections.asks_nothing and captures_projections()
+            self._captured = iteration, self._capture(phases if whole else phases[:-1])
         else:
             iteration = self._captured[0]
             iteration.window.copy_(window)

@@ -143,11 +143,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _engine(active: Sequence[ActiveRun], states: Mapping[ActiveRun, dict[str, Tensor]]) -> Engine:
     """An engine for these runs, each from its state, or from its start where it has none."""
-    engine = Engine([run.config for run in active], active[0].job.corpus, active[0].job.device)
-    for index, run in enumerate(active):
+    configs, job = [run.config for run in active], active[0].job
+    engine = Engine(configs, job.corpus, job.device, states=[states.get(run) for run in active])
+    for run in active:
         run.tensors = None
-        if run in states:
-            engine.load_run_state(index, states[run])
     return engine
 
 

@@ -65,8 +65,8 @@ def test_the_measured_iteration_is_that_of_the_whole_run(tmp_path: Path) -> None
 
 
 def test_a_plateau_takes_its_patience_for_each_fall_of_the_rate() -> None:
-    # 31 falls by 1.25 from 0.1 to below 1e-4, after 10 epochs each; the kept runs had 360 epochs.
-    assert 360 <= plateau_epochs(DEFAULTS["nottingham"]) <= 400
+    # 31 falls by 1.25 from 0.1 to below 1e-4, after 10 epochs each; of the kept runs the longest had 649 epochs.
+    assert 649 <= plateau_epochs(DEFAULTS["nottingham"]) <= 660
 
 
 def test_what_ended_is_kept_and_another_day_goes_on_from_there(tmp_path: Path) -> None:
