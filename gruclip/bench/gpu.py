@@ -1,6 +1,7 @@
 """``scripts/gpu``: what is to be found out on a GPU that is lent for minutes, in stages that end in time.
 
-- ``check``: the tests that need one (`gpu_check`); ``bench``: what an iteration, a layer and a projection take.
+- ``check``: what only a card can tell (`gpu_probe`), and the tests that need one (`gpu_check`).
+- ``bench``: what an iteration, a layer and a projection take.
 - ``table2``, ``table1``, ``lr``: runs of the study (`gpu_runs`), whole ones only (`gpu_study`).
 
 A stage leaves its files as it goes in the folder that ``$OUT`` names: ``gpu.md`` and ``gpu.json`` from the first two,
@@ -90,6 +91,12 @@ class Stages:
             file.write(f"{text}\n\n")
 
     def _check(self, deadline: Deadline) -> bool:
+        asked = [sys.executable, "-m", "gruclip.bench.gpu_probe", *(["--tiny"] if self.tiny else [])]
+        try:
+            found = subprocess.run(asked, capture_output=True, text=True, timeout=max(1.0, deadline.left() / 2))
+            self.tell(found.stdout + found.stderr[-2000:])
+        except subprocess.TimeoutExpired as error:
+            self.tell(f"gpu_probe hung after: {error.stdout!r}")
         with tempfile.TemporaryDirectory() as scratch:
             # Without a card those that need one are skipped, which is right in a rehearsal alone; Triton's kernels
             # would be interpreted there, as they are in the tests.
