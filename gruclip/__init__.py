@@ -20,7 +20,7 @@ The projection           `clip_singular_values_`, `spectral_norm`, `SpectralStat
 In training              `SpectralClipping` of any torch module's weights, `clip_updates` of any optimizer's steps
 The linearised cells     `jacobian_at_origin`, `spectral_radius`, `stability_limit`
 The paper's cell         `GRU`, with the reset gate before the recurrent product
-The paper's experiments  `RunConfig`, `train`, `load`; on the command line ``gruclip train``, ``gruclip table``
+The paper's experiments  `compose`, `RunConfig`, `train`, `load`, `read_runs`; on the command line ``gruclip train``
 
 Bad input raises `gruclip.errors.UserError`, a ValueError whose one line says what is wrong and what would be right.
 Shapes name hidden units n, batch B, time steps T; losses are in nats, times in seconds.
@@ -34,13 +34,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gruclip.cli.library import compose, train
     from gruclip.clipping import SpectralClipping, clip_singular_values, clip_updates
     from gruclip.config import RunConfig
     from gruclip.dynamics import jacobian_at_origin, spectral_radius, stability_limit
     from gruclip.gru import GRU
+    from gruclip.report.collect import read_runs
     from gruclip.runs.trained import load
     from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
-    from gruclip.training.runner import train
 
 __version__ = "0.1.0"
 
@@ -52,12 +53,14 @@ _HOMES = {
     "clip_singular_values": "clipping",
     "clip_singular_values_": "spectral",
     "clip_updates": "clipping",
+    "compose": "cli.library",
     "jacobian_at_origin": "dynamics",
     "load": "runs.trained",
+    "read_runs": "report.collect",
     "spectral_norm": "spectral",
     "spectral_radius": "dynamics",
     "stability_limit": "dynamics",
-    "train": "training.runner",
+    "train": "cli.library",
 }
 
 __all__ = [
@@ -68,8 +71,10 @@ __all__ = [
     "clip_singular_values",
     "clip_singular_values_",
     "clip_updates",
+    "compose",
     "jacobian_at_origin",
     "load",
+    "read_runs",
     "spectral_norm",
     "spectral_radius",
     "stability_limit",

@@ -5,8 +5,8 @@
 - `options`, `timing` (rounds in an order of their own) and `output`: what they share.
 - `peers`, `keras_peer` and `projection_peers`: what others would write; `floor`: what the machine could do at best;
   `budget`: what an iteration on a GPU should take.
-- `gpu`: the stages of ``scripts/gpu`` on a lent card: `gpu_probe` asks it, `gpu_check` tests, `gpu_study` runs of the study, `gpu_runs`
-  which these are.
+- `gpu`: the stages of ``scripts/gpu`` on a lent card: `gpu_probe` asks it, `gpu_check` tests it, `gpu_study` trains the
+  `gpu_runs`.
 - `sequences`: matrices before clipping, made; `recorded`: those of runs; `agreement`: training by ``auto`` against
   ``full``.
 

@@ -2,7 +2,7 @@
 
 - `main`: from a command line to an exit code, errors in one line; start here. `arguments`: what may be typed.
 - `training`: ``train``, through Hydra; `allowed`: what of Hydra's is taken; `explain`: Hydra's errors in one line.
-- `reproduce`: a sweep and its tables.
+- `reproduce`: a sweep and its tables. `library`: `gruclip.compose` and `gruclip.train`, the same for Python.
 - `commands`: ``table``, ``figure``, ``report``, ``collect``, ``status``, ``eval``, ``sample``, ``verify``, ``data``.
 - `version`: what is in use.
 

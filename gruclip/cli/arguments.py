@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.resources import files
 from typing import NoReturn
 
 import gruclip
@@ -13,6 +14,12 @@ TABLES = ("1", "2", "lr", "cells", "differences", "explosions", "cost")
 FIGURES = ("1", "2", "lr")
 REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
 BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")
+
+
+def own_sweeps() -> list[str]:
+    """The files in ``conf/sweep`` that make nothing of the paper's: those that somebody has added."""
+    names = (path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "sweep").iterdir())
+    return sorted(set(names).difference((*REPRODUCTIONS, "learning_rate")))  # which is lr
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("--curves", metavar="NAME", nargs="+", default=[], help=help_curves)
 
     reproduce = commands.add_parser("reproduce", help="train the runs that are missing, then make the table or figure")
-    reproduce.add_argument("which", choices=REPRODUCTIONS)
+    reproduce.add_argument("which", choices=(*REPRODUCTIONS, *own_sweeps()))
     reproduce.add_argument("overrides", nargs="*", help="as for train, e.g. +experiment=demo trainer.budget=short")
 
     evaluate = commands.add_parser("eval", help="the loss of a run's best epoch on a split")

@@ -79,7 +79,7 @@ def _of_an_experiment(named: str | None, usual: str, make: Callable[[str, list[s
     try:
         made = make(named or usual, notes)
     except MissingRuns as missing:
-        for other in () if named else _experiments():
+        for other in () if named else experiments():
             notes = [f"of {other}, since there are no runs of {usual} for it: {missing}"]
             with suppress(MissingRuns):
                 made = make(other, notes)
@@ -163,8 +163,8 @@ def draw(
 
 def _remedy(kind: str, which: str, experiment: str) -> str:
     """What to do where there are no runs for a table or figure."""
-    if experiment not in _experiments():
-        return f"there is no such experiment; there are {', '.join(_experiments())}"
+    if experiment not in experiments():
+        return f"there is no such experiment; there are {', '.join(experiments())}"
     name = f"{kind}{which}" if which.isdecimal() else which
     if name not in REPRODUCTIONS:
         return f"train them: gruclip train -m +experiment={experiment} ..."
@@ -172,7 +172,8 @@ def _remedy(kind: str, which: str, experiment: str) -> str:
     return f"make them with: gruclip reproduce {name}{'' if experiment == usual else f' +experiment={experiment}'}"
 
 
-def _experiments() -> list[str]:
+def experiments() -> list[str]:
+    """The names of the files in ``conf/experiment``."""
     return sorted(path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "experiment").iterdir())
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gruclip.choices import WORD_DATASETS
 from gruclip.cli.commands import draw
 from gruclip.cli.training import planned_runs, train
 
@@ -41,10 +42,14 @@ REPRODUCTIONS = {
 
 def reproduce(options: Namespace) -> int:
     """``gruclip reproduce``: train the runs that are not finished, then print their tables and draw their figures."""
-    experiment, parts = REPRODUCTIONS[options.which]
+    # A sweep that has no entry is somebody's own, and has a table of the kind of its data.
+    experiment, parts = REPRODUCTIONS.get(options.which, ("demo", [Part(options.which)]))
     commands = [_arguments(part, experiment, options.overrides) for part in parts]
     # All sweeps are planned before the first is trained, so that what is wrong is told at once.
-    places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in planned_runs(one)) for one in commands]
+    planned = [planned_runs(command) for command in commands]
+    places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in runs) for runs in planned]
+    if options.which not in REPRODUCTIONS:
+        parts = [replace(parts[0], tables=("1" if planned[0][0].dataset.name in WORD_DATASETS else "2",))]
     for command in commands:
         train(["--multirun", *command])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import hydra
@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gruclip.cli.allowed import check_command_line, check_overrides, options_last
+from gruclip.cli.commands import experiments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, train_one
@@ -48,11 +49,27 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
     register_plugins()
     from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
+    with _hydra_to_ourselves(), hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(CONFIG_NAME, _with_groups(overrides), run_mode=RunMode.MULTIRUN)
         jobs = planned_jobs(loader, config)
         return [to_run(settings) for settings in settings_of(jobs, loader, config)]
+
+
+@contextmanager
+def _hydra_to_ourselves() -> Iterator[None]:
+    """A caller's Hydra, which has one instance a process, is put away for as long."""
+    kept, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = kept
+
+
+def usual_runs(names: Iterable[str]) -> dict[str, RunConfig]:
+    """What the file of each of these experiments gives, of those that have one."""
+    known = experiments()
+    return {name: planned_runs([f"+experiment={name}"])[0] for name in dict.fromkeys(names) if name in known}
 
 
 def register_plugins() -> None:

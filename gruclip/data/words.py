@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pydoc_data.topics import topics
 
 import torch
@@ -31,6 +31,7 @@ class WordCorpus:
     checksum: str  #: SHA-256 (hex) of what it was read from
     splits: dict[str, torch.Tensor]  #: "train", "valid", "test": int64, 1-D
     vocabulary: tuple[str, ...]  #: the training split's words, most frequent first, then alphabetically
+    token_unit: str = "word"  #: or "character"
 
     @property
     def unit(self) -> str:
@@ -61,7 +62,7 @@ def read_text(name: str, checksum: str, texts: Mapping[str, bytes], vocabulary: 
     splits["train"] = _without_rare(splits["train"], vocabulary)
     if not set(splits["train"]) - {EOS, UNK}:
         raise DataError(f"{name}: no {unit} is met twice in the training text; give more of it")
-    return _encode(name, checksum, splits, unknown=True)
+    return replace(_encode(name, checksum, splits, unknown=True), token_unit=unit)
 
 
 def _lines(name: str, split: str, text: bytes) -> list[str]:

@@ -21,6 +21,9 @@ def read_runs(
 ) -> pd.DataFrame:
     """One row for every run of ``experiment`` in each of the `places`, ordered by their settings.
 
+    >>> runs = read_runs("outputs/paper", "ptb")  # doctest: +SKIP
+    >>> runs.groupby(["optimizer.name", "optimizer.lr"])["test_loss"].mean()  # doctest: +SKIP
+
     A place is an output_dir, whose run folders lie below ``PLACE/experiment`` at any depth, or a folder with collected
     runs, ``PLACE/experiment.csv``, or both. Columns: ``folder``, ``identity``, ``data_sha256``; every setting of
     `RunConfig` by its dotted name; ``max_epochs`` and ``max_steps`` as the budget leaves them; what summary.json holds;

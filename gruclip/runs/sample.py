@@ -46,18 +46,18 @@ def sample(
     if not SEED.holds(seed):
         raise ConfigError(f"--seed {seed}: should be {SEED.right}")
     config, corpus, parameters = read_trained(folder)
-    unit, steps_per_beat = config.dataset.unit, config.dataset.steps_per_beat
-    start = _tokens(corpus, unit, prompt) if isinstance(corpus, WordCorpus) else _steps(corpus, prompt)
+    steps_per_beat = config.dataset.steps_per_beat
+    start = _tokens(corpus, prompt) if isinstance(corpus, WordCorpus) else _steps(corpus, prompt)
     drawn = continued(parameters, config.model, start, length, temperature, seed)
     if isinstance(corpus, WordCorpus):
         shown = drawn if prompt else drawn[1:]
-        text = _text([corpus.vocabulary[token] for token in shown.tolist()], unit)
+        text = _text([corpus.vocabulary[token] for token in shown.tolist()], corpus.token_unit)
         return Sample(text, None, len(start), steps_per_beat)
     return Sample(None, drawn, len(start), steps_per_beat)
 
 
-def _tokens(corpus: WordCorpus, unit: str, prompt: str | None) -> Tensor:
-    pieces = tokens(prompt.split("\n"), unit)[:-1] if prompt else [EOS]
+def _tokens(corpus: WordCorpus, prompt: str | None) -> Tensor:
+    pieces = tokens(prompt.split("\n"), corpus.token_unit)[:-1] if prompt else [EOS]
     numbers = {word: index for index, word in enumerate(corpus.vocabulary)}
     strange = [piece for piece in pieces if piece not in numbers]
     if not pieces or (strange and UNK not in numbers):

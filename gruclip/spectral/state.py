@@ -70,6 +70,10 @@ class SpectralState:
             self.resize(max(len(self.matrices), index + 1))[index] = matrices.get(0, {})
 
 
+# A checkpoint of an optimizer that keeps one in its state is then read by `torch.load` without being trusted.
+torch.serialization.add_safe_globals([SpectralState])
+
+
 class SubspaceState:
     """What `clip_singular_values_deferred_` carries from step to step for the matrices (..., m, n) of a batch.
 

@@ -50,22 +50,11 @@ def train(
 ) -> list[RunResult]:
     """Train every run that is not finished yet; the results in the order of `runs`.
 
-    defaults: for each experiment's name the configuration that its folder names are told apart from.
-    stack: train runs side by side: on a GPU those of one shape as one program, on a CPU in a process for each core;
-    `stack_size` of them at a time (None: as many as the memory takes), and others as soon as some have ended.
-    batched: a stack is one program on a CPU too, as it is on a GPU; slower there, for tests and rehearsals.
-    ended: called with the folder of each run that is trained here, as soon as its summary is written.
-    Raises `UserError` before anything is written when a setting, a corpus or a folder is wrong or a stack does not
-    fit into the memory, and `Interrupted`, a KeyboardInterrupt, after a checkpoint when a signal asks for it. Runs that
-    other processes are training are waited for. The losses of a summary are in nats per token or per time step.
+    `gruclip.train`, which is this with the `defaults` of the files in ``conf``, says what the others mean and what is
+    raised.
 
-    >>> from gruclip.config import ModelConfig, TrainerConfig
-    >>> run = RunConfig(model=ModelConfig(hidden_size=8), trainer=TrainerConfig(max_steps=2))
-    >>> [result] = train([run], quiet=True)
-    >>> result.status, result.skipped, str(result.folder)
-    ('success', False, 'outputs/demo/spectral_clipping,delta=0.2,lr=1,seed=0,hidden_size=8,max_steps=2')
-    >>> train([run], quiet=True)[0].skipped
-    True
+    defaults: for each experiment's name the configuration that its folder names are told apart from.
+    batched: a stack is one program on a CPU too, as it is on a GPU; slower there, for tests and rehearsals.
     """
     jobs = check_runs(runs, defaults)
     return train_jobs(jobs, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended, batched=batched)

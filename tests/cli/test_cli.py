@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import gruclip
-from gruclip.cli import main
+from gruclip.cli import arguments, main, reproduce
 from gruclip.config import RunConfig
 from gruclip.kernels import compiled
 from gruclip.training.jobs import Job
@@ -186,6 +186,24 @@ def test_reproduce_launches_the_sweep_of_an_experiment(
     ((runs, _, stack),) = calls
     assert stack == stacked
     assert {(run.output_dir, run.experiment) for run in runs} == {(folder, experiment)}
+
+
+def test_a_sweep_of_ones_own_is_reproduced_with_the_table_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``cells`` would be if it had been added to conf/sweep and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arguments, "REPRODUCTIONS", tuple(set(arguments.REPRODUCTIONS) - {"cells"}))
+    monkeypatch.delitem(reproduce.REPRODUCTIONS, "cells")
+    assert arguments.own_sweeps() == ["cells"]
+    assert (
+        main(["reproduce", "cells", "model.cell=gru", "optimizer.threshold=5", "optimizer.delta=0.2", "seed=0", *TINY])
+        == 0
+    )
+    table = capsys.readouterr().out
+    assert "**Table 1.** Python's pydoc topics, gru 1 x 4" in table
+    assert main(["reproduce", "nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 # -- the rest -------------------------------------------------------------------------------------------

@@ -221,7 +221,8 @@ def test_a_bug_comes_with_its_traceback(work: Path, monkeypatch: pytest.MonkeyPa
     def train(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), "train", train)
+    for name in ("train", "train_jobs"):
+        monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), name, train)
     with pytest.raises(ZeroDivisionError, match="ours"):
         main(["train"])
     with pytest.raises(ZeroDivisionError, match="ours"):
@@ -234,7 +235,8 @@ def test_an_interrupted_run_says_that_it_can_be_continued(
     def train(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), "train", train)
+    for name in ("train", "train_jobs"):
+        monkeypatch.setattr(importlib.import_module("gruclip.training.runner"), name, train)
     for mode in ([], ["-m", "seed=0,1"], ["-m", "hydra/launcher=stacked", "seed=0,1"]):
         assert main(["train", *mode]) == 130
         assert capsys.readouterr().err == "gruclip: interrupted; the same command continues where it stopped\n"

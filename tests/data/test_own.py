@@ -56,6 +56,7 @@ def test_a_vocabulary_always_has_an_unknown_word(tmp_path: Path) -> None:
 def test_characters_are_tokens_and_a_line_ends_with_one(tmp_path: Path) -> None:
     corpus = load("text", texts(tmp_path, train="aab b\nb a\n"), unit="character")
     assert words_of(corpus, "train") == ["a", "a", "b", " ", "b", EOS, "b", " ", "a", EOS]
+    assert corpus.token_unit == "character"  # by which samples are written
 
 
 def test_the_sum_is_of_what_was_read(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gruclip import choices
 from gruclip.dynamics import cell_jacobian, free_step, jacobian_at_origin, linearize, spectral_radius, stability_limit
 from gruclip.errors import UserError
 from gruclip.gru import GRU
-from gruclip.layers import GATES, clipped_block, recurrent_layers
+from gruclip.layers import CANDIDATE, GATES, clipped_block, recurrent_layers
 
 SIZE = 7
 MODULES = {
@@ -21,6 +22,12 @@ MODULES = {
     "tanh_rnn": nn.RNN,
 }
 CELLS = list(MODULES)
+
+
+def test_every_cell_is_tested_here_and_no_other_has_a_jacobian() -> None:
+    assert tuple(CELLS) == choices.CELLS == tuple(GATES) == tuple(CANDIDATE) == tuple(choices.BIAS_FREE_LIMIT)
+    with pytest.raises(KeyError):
+        cell_jacobian("mgu", torch.zeros(2, 2))
 
 
 def module_of(cell: str, bias: bool = True, num_layers: int = 1, scale: float = 1.0, **options: bool) -> nn.Module:
