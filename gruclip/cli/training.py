@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -73,7 +75,16 @@ def usual_runs(names: Iterable[str]) -> dict[str, RunConfig]:
 
 
 def register_plugins() -> None:
-    """Make the sweeper and the launchers known to Hydra, whose own search misses them in an editable install."""
+    """Make the sweeper and the launchers known to Hydra, whose own search misses them in an editable install.
+
+    Raises `UserError` where the configuration is not that of this code, as with another clone's on PYTHONPATH.
+    """
+    code, configuration = Path(__file__).resolve().parents[1], Path(str(files(CONFIG_MODULE) / "x")).resolve().parent
+    if configuration.parent not in (code, code.parent):
+        raise UserError(
+            f"gruclip is run from {code}, its configuration from {configuration}, which is installed: run "
+            f"scripts/setup in {code.parent}, or take that folder out of PYTHONPATH"
+        )
     plugins = Plugins.instance()
     from hydra_plugins.gruclip.launcher import StackedLauncher
     from hydra_plugins.gruclip.submitted import LocalLauncher, SlurmLauncher

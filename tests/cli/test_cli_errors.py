@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import gruclip
 from gruclip.cli import main
 from gruclip.config import RunConfig
 
@@ -215,6 +220,20 @@ def test_verify_fails_where_files_are_missing(work: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert out == "nottingham: music/Nottingham.mat: missing\n"
     assert err.startswith("gruclip: data verify: music/Nottingham.mat (missing)")
+
+
+def test_another_clones_configuration_is_refused(tmp_path: Path) -> None:
+    """The installed one's would be taken silently, whatever the files beside the code say."""
+    left_out = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(Path(gruclip.__file__).parent, tmp_path / "clone/gruclip", ignore=left_out)
+    (tmp_path / "clone/conf").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clone")}
+    command = [sys.executable, "-m", "gruclip", "train", "trainer.max_steps=1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"gruclip is run from {tmp_path}/clone/gruclip, its configuration from" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_bug_comes_with_its_traceback(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
