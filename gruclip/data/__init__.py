@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gruclip.data.files import FILES, DataFile, FileStatus, fetch, status
-    from gruclip.data.lanes import Lanes, check_window, eval_lanes, predictions, train_lanes
+    from gruclip.data.lanes import Lanes, TrainingSplit, check_window, eval_lanes, predictions
     from gruclip.data.loading import load
     from gruclip.data.music import MusicCorpus
     from gruclip.data.words import WordCorpus
@@ -28,6 +28,7 @@ _HOMES = {
     "FileStatus": "files",
     "Lanes": "lanes",
     "MusicCorpus": "music",
+    "TrainingSplit": "lanes",
     "WordCorpus": "words",
     "check_window": "lanes",
     "eval_lanes": "lanes",
@@ -35,7 +36,6 @@ _HOMES = {
     "load": "loading",
     "predictions": "lanes",
     "status": "files",
-    "train_lanes": "lanes",
 }
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "FileStatus",
     "Lanes",
     "MusicCorpus",
+    "TrainingSplit",
     "WordCorpus",
     "check_window",
     "eval_lanes",
@@ -51,7 +52,6 @@ __all__ = [
     "load",
     "predictions",
     "status",
-    "train_lanes",
 ]
 
 

@@ -50,6 +50,10 @@ class Lanes:
 
         return self._map(part)
 
+    def stacked(self, device: torch.device | str) -> Lanes:
+        """With a leading axis for runs, of one, on a device."""
+        return self._map(lambda tensor: tensor[None].to(device))
+
     def clone(self) -> Lanes:
         return self._map(torch.clone)
 
@@ -87,24 +91,47 @@ def _most_lanes(corpus: WordCorpus | MusicCorpus) -> int:
     return sum(map(len, corpus.splits["train"]))
 
 
-def train_lanes(corpus: WordCorpus | MusicCorpus, batch_size: int, seed: int, epoch: int) -> Lanes:
-    """The training split in `batch_size` equal lanes, the remainder dropped; every target counts.
+class TrainingSplit:
+    """The training split on a device, cut anew for each epoch into `batch_size` equal lanes, the remainder dropped;
+    every target counts.
 
     Words: the text in its order, whatever seed and epoch; L = tokens // B - 1. Music: the tunes shuffled by
     (seed, epoch) and joined, L = time steps // B; the state is zero at each tune's and each lane's start, and a
     tune's first step is predicted from a zero vector.
     """
-    if isinstance(corpus, WordCorpus):
-        text = corpus.splits["train"]
-        lanes = _cut(text, batch_size)
-        return Lanes(lanes[:-1], lanes[1:], None, None)
-    tunes = corpus.splits["train"]
-    order = np.random.default_rng([seed, epoch]).permutation(len(tunes))
-    inputs, targets, keep = _join([tunes[index] for index in order])
-    keep = _cut(keep, batch_size)
-    keep[:1] = False
-    targets = _cut(targets, batch_size)
-    return Lanes(_cut(inputs, batch_size), targets, keep, None)
+
+    def __init__(self, corpus: WordCorpus | MusicCorpus, batch_size: int, device: torch.device | str = "cpu") -> None:
+        self._batch_size = batch_size
+        self._text: Lanes | None = None
+        if isinstance(corpus, WordCorpus):
+            lanes = _cut(corpus.splits["train"], batch_size)
+            self._text = Lanes(lanes[:-1], lanes[1:], None, None).stacked(device)
+            return
+        tunes = corpus.splits["train"]
+        self._lengths = np.array([len(tune) for tune in tunes])
+        self._starts = self._lengths.cumsum() - self._lengths
+        first = torch.zeros(int(self._lengths.sum()), dtype=torch.bool)
+        first[torch.from_numpy(self._starts)] = True
+        self._frames, self._first = torch.cat(list(tunes)).to(device), first.to(device)
+
+    def lanes(self, runs: Sequence[tuple[int, int]]) -> Lanes:
+        """Of runs, each a seed and an epoch, (R, L, B, ...); of words, which are the same for all, (1, L, B)."""
+        if self._text is not None:
+            return self._text
+        # The host orders the tunes, and the device fetches their frames.
+        places = torch.stack([_cut(self._shuffled(seed, epoch), self._batch_size) for seed, epoch in runs])
+        places = places.to(self._frames.device)
+        keep, targets = ~self._first[places], self._frames[places]
+        inputs = self._frames[places - 1].masked_fill_(~keep[..., None], 0)
+        keep[:, :1] = False
+        return Lanes(inputs, targets, keep, None)
+
+    def _shuffled(self, seed: int, epoch: int) -> Tensor:
+        """The places of all steps, those of each tune in their order."""
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._lengths))
+        lengths = self._lengths[order]
+        moved = self._starts[order] - (lengths.cumsum() - lengths)
+        return torch.from_numpy(moved.repeat(lengths) + np.arange(lengths.sum()))
 
 
 def eval_lanes(corpus: WordCorpus | MusicCorpus, split: str, batch_size: int) -> Lanes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -38,7 +37,7 @@ class Evaluation:
         self._parameters, self._config, self._split, self._capture = parameters, config, split, capture
         lanes = eval_lanes(corpus, split, config.trainer.batch_size)
         self._predicted, self._expected = lanes.predicted, predictions(corpus, split, config.trainer.batch_size)
-        self._lanes = stack_lanes([lanes], like.device)
+        self._lanes = lanes.stacked(like.device)
         self.states = zero_states(config.model, like.shape[0], self._lanes.inputs.shape[2], like)
         self.total = torch.zeros(like.shape[0], dtype=torch.float64, device=like.device)
         self._held: tuple[Lanes, Phase] | None = None
@@ -98,17 +97,3 @@ def stacked_parameters(tensors: Parameters, corpus: WordCorpus | MusicCorpus) ->
     if isinstance(corpus, WordCorpus):
         parameters["input"] = parameters["input"][0]
     return parameters
-
-
-def stack_lanes(lanes: Sequence[Lanes], device: torch.device) -> Lanes:
-    """Lanes (L, B, ...) of several runs as one with a leading axis, (R, L, B, ...), on `device`."""
-
-    def stack(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        return torch.stack(present).to(device) if present else None
-
-    inputs, targets = stack([lane.inputs for lane in lanes]), stack([lane.targets for lane in lanes])
-    assert inputs is not None
-    assert targets is not None
-    keep, weight = stack([lane.keep for lane in lanes]), stack([lane.weight for lane in lanes])
-    return Lanes(inputs, targets, keep, weight)

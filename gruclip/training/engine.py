@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from gruclip.config import RunConfig
-from gruclip.data import Lanes, MusicCorpus, WordCorpus, train_lanes
+from gruclip.data import Lanes, MusicCorpus, TrainingSplit, WordCorpus
 from gruclip.dynamics import cell_jacobian, spectral_radius
 from gruclip.kernels.graphs import Capture, Phase, capture_on, captures_projections
 from gruclip.kernels.memory import keep_freed_memory
 from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
-from gruclip.model.evaluation import Evaluation, stack_lanes
+from gruclip.model.evaluation import Evaluation
 from gruclip.model.stacked import (
     Parameters,
     initial_parameters,
@@ -63,6 +63,7 @@ class Engine:
         self.compute = COMPUTE_DTYPES[configs[0].precision]
         self.dtype = torch.float64 if configs[0].precision == "fp64" else torch.float32
         self.clock = Clock(device)
+        self._data = TrainingSplit(corpus, self.trainer.batch_size, device)
         self._lanes: Lanes | None = None
         runs = len(configs)
         initial, self.generators = [], []
@@ -106,16 +107,8 @@ class Engine:
 
     def begin_epoch(self, epochs: Sequence[int], fresh_states: bool = True) -> int:
         """Cut the training data for the epoch each run is in; returns the number of iterations in it."""
-        batch = self.trainer.batch_size
-        if isinstance(self.corpus, WordCorpus):
-            # The same text for every run: one copy, broadcast.
-            lanes = [train_lanes(self.corpus, batch, 0, 0)]
-        else:
-            lanes = [
-                train_lanes(self.corpus, batch, config.seed, epoch)
-                for config, epoch in zip(self.configs, epochs, strict=True)
-            ]
-        self._lanes = stack_lanes(lanes, self.device)
+        seeds = [config.seed for config in self.configs]
+        self._lanes = self._data.lanes(list(zip(seeds, epochs, strict=True)))
         if fresh_states:
             for state in self.states:
                 state.zero_()

@@ -11,7 +11,7 @@ import scipy.io
 import torch
 
 from gruclip.choices import DATASETS, OWN_DATASETS, WORD_DATASETS
-from gruclip.data import FILES, MusicCorpus, WordCorpus, eval_lanes, load, train_lanes
+from gruclip.data import FILES, MusicCorpus, TrainingSplit, WordCorpus, eval_lanes, load
 from gruclip.data.music import read_music
 from gruclip.data.words import read_words
 from gruclip.errors import DataError
@@ -44,7 +44,7 @@ def test_penn_treebank_has_its_published_sizes(data_root: Path) -> None:
 
 def test_penn_treebank_in_the_papers_lanes(data_root: Path) -> None:
     corpus = load("ptb", data_root)
-    assert train_lanes(corpus, 20, 0, 1).inputs.shape == (929_589 // 20 - 1, 20)
+    assert TrainingSplit(corpus, 20).lanes([(0, 1)]).inputs.shape == (1, 929_589 // 20 - 1, 20)
     assert eval_lanes(corpus, "valid", 20).predicted == 73_760 - 20
     assert eval_lanes(corpus, "test", 20).predicted == 82_430 - 20
 
@@ -58,7 +58,7 @@ def test_music_has_its_published_time_steps(name: str, data_root: Path) -> None:
     assert {tune.shape[1] for tunes in corpus.splits.values() for tune in tunes} == {corpus.num_outputs} == {88}
     assert corpus.unit == "nats per time step"
     assert [eval_lanes(corpus, split, 20).predicted for split in corpus.splits] == list(steps)
-    assert len(train_lanes(corpus, 20, 0, 1)) == steps[0] // 20
+    assert TrainingSplit(corpus, 20).lanes([(0, 1)]).inputs.shape[1] == steps[0] // 20
 
 
 def test_nottingham_has_its_published_tunes(data_root: Path) -> None:

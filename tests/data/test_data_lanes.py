@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gruclip.data import Lanes, MusicCorpus, WordCorpus, check_window, eval_lanes, train_lanes
+from gruclip.data import Lanes, MusicCorpus, TrainingSplit, WordCorpus, check_window, eval_lanes
 from gruclip.errors import ConfigError
 
 BITS = 2 ** torch.arange(20)
+
+
+def train_lanes(corpus: WordCorpus | MusicCorpus, batch_size: int, seed: int, epoch: int) -> Lanes:
+    """Of one run, without the leading axis."""
+    stacked = TrainingSplit(corpus, batch_size).lanes([(seed, epoch)])
+    return Lanes(*(None if tensor is None else tensor[0] for tensor in vars(stacked).values()))  # type: ignore[arg-type]
 
 
 def text_of(length: int) -> WordCorpus:
@@ -191,3 +197,12 @@ def test_a_window_as_long_as_a_lane_is_taken() -> None:
         check_window(tunes_of([10, 30]), 20, 3)
     with pytest.raises(ConfigError, match=r"trainer\.batch_size=41: tunes has data for 40 lanes"):
         check_window(tunes_of([10, 30]), 41, 1)
+
+
+def test_the_lanes_of_several_runs_are_those_of_each() -> None:
+    corpus, runs = tunes_of([5, 1, 9, 3, 7]), [(0, 1), (1, 1), (0, 2)]
+    stacked = TrainingSplit(corpus, 3).lanes(runs)
+    for index, (seed, epoch) in enumerate(runs):
+        alone = train_lanes(corpus, 3, seed, epoch)
+        for name in ("inputs", "targets", "keep"):
+            assert torch.equal(getattr(stacked, name)[index], getattr(alone, name))
