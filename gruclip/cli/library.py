@@ -57,5 +57,10 @@ def train(
     >>> train([run], quiet=True)[0].skipped
     True
     """
+    for run in [runs] if isinstance(runs, RunConfig) else runs:
+        if not isinstance(run, RunConfig) or run is runs:
+            raise UserError(
+                f"runs={type(runs).__name__} of {type(run).__name__}: should be a list of gruclip.RunConfig"
+            )
     usual = usual_runs(run.experiment for run in runs)
     return runner.train(runs, defaults=usual, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -53,6 +54,12 @@ def test_what_cannot_be_composed_is_told_in_one_line() -> None:
     for overrides in (["+experiment=nothing"], ["optimizer.lr=fast"], ["optimizer.delta=7"]):
         with pytest.raises(UserError, match=overrides[0].lstrip("+").partition("=")[0]):
             gruclip.compose(*overrides)
+
+
+@pytest.mark.parametrize("runs", [[{"seed": 0}], gruclip.RunConfig(), ["+experiment=ptb"]])
+def test_what_is_no_list_of_runs_is_refused_in_one_line(runs: Any) -> None:
+    with pytest.raises(UserError, match="should be a list of gruclip.RunConfig"):
+        gruclip.train(runs)
 
 
 def test_a_spectral_state_is_read_from_a_checkpoint_without_trusting_it() -> None:
