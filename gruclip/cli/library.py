@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gruclip.cli.explain import explain
@@ -57,10 +57,8 @@ def train(
     >>> train([run], quiet=True)[0].skipped
     True
     """
-    for run in [runs] if isinstance(runs, RunConfig) else runs:
-        if not isinstance(run, RunConfig) or run is runs:
-            raise UserError(
-                f"runs={type(runs).__name__} of {type(run).__name__}: should be a list of gruclip.RunConfig"
-            )
+    given = [type(run).__name__ for run in runs] if isinstance(runs, Iterable) else [f"a {type(runs).__name__} alone"]
+    for foreign in (name for name in given if name != RunConfig.__name__):
+        raise UserError(f"runs: {foreign}: should be a list of gruclip.RunConfig")
     usual = usual_runs(run.experiment for run in runs)
     return runner.train(runs, defaults=usual, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended)

@@ -58,7 +58,7 @@ def test_what_cannot_be_composed_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize("runs", [[{"seed": 0}], gruclip.RunConfig(), ["+experiment=ptb"]])
 def test_what_is_no_list_of_runs_is_refused_in_one_line(runs: Any) -> None:
-    with pytest.raises(UserError, match="should be a list of gruclip.RunConfig"):
+    with pytest.raises(UserError, match=r"should be a list of gruclip\.RunConfig"):
         gruclip.train(runs)
 
 
