@@ -64,8 +64,9 @@ def clip_singular_values_(
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
-    1e-12 (``full``) and 1e-9. A matrix inside its limit up to that is left as it is, bit for bit. ``truncated`` takes
-    on trust that no value beyond those it looked at is above the limit, and says so (`certified`).
+    1e-12 (``full``) and 1e-9. A matrix inside its limit up to that is left as it is, bit for bit. `certified` says that
+    sigma_1 was shown to be inside, which ``truncated`` takes on trust; the distance of what a subspace clips from the
+    exact projection is estimated, and tested (``README.md``, (7)).
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
     `UserError` for a limit that is not positive, an algorithm there is not, and what is not a batch of matrices.
