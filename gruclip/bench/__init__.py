@@ -10,5 +10,6 @@
 - `sequences`: matrices before clipping, made; `recorded`: those of runs; `agreement`: training by ``auto`` against
   ``full``.
 
-Start with `timing` and `step`. May import every room but `hydra_plugin` and `cli`. ``README.md`` and ``projection.md`` have the results.
+Start with `timing` and `step`. May import every room but `hydra_plugin` and `cli`. ``README.md`` and ``projection.md``
+have the results.
 """
