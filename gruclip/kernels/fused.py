@@ -98,6 +98,15 @@ def update_(parameter: Tensor, gradient: Tensor, steps: Tensor, copy: Tensor | N
     launch("update", grid, parameter, gradient, steps.float(), held, size, COPY=copy is not None, BLOCK=BLOCK)
 
 
+def row_norms(array: Tensor) -> Tensor:
+    """Norms along the last axis in float64, of which torch's own would first make a copy of the array."""
+    norms = array.new_empty(array.shape[:-1], dtype=torch.float64)
+    width = array.shape[-1]
+    block = min(BLOCK, max(16, 1 << (width - 1).bit_length()))
+    launch("row_norms", (norms.numel(),), array, norms, width, BLOCKS=-(-width // block), BLOCK=block)
+    return norms
+
+
 def step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int, add: bool = False) -> None:
     """One of the kernels of a step of the paper's GRU, on its `arrays` as `gru_steps` has them, all contiguous.
 

@@ -61,6 +61,18 @@ def update(parameter: T, gradient: T, step_sizes: T, copy: T, size: T, COPY: tl.
         tl.store(copy + place, value.to(copy.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def row_norms(array: T, norms: T, width: T, BLOCKS: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    """A program for each row, of so many BLOCKS."""
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros((BLOCK,), dtype=tl.float64)
+    for block in range(BLOCKS):
+        index = block * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(array + row * width + index, mask=index < width, other=0.0).to(tl.float64)
+        squares += value * value
+    tl.store(norms + row, tl.sqrt(tl.sum(squares, 0)))
+
+
 # -- a step of the paper's GRU between its products ---------------------------------------------------------
 #
 # Arrays (R, T, B, k), states (R, T + 1, B, n), those of one step (R, B, k), keep (R, T, B); gates hold r and z, 2n.

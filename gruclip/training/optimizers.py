@@ -73,6 +73,8 @@ def _row_norms(a: Tensor, waits: bool) -> Tensor:
         # Their sum may overflow where the gradient does not; a pass in float64 takes twenty times as long on a CPU.
         if bool(torch.isfinite(norms).all()):
             return norms.double()
+    if fused.takes(a):
+        return fused.row_norms(a)
     return torch.linalg.vector_norm(a, dim=-1, dtype=torch.float64)
 
 

@@ -95,6 +95,18 @@ def test_the_update_and_its_rounded_copy_are_those_of_float64(
         torch.testing.assert_close(copy.float(), parameter, rtol=2**-7 if INTERPRETED else 2**-8, atol=0)
 
 
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 2500), dtypes, st.integers(0, 2**31))
+@settings(max_examples=8)
+def test_the_norms_of_rows_are_those_of_float64(
+    runs: int, rows: int, width: int, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    array = (1e20 * torch.randn(runs, rows, width, generator=generator)).to(dtype).to(DEVICE)  # no float32 squares
+    torch.testing.assert_close(fused.row_norms(array), array.double().norm(dim=-1), rtol=1e-14, atol=0)
+    array[0, 0, -1] = torch.nan
+    assert bool(fused.row_norms(array)[0, 0].isnan())
+
+
 def test_kernels_are_for_gpus_unless_they_are_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     one = torch.ones(2, 3)
     assert fused.takes(one, one.bfloat16()) is INTERPRETED

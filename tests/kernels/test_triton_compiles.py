@@ -24,8 +24,10 @@ COMPILE = """
 
     INTEGERS = ["rows", "words", "target_stride", "numbers", "threshold", "size", "step", "steps", "batch", "n"]
     TYPES = {**dict.fromkeys(INTEGERS, "i32"), "factor": "fp32", "targets": "*i64", "seeds": "*i64"}
+    TYPES |= {"width": "i32", "norms": "*fp64"}
     #: Arrays that are float32 or bf16.
     EITHER = ["logits", "out", "gradient", "copy", "product", "rh", "after", "d_gates", "d_candidate", "d_rh", "before"]
+    EITHER += ["array"]
 
     def compile(name, low, **constants):
         kernel = getattr(fused_triton, name)
@@ -44,6 +46,7 @@ COMPILE = """
             for name in ("gates_of_step", "state_of_step", "candidate_gradient", "reset_gradient"):
                 compile(name, low, ADD=low == "*bf16", KEEP=flag, BLOCK=256)
         compile("random_factors", low, BLOCK=1024)
+        compile("row_norms", low, BLOCKS=10, BLOCK=1024)
     # A size of 1 is no argument of a kernel but part of it.
     compile("update", "*fp32", size=1, COPY=False, BLOCK=1024)
     compile("softmax_nll", "*bf16", rows=1, target_stride=1, GRADIENT=True, BLOCK=16)
@@ -60,7 +63,7 @@ def test_every_kernel_compiles_to_machine_code(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     *compiled, all_of_them = done.stdout.splitlines()
-    assert len(compiled) == 28
+    assert len(compiled) == 30
     assert all(int(line.split()[-1]) > 1000 for line in compiled)
     names = {line.split()[0] for line in compiled}
     assert {name for name in all_of_them.strip("[]").replace("'", "").split(", ") if name[0] != "_"} == names
