@@ -67,24 +67,15 @@ class Projections:
 
     def project(self, weights: Sequence[Tensor]) -> Projected:
         """Clip in place, where runs are clipped, and measure."""
-        clipped = torch.zeros(len(self.limits), dtype=torch.int64, device=self.limits.device)
-        norms, deferred = [], []
-        for weight, state in zip(weights, self.states, strict=True):
-            if isinstance(state, SubspaceState):
-                # What is only measured, too.
-                result = clip_singular_values_deferred_(weight, self.limits, state)
-                deferred.append(result)
-            elif not self.asks_nothing:
-                result = self._project_now(weight, state)
-            elif self.any_limit:
-                result = self._project_deferred(weight)
-                deferred.append(result)
-            else:
-                norms.append(spectral_norm_deferred(weight))
-                continue
-            clipped += result.values_clipped
-            norms.append(torch.where(result.finite, result.spectral_norm.to(torch.float64), torch.nan))
-        return Projected(clipped, torch.stack(norms), deferred)
+        if self.algorithm == "products":
+            results = self._project_by_products(weights)
+        else:
+            results = [self._project_layer(weight, state) for weight, state in zip(weights, self.states, strict=True)]
+        norms = [torch.where(one.finite, one.spectral_norm.to(torch.float64), torch.nan) for one in results]
+        clipped = torch.stack([one.values_clipped for one in results]).sum(0)
+        # By `program` what is only measured, too.
+        deferred = self.algorithm == "program" or (self.algorithm == "products" and self.any_limit)
+        return Projected(clipped, torch.stack(norms), results if deferred else [])
 
     def redo(self, weights: Sequence[Tensor], projected: Projected) -> bool:
         """Redo in full what deferred projections could not certify, and mend `projected` in place; whether any was.
@@ -130,19 +121,29 @@ class Projections:
         redone, self._redone = self._redone, [0] * len(self.limits)
         return redone
 
-    def _project_deferred(self, weight: Tensor) -> ClipResult:
-        """Clip those matrices of a layer that have a limit; the others cost a fifth, since they are only measured."""
-        if not len(self._free):
-            return clip_singular_values_deferred_(weight, self.limits)
-        matrices, norms = weight[self._limited], spectral_norm_deferred(weight[self._free])
-        clipped = clip_singular_values_deferred_(matrices, self.limits[self._limited])
-        weight.index_copy_(0, self._limited, matrices)
+    def _project_by_products(self, weights: Sequence[Tensor]) -> list[ClipResult]:
+        """Clip those matrices of all layers, at once, that have a limit; the others cost a fifth, since they are only
+        measured."""
+        layers = torch.stack(list(weights))
+        if not self.any_limit:
+            return [_measured(norms) for norms in spectral_norm_deferred(layers)]
+        matrices = layers[:, self._limited]
+        clipped = clip_singular_values_deferred_(matrices, self.limits[self._limited].expand(matrices.shape[:2]))
+        measured = _measured(spectral_norm_deferred(layers[:, self._free])) if len(self._free) else None
+        for weight, of_layer in zip(weights, matrices, strict=True):
+            weight.index_copy_(0, self._limited, of_layer)
 
-        def merge(of_limited: Tensor, of_free: Tensor) -> Tensor:
-            merged = of_limited.new_empty(len(self.limits))
-            return merged.index_copy(0, self._limited, of_limited).index_copy(0, self._free, of_free)
+        def merged(of_limited: Tensor, of_free: Tensor) -> Tensor:
+            both = of_limited.new_empty(*of_limited.shape[:1], len(self.limits))
+            return both.index_copy(1, self._limited, of_limited).index_copy(1, self._free, of_free)
 
-        return ClipResult(*map(merge, clipped, _measured(norms)))
+        whole = clipped if measured is None else ClipResult(*map(merged, clipped, measured))
+        return [ClipResult(*parts) for parts in zip(*whole, strict=True)]
+
+    def _project_layer(self, weight: Tensor, state: SpectralState | SubspaceState) -> ClipResult:
+        if isinstance(state, SubspaceState):
+            return clip_singular_values_deferred_(weight, self.limits, state)
+        return self._project_now(weight, state)
 
     def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
