@@ -127,7 +127,9 @@ class TrainerConfig:
     bptt: int = setting(35, "time steps of a window, T", at_least(1, 10**6))
     batch_size: int = setting(20, "lanes, B", at_least(1, 10**6))
     radius_every: int = setting(50, "iterations between two spectral radii of each layer's Jacobian", at_least(1))
-    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints, beside each epoch's end", POSITIVE)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints; on a CPU also at each epoch's end", POSITIVE
+    )
 
 
 @dataclass(frozen=True)

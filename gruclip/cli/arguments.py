@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib.resources import files
+from pathlib import Path
 from typing import NoReturn
 
 import gruclip
@@ -17,9 +18,14 @@ BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")
 
 
 def own_sweeps() -> list[str]:
-    """The files in ``conf/sweep`` that make nothing of the paper's: those that somebody has added."""
-    names = (path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "sweep").iterdir())
-    return sorted(set(names).difference((*REPRODUCTIONS, "learning_rate")))  # which is lr
+    """The files in ``conf/sweep`` that make nothing of the paper's: those that somebody has added. None where only the
+    code is there, as on a machine that it was copied to."""
+    try:
+        found = [Path(path.name) for path in (files("gruclip.conf") / "sweep").iterdir()]
+    except ModuleNotFoundError:
+        return []
+    names = {path.stem for path in found if path.suffix == ".yaml"}
+    return sorted(names.difference((*REPRODUCTIONS, "learning_rate")))  # which is lr
 
 
 class _Parser(argparse.ArgumentParser):

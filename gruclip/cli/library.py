@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gruclip.checks import check_idle
 from gruclip.cli.explain import explain
 from gruclip.cli.training import planned_runs, usual_runs
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.training import runner
 from gruclip.training.runner import RunResult
+from hydra_plugins.gruclip.settings import typed_settings
 
 
 def compose(*overrides: str) -> list[RunConfig]:
-    """The runs that ``gruclip train -m`` would train with these overrides; nothing is read or written.
+    """The runs that ``gruclip train -m`` would train with these overrides, each once; nothing is read or written.
 
     Raises `UserError` for a setting, a group or a value that cannot be.
 
@@ -22,8 +24,13 @@ def compose(*overrides: str) -> list[RunConfig]:
     >>> [(run.model.hidden_size, run.optimizer.delta, run.max_epochs) for run in runs]
     [(650, 0.2, 10), (650, 0.5, 10)]
     """
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(f"{override!r:.50}: should be a word such as 'seed=0,1'")
     try:
-        return planned_runs(overrides)
+        runs = list(dict.fromkeys(planned_runs(overrides)))
+        check_idle(runs, typed_settings(overrides))
+        return runs
     except Exception as error:
         message = None if isinstance(error, UserError) else explain(error)
         if message is None:
@@ -32,7 +39,7 @@ def compose(*overrides: str) -> list[RunConfig]:
 
 
 def train(
-    runs: Sequence[RunConfig],
+    runs: Iterable[RunConfig],
     *,
     stack: bool = False,
     stack_size: int | None = None,
@@ -57,8 +64,9 @@ def train(
     >>> train([run], quiet=True)[0].skipped
     True
     """
-    given = [type(run).__name__ for run in runs] if isinstance(runs, Iterable) else [f"a {type(runs).__name__} alone"]
-    for foreign in (name for name in given if name != RunConfig.__name__):
-        raise UserError(f"runs: {foreign}: should be a list of gruclip.RunConfig")
+    runs = list(runs) if isinstance(runs, Iterable) else [runs]
+    for run in runs:
+        if not isinstance(run, RunConfig):
+            raise UserError(f"runs: {run!r:.50}: should be a gruclip.RunConfig")
     usual = usual_runs(run.experiment for run in runs)
     return runner.train(runs, defaults=usual, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended)

@@ -13,6 +13,7 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -62,10 +63,12 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
 def _hydra_to_ourselves() -> Iterator[None]:
     """A caller's Hydra, which has one instance a process, is put away for as long."""
     kept, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    name = JobRuntime.instance().get("name")
     try:
         yield
     finally:
         GlobalHydra.instance().hydra = kept
+        JobRuntime.instance().set("name", name)
 
 
 def usual_runs(names: Iterable[str]) -> dict[str, RunConfig]:

@@ -61,7 +61,7 @@ class GridSweeper(Sweeper):
                 Path(folder).mkdir(parents=True, exist_ok=True)
         if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
             record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
-        if isinstance(launcher, BasicLauncher):  # which would announce and show each run as the only one
+        if type(launcher) is BasicLauncher:  # which would announce and show each run as the only one
             return train_jobs(planned, part_of_sweep=True)
         returns = launcher.launch(list(first.values()), initial_job_idx=0)
         # JobReturn.return_value would print a line of its own before it raises the same.

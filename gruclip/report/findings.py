@@ -68,11 +68,9 @@ def _success(runs: pd.DataFrame, rate: float | None) -> Iterator[str]:
 
 
 def _by_rate(runs: pd.DataFrame, rate: float | None) -> Iterator[tuple[str, pd.DataFrame]]:
-    if rate is None:
-        yield "at the rates tried", runs
-        return
     at_rate = runs["optimizer.lr"] == rate
-    for words, some in ((f"at the protocol's rate, {rate:g}", runs[at_rate]), ("at other rates", runs[~at_rate])):
+    parts = [(f"at the protocol's rate, {rate:g}", runs[at_rate]), ("at other rates", runs[~at_rate])] if rate else []
+    for words, some in parts or [("at the rates tried", runs)]:
         if len(some):
             yield words, some
 

@@ -101,7 +101,7 @@ class Section:
         """``name=value`` of the unstated settings that depart from the protocol or between sections."""
         first = self.runs.iloc[0]
         unstated = {*self.departures, *self.differing}.difference(_STATED).union(self.told)
-        return [f"{name}={value(first[name])}" for name in IDENTITY if name in unstated]
+        return [f"{name}={value(first[name], name in self.told)}" for name in IDENTITY if name in unstated]
 
 
 def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
@@ -117,13 +117,15 @@ def sections(runs: pd.DataFrame, free: Collection[str]) -> list[Section]:
 def _told_apart(parts: list[Section]) -> list[Section]:
     """The sections, those of equal captions with what parts them: settings that a caption states of other runs, as
     max_epochs, which it leaves out of those that max_steps ends."""
-    captions = [part.caption for part in parts]
-    told = []
-    for part, caption in zip(parts, captions, strict=True):
-        same = [one.runs.iloc[0] for one, other in zip(parts, captions, strict=True) if other == caption]
-        values = pd.DataFrame(same)[list(part.differing)].nunique(dropna=False)
-        told.append(replace(part, told=tuple(values.index[values > 1])))
-    return told
+    places: dict[str, list[int]] = {}
+    for place, part in enumerate(parts):
+        places.setdefault(part.caption, []).append(place)
+    for same in (one for one in places.values() if len(one) > 1):
+        values = pd.DataFrame([parts[place].runs.iloc[0] for place in same])[list(parts[0].differing)]
+        told = tuple(name for name in values if values[name].nunique(dropna=False) > 1)
+        for place in same:
+            parts[place] = replace(parts[place], told=told)
+    return parts
 
 
 def known(parts: Sequence[Section], columns: Collection[str]) -> list[Section]:
@@ -191,8 +193,10 @@ def _length(run: pd.Series) -> str:
     return f"{kind}epochs until the learning rate is below {run['schedule.min_lr']:g}{budget}"
 
 
-def value(setting: Any) -> str:
+def value(setting: Any, exactly: bool = False) -> str:
     """A setting's value as a caption and a file's name give it; of a checksum the first eight digits."""
     if isinstance(setting, str):
-        return setting[:8] if len(setting) == 64 else setting
-    return "null" if pd.isna(setting) else f"{setting:g}"
+        return setting[:8] if len(setting) == 64 and not exactly else setting
+    return (
+        "null" if pd.isna(setting) else str(setting) if exactly and float(f"{setting:g}") != setting else f"{setting:g}"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gruclip.choices import OWN_DATASETS
-from gruclip.config import RunConfig
+from gruclip.config import ADDED, RunConfig
 
 NAME_LENGTH = 150
 
@@ -18,6 +18,7 @@ def folder_name(config: RunConfig, default: RunConfig, identity: str) -> str:
     """E.g. ``spectral_clipping,delta=0.2,lr=1,seed=3``: the optimizer with its own parameters, rate and seed, then
     every identity setting that differs from `default`, the experiment file's, and the name of a corpus of one's own."""
     settings, usual = config.identity_settings(), default.flat()
+    settings |= {name: value for name, value in config.flat().items() if name in ADDED and value != usual[name]}
     if config.dataset.name in OWN_DATASETS:  # of which there may be several: by the last part of where they lie
         settings["dataset.root"] = Path(str(config.dataset.root)).expanduser().resolve().name
     parts = [config.optimizer.name]

@@ -52,8 +52,9 @@ def clip_singular_values_(
     - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.tracked`); without one, and for some steps
       after one that cost more than this, the Gram matrix's eigenvectors in float32 where that is precise enough
       (`gruclip.spectral.single`), ``gram`` elsewhere.
-    - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); ``full`` for those that
-      it does not certify. `clip_singular_values_deferred_` is the same without waiting for the device.
+    - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); what it does not certify
+      goes by ``full``, on a GPU that is fast in float64 by products in stages first.
+      `clip_singular_values_deferred_` is the same without waiting for the device.
     - ``program``: ``block`` as a fixed program, all matrices at once (`gruclip.spectral.program`), for float32 matrices
       with 64 rows and columns at least, ``products`` for others; what it does not certify is redone by ``products`` on
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.

@@ -47,8 +47,8 @@ def redo_uncertified_(
 ) -> ClipResult:
     """Project the finite matrices of a deferred call that were not certified, in place; the result then.
 
-    In full; where float64 is fast, by ``products`` in it first, in stages for values far above the limit. `state`: the
-    one that ``program`` had.
+    By a decomposition; where float64 is fast, by ``products`` in it first, in stages for values far above the limit.
+    `state`: the one that ``program`` had.
     """
     redone = result.finite & ~result.certified
     values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
@@ -57,7 +57,7 @@ def redo_uncertified_(
         if len(left) and has_fast_float64(weight.device):
             where = left.unbind(1)
             matrices = weight[where].double()
-            quick = _in_stages(matrices, limit[where])
+            quick = _in_stages(matrices, limit[where], tolerance(weight.dtype, "products"))
             certified = quick.certified.reshape(-1)
             if bool(certified.any()):
                 where = left[certified].unbind(1)
@@ -75,19 +75,20 @@ def redo_uncertified_(
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
 
 
-def _in_stages(matrices: Tensor, limit: Tensor) -> ClipResult:
+def _in_stages(matrices: Tensor, limit: Tensor, near: float) -> ClipResult:
     """``products`` of values that may be far above the limit: first at higher ones, each within its reach of the last.
 
-    min(min(sigma, one), other) is min(sigma, other) where that is the lower limit.
+    min(min(sigma, one), other) is min(sigma, other) where that is the lower limit. Up to limit (1 + near) is inside.
     """
     norm = norms_by_products(matrices)
+    counts = torch.zeros_like(norm, dtype=torch.int64)
     for _ in range(MOST_STAGES):
         now = torch.maximum(limit, norm * (1.01 / FARTHEST))
-        result = clip_singular_values_deferred_(matrices, now)
-        norm = result.spectral_norm
+        result = clip_by_products_(matrices, now, near)
+        norm, counts = result.spectral_norm, torch.maximum(counts, result.values_clipped)
         if bool((~result.certified | (now <= limit)).all()):
             break
-    return result._replace(certified=result.certified & (now <= limit))
+    return result._replace(certified=result.certified & (now <= limit), values_clipped=counts)
 
 
 def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:

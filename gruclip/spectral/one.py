@@ -67,17 +67,18 @@ def clip_one(
     quick, far = single.clip(tall, norm, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
     if quick is None:
         count, values, right = _decomposed(tall, limit, slack, algorithm)
-        count, rests = count + far, 0
+        count, after, rests = count + far, float(values[0]), 0
     else:
         count, right = quick.clipped, quick.right
         values = quick.values.clamp(max=limit) if quick.clipped else quick.values
+        after = min(quick.norm, limit) if quick.clipped else quick.norm
     if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
         _track(held, tall, weight, limit, values, right)
     else:
         draws = torch.tensor(_draws(held))
         held.clear()
         held.update(_resting(draws, rests) if rests > 0 else {})
-    return Outcome(count, float(values[0]), certified=True, redone=known if tracks else quickly and quick is None)
+    return Outcome(count, after, certified=True, redone=known if tracks else quickly and quick is None)
 
 
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:

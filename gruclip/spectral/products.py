@@ -40,7 +40,7 @@ class ClipResult(NamedTuple):
     spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
     certified: Tensor  #: bool: sigma_1 was shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
-    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was decomposed
+    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was taken again, by what has one
 
 
 def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float], float]:
@@ -185,10 +185,18 @@ def norms_by_products(weight: Tensor) -> Tensor:
 
 
 def radii_by_products(matrix: Tensor) -> Tensor:
-    """The largest absolute eigenvalue of each finite matrix (..., n, n) in float64: from above, to some 1e-7."""
+    """The largest absolute eigenvalue of each finite matrix (..., n, n) in float64: from above, to 1e-6 and, of one
+    that is near to a Jordan block, to 1e-5. The host waits for the device.
+
+    Of a triangular matrix whose powers grow so much that the diagonal underflows beside them, from its eigenvalues.
+    """
     matrix = matrix.double()
     largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
-    return largest * _gelfand(matrix / _over(largest), RADIUS_SQUARINGS)
+    radii = largest * _gelfand(matrix / _over(largest), RADIUS_SQUARINGS)
+    vanished = (radii == 0) & (matrix != 0).any(-1).any(-1)
+    if bool(vanished.any()):
+        radii[vanished] = torch.linalg.eigvals(matrix[vanished]).abs().amax(-1)
+    return radii
 
 
 def _gelfand(power: Tensor, squarings: int) -> Tensor:

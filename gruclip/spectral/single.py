@@ -57,6 +57,7 @@ class Clipped(NamedTuple):
     """What was done, and the decomposition it was done by."""
 
     clipped: int  #: values
+    norm: float  #: sigma_1 before clipping, to `NOISE`
     values: Tensor  #: upper bounds of the leading values before clipping (k,), near them, float64, descending
     right: Tensor  #: their right singular vectors (n, k), float32
 
@@ -159,7 +160,8 @@ def clip_near(
             columns = columns - thin_product(columns, lacking / 2)
         excess = (1 - 1 / relative[:count]).float()
         take_off(weight, thin_product(weight, columns * excess), columns)
-    return Clipped(count, limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt(), right)
+    values = limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt()
+    return Clipped(count, float(values[0]), values, right)
 
 
 def _clip_few(
@@ -197,7 +199,7 @@ def _clip_few(
         clipped = clipped or exactly
         # Of the eigenvalues, whose ranks are known, and not of the Ritz values, of which one may be missing.
         bounds = limit * (1 + x + ROUGH * (1 + x[0])).clamp(min=0).sqrt()
-        return Clipped(clipped, bounds, block.right)
+        return Clipped(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
     if before is not None:
         weight.copy_(before)
     return None

@@ -36,7 +36,7 @@ def run_bytes(config: RunConfig, num_outputs: int) -> int:
     activations = layers * rows * n * (LAYER_ARRAYS + 2 * gates)
     # Evaluation reads longer windows, without anything kept but the logits.
     logits = num_outputs * max(rows, EVALUATION_STEPS * trainer.batch_size)
-    projection = layers * TRACKED * n * n * each + DECOMPOSITION * n * n * 8
+    projection = layers * (TRACKED * n * n * each + DECOMPOSITION * n * n * 8)  # on a GPU of all layers at once
     # Weights, their gradients, and the copies that a checkpoint is written from.
     return each * (3 * weights + activations + 2 * logits) + projection
 

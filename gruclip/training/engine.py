@@ -205,7 +205,7 @@ class Engine:
         return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows] for k in range(self.model.num_layers)]
 
     def _read_flags(self) -> None:
-        """Redo in full what the last step's deferred projections could not certify, and mend the step's metrics in
+        """Redo what the last step's deferred projections could not certify, and mend the step's metrics in
         place; the host waits for the device."""
         reported, self._reported = self._reported, None
         if reported is None:
@@ -218,7 +218,7 @@ class Engine:
                 metrics.spectral_radius.copy_(self.spectral_radii())
 
     def redone(self) -> list[int]:
-        """How many matrices of each run had no certificate and were decomposed in full, since the last call.
+        """How many matrices of each run had no certificate and were redone, since the last call.
 
         To be called before the step's metrics are read: where a matrix was redone only now, they change in place.
         """

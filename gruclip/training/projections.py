@@ -78,7 +78,7 @@ class Projections:
         return Projected(clipped, torch.stack(norms), results if deferred else [])
 
     def redo(self, weights: Sequence[Tensor], projected: Projected) -> bool:
-        """Redo in full what deferred projections could not certify, and mend `projected` in place; whether any was.
+        """Redo what deferred projections could not certify, and mend `projected` in place; whether any was.
 
         The host waits for the device.
         """
@@ -117,7 +117,7 @@ class Projections:
                     )
 
     def take_redone(self) -> list[int]:
-        """How many matrices of each run were decomposed in full for want of a certificate, since the last call."""
+        """How many matrices of each run were redone for want of a certificate, since the last call."""
         redone, self._redone = self._redone, [0] * len(self.limits)
         return redone
 

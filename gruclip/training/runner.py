@@ -127,7 +127,12 @@ def _train_groups(
                 raise interrupted.error()
             in_processes = size > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
-            if left := train(group, size, display, interrupted, refuse):
+            try:
+                left = train(group, size, display, interrupted, refuse)
+            except UserError as error:
+                refuse(RefusedRun(str(error)))
+                continue
+            if left:
                 locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}
         if names and alone:

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 HIDDEN = ("hydra", "hydra_plugins", "omegaconf", "antlr4", "pooch", "platformdirs", "yaml", "jinja2", "keras", "jax")
+#: Of the package itself, where it is not installed.
+NOT_INSTALLED = "gruclip.conf"
 
 
 class Hiding:
@@ -18,7 +20,8 @@ class Hiding:
         self._finder = finder
 
     def find_spec(self, name: str, *others: Any) -> Any:
-        return None if name.partition(".")[0] in HIDDEN else self._finder.find_spec(name, *others)
+        hidden = name.partition(".")[0] in HIDDEN or name == NOT_INSTALLED
+        return None if hidden else self._finder.find_spec(name, *others)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._finder, name)

@@ -11,6 +11,7 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 
 import gruclip
 from gruclip.cli import main
@@ -44,10 +45,11 @@ def test_an_experiment_of_ones_own_name_is_told_apart_from_the_defaults(tmp_path
 
 
 def test_composing_leaves_the_hydra_of_the_caller_as_it_was() -> None:
-    with hydra.initialize_config_module("gruclip.conf", version_base="1.3"):
+    with hydra.initialize_config_module("gruclip.conf", version_base="1.3", job_name="mine"):
         mine = GlobalHydra.instance().hydra
         assert gruclip.compose("seed=3")[0].seed == 3
         assert GlobalHydra.instance().hydra is mine
+        assert JobRuntime.instance().get("name") == "mine"
 
 
 def test_what_cannot_be_composed_is_told_in_one_line() -> None:
@@ -56,10 +58,25 @@ def test_what_cannot_be_composed_is_told_in_one_line() -> None:
             gruclip.compose(*overrides)
 
 
-@pytest.mark.parametrize("runs", [[{"seed": 0}], gruclip.RunConfig(), ["+experiment=ptb"]])
+@pytest.mark.parametrize("runs", [[{"seed": 0}], 7, ["+experiment=ptb"]])
 def test_what_is_no_list_of_runs_is_refused_in_one_line(runs: Any) -> None:
-    with pytest.raises(UserError, match=r"should be a list of gruclip\.RunConfig"):
+    with pytest.raises(UserError, match=r"should be a gruclip\.RunConfig"):
         gruclip.train(runs)
+
+
+def test_runs_come_from_a_generator_and_alone(tmp_path: Path) -> None:
+    composed = gruclip.compose(*TINY, f"output_dir={tmp_path}", "seed=0,1")
+    assert len(gruclip.train((run for run in composed), quiet=True)) == 2
+    (again,) = gruclip.train(composed[0], quiet=True)
+    assert again.skipped
+
+
+def test_what_the_command_line_trains_once_or_refuses_is_composed_so() -> None:
+    assert len(gruclip.compose("optimizer.lr=1,1.0")) == 1
+    with pytest.raises(UserError, match=r"schedule\.factor=2.*does nothing"):
+        gruclip.compose("schedule.factor=2")
+    with pytest.raises(UserError, match="should be a word"):
+        gruclip.compose(["seed=0"])  # type: ignore[arg-type]
 
 
 def test_a_spectral_state_is_read_from_a_checkpoint_without_trusting_it() -> None:

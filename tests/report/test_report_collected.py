@@ -27,6 +27,7 @@ from gruclip.report import collect, collected, curves, tables
 from gruclip.report.figures import figure
 from gruclip.report.paper import collect as collect_runs
 from gruclip.report.rows import SUMMARY, environment_columns
+from gruclip.runs.names import folder_name
 
 #: Columns of a frame that are of the place where a run lies and not of the run.
 OF_THE_PLACE = ["folder", "output_dir", "device", "dataset.root", "logger", "trainer.checkpoint_minutes"]
@@ -152,6 +153,8 @@ def test_runs_of_before_a_setting_was_added_are_what_they_were(tmp_path: Path, m
     before = {name: value for name, value in run.identity_settings().items() if name != "trainer.radius_every"}
     assert run.identity_settings() == before
     assert len({with_it, run.identity(DATA_SHA256), other.identity(DATA_SHA256)}) == 3
+    # Where an experiment's file gives another, both have names.
+    assert len({folder_name(one, other, one.identity("")) for one in (run, other)}) == 2
     write_run(tmp_path / "o", run, summary())
     gather(tmp_path / "o", tmp_path / "paper")
     path = tmp_path / "paper/ptb.csv"

@@ -135,6 +135,8 @@ def test_no_two_tables_have_the_same_caption() -> None:
     captions = [part.caption for part in parts]
     assert len(set(captions)) == len(runs)
     assert [caption.count("trainer.max_epochs=") for caption in captions] == [1] * len(runs)
+    close = [(config(PTB, "sgd", optimizer__lr=rate), summary()) for rate in (0.1, 0.1000000001)]
+    assert len({part.caption for part in sections.sections(frame(close), ["optimizer.name"])}) == 2
     (whole,) = sections.sections(frame(runs[:1]), ["optimizer.name"])
     assert "max_epochs" not in whole.caption
 

@@ -49,11 +49,14 @@ def test_the_radius_is_that_of_the_eigenvalues(n: int):
     generator = torch.Generator().manual_seed(n)
     matrices = torch.randn(5, n, n, generator=generator) / n**0.5
     matrices[1] += 3 * torch.randn(n, 1, generator=generator) @ torch.randn(1, n, generator=generator) / n**0.5
-    matrices[2] = matrices[2].tril(-1)  # nilpotent
+    matrices[2] = matrices[2].tril(-1)  # of one eigenvalue, whose powers underflow beside what is below the diagonal
     matrices[3] *= 1e-20
-    matrices = matrices / 4 + torch.eye(n) * torch.tensor([0.5, 0.5, 0.0, 0.0, 1e10])[:, None, None]
+    matrices = matrices / 4 + torch.eye(n) * torch.tensor([0.5, 0.5, 0.5, 0.0, 1e10])[:, None, None]
     expected = torch.linalg.eigvals(matrices.double()).abs().amax(-1)
     torch.testing.assert_close(radii_by_products(matrices), expected, rtol=1e-6, atol=1e-15)
+    jordan = 0.9 * torch.eye(n) + torch.ones(n - 1).diag(1)
+    assert float(radii_by_products(jordan)) == pytest.approx(0.9, rel=1e-5)
+    assert float(radii_by_products(torch.ones(n, n).tril(-1))) == 0  # nilpotent
     assert radii_by_products(torch.zeros(2, n, n)).tolist() == [0, 0]
 
 
@@ -114,6 +117,20 @@ def test_values_far_above_the_limit_are_redone_in_stages_without_a_decomposition
         assert float(torch.linalg.matrix_norm(one.double(), 2)) <= 1.8 * (1 + 2e-6)
     assert set(redone.spectral_norm.reshape(-1).tolist()) == {1.8}
     assert set(redone.values_clipped.reshape(-1).tolist()) == {int((torch.linalg.svdvals(matrix.double()) > 1.8).sum())}
+
+
+def test_matrices_that_need_different_numbers_of_stages_are_counted_and_left_inside_as_they_are(monkeypatch):
+    monkeypatch.setattr(deferred, "has_fast_float64", lambda device: True)
+    generator = torch.Generator().manual_seed(1)
+    values = torch.linspace(0, 1.7, 60, dtype=torch.float64).repeat(3, 1)
+    values[0, -2:], values[1, -3:] = torch.tensor([3.0, 8.0]), torch.tensor([2.0, 500.0, 9000.0])
+    values[2] = 1.8 * (1 + 1.4e-6)  # inside up to the tolerance, but not for products' first certificate
+    left, right = (torch.linalg.qr(torch.randn(60, 60, generator=generator).double())[0] for _ in range(2))
+    before = ((left * values[:, None]) @ right.mT).float()
+    weight, limit = before.clone(), torch.full((3,), 1.8, dtype=torch.float64)
+    redone = redo_uncertified_(weight, limit, clip_singular_values_deferred_(weight, limit))
+    assert redone.values_clipped.tolist() == [2, 3, 0]
+    assert torch.equal(weight[2], before[2])
 
 
 def test_in_float64_clipping_is_idempotent():
