@@ -144,7 +144,8 @@ extern "C" {
 
 // How many eigenvalues of the band are above each of `most` thresholds.
 void gruclip_count_above(long* counts, const double* band, const double* thresholds, long n, long most) {
-    // Where a pivot near zero costs digits, numbers beside it tell: what most of several say that are next to each other.
+    // Where a pivot near zero costs digits, numbers beside it tell: what most of several say that are next to each
+    // other.
     constexpr int SHIFTS = DOUBLES;
     for (long first = 0; first < most; first += MOST_CHAINS) {
         const long chains = std::min<long>(MOST_CHAINS, most - first);

@@ -10,8 +10,8 @@
 extern "C" {
 
 // The triplets with `values` (q) that the columns of turns (q, q), any layout, make of a basis (n, q), its image (m, q)
-// and what comes back of that (n, q): left (m, q) = image turns / values, right (n, q) = columns turns, residual (n, q) =
-// back turns / values - right values, and sizes (q), the norms of the residual's columns.
+// and what comes back of that (n, q): left (m, q) = image turns / values, right (n, q) = columns turns, residual (n, q)
+// = back turns / values - right values, and sizes (q), the norms of the residual's columns.
 void gruclip_ritz_triplets(float* left, float* right, float* residual, double* sizes, const float* columns,
                            const float* image, const float* back, const double* turns, const double* values, long m,
                            long n, long q, long down, long across, int threads) {

@@ -11,10 +11,10 @@ namespace {
 // Recurrences that run side by side, at most, while each waits for its last division.
 constexpr int MOST_CHAINS = 6;
 
-// How many eigenvalues of the band of a matrix, whose largest entry is 1, are above each of the `shifts`: the signs of the pivots of
-// L D L^T. Nothing is pivoted: a pivot near zero makes numbers of its reciprocal's size, of which nothing is left when
-// they cancel, as the middle of the interval does of a Toeplitz matrix. One below LEAST is moved there, which moves an
-// eigenvalue by as much at most, and leaves rounding errors of 1e-16 / LEAST.
+// How many eigenvalues of the band of a matrix, whose largest entry is 1, are above each of the `shifts`: the signs of
+// the pivots of L D L^T. Nothing is pivoted: a pivot near zero makes numbers of its reciprocal's size, of which nothing
+// is left when they cancel, as the middle of the interval does of a Toeplitz matrix. One below LEAST is moved there,
+// which moves an eigenvalue by as much at most, and leaves rounding errors of 1e-16 / LEAST.
 template <int CHAINS>
 void count_above(const double* band, long n, const dvec* shifts, lvec* above) {
     constexpr double LEAST = 1e-8;
