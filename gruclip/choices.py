@@ -23,6 +23,13 @@ OWN_DATASETS = {
     "text": ("dataset.vocabulary", "dataset.unit"),
     "piano_roll": ("dataset.steps_per_beat",),
 }
+
+
+def foreign_settings(dataset: str) -> set[str]:
+    """The settings that other corpora alone have."""
+    return {name for owner, names in OWN_DATASETS.items() if owner != dataset for name in names}
+
+
 CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
 
 #: Of sigma_1(W_hh), below which a cell without biases is stable at the origin (why: `gruclip.dynamics`).

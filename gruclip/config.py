@@ -25,10 +25,10 @@ from gruclip.choices import (
     DEVICES,
     LOGGERS,
     OPTIMIZERS,
-    OWN_DATASETS,
     PRECISIONS,
     RESUMES,
     SCHEDULES,
+    foreign_settings,
 )
 from gruclip.rules import (
     NOT_BELOW_ONE,
@@ -219,8 +219,7 @@ class RunConfig:
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that can change a number of the run; of those `ADDED` the ones that make it another."""
-        foreign = {name for owner, names in OWN_DATASETS.items() if owner != self.dataset.name for name in names}
-        left_out = foreign.union(NOT_IDENTITY)
+        left_out = foreign_settings(self.dataset.name).union(NOT_IDENTITY)
         return {
             name: value
             for name, value in self.flat().items()

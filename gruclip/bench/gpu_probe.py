@@ -7,13 +7,14 @@ times `gruclip.bench.budget` does not know: decompositions, norms of rows.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor
 
+from gruclip.bench.timing import seconds_of
 from gruclip.kernels.graphs import cuda_graphs
 from gruclip.spectral.program import COLUMNS
 
@@ -41,17 +42,8 @@ def _tell(what: str, found: Callable[[], str]) -> None:
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, times: int = 5) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     call()
-    wait()
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    wait()
-    return 1e3 * (time.perf_counter() - started) / times
+    return 1e3 * median(seconds_of(call, device) for _ in range(times))
 
 
 def captured(count: int, device: torch.device) -> str:

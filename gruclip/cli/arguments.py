@@ -17,15 +17,19 @@ REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quick
 BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")
 
 
+def options_of(group: str) -> list[str]:
+    """The names of the files of a group in ``conf``."""
+    found = (Path(path.name) for path in (files("gruclip.conf") / group).iterdir())
+    return sorted(path.stem for path in found if path.suffix == ".yaml")
+
+
 def own_sweeps() -> list[str]:
     """The files in ``conf/sweep`` that make nothing of the paper's: those that somebody has added. None where only the
     code is there, as on a machine that it was copied to."""
     try:
-        found = [Path(path.name) for path in (files("gruclip.conf") / "sweep").iterdir()]
+        return [name for name in options_of("sweep") if name not in (*REPRODUCTIONS, "learning_rate")]  # which is lr
     except ModuleNotFoundError:
         return []
-    names = {path.stem for path in found if path.suffix == ".yaml"}
-    return sorted(names.difference((*REPRODUCTIONS, "learning_rate")))  # which is lr
 
 
 class _Parser(argparse.ArgumentParser):

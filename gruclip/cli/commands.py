@@ -7,11 +7,10 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gruclip.cli.arguments import REPRODUCTIONS
+from gruclip.cli.arguments import REPRODUCTIONS, options_of
 from gruclip.errors import MissingRuns, UserError
 
 if TYPE_CHECKING:
@@ -173,8 +172,7 @@ def _remedy(kind: str, which: str, experiment: str) -> str:
 
 
 def experiments() -> list[str]:
-    """The names of the files in ``conf/experiment``."""
-    return sorted(path.name.removesuffix(".yaml") for path in (files("gruclip.conf") / "experiment").iterdir())
+    return options_of("experiment")
 
 
 def eval(options: Namespace) -> int:

@@ -28,7 +28,7 @@ def compose(*overrides: str) -> list[RunConfig]:
         if not isinstance(override, str):
             raise UserError(f"{override!r:.50}: should be a word such as 'seed=0,1'")
     try:
-        runs = list(dict.fromkeys(planned_runs(overrides)))
+        runs = planned_runs(overrides)
         check_idle(runs, typed_settings(overrides))
         return runs
     except Exception as error:
@@ -68,5 +68,4 @@ def train(
     for run in runs:
         if not isinstance(run, RunConfig):
             raise UserError(f"runs: {run!r:.50}: should be a gruclip.RunConfig")
-    usual = usual_runs(run.experiment for run in runs)
-    return runner.train(runs, defaults=usual, stack=stack, stack_size=stack_size, quiet=quiet, ended=ended)
+    return runner.train(runs, defaults=usual_runs(runs), stack=stack, stack_size=stack_size, quiet=quiet, ended=ended)

@@ -21,7 +21,7 @@ from gruclip.cli.allowed import check_command_line, check_overrides, options_las
 from gruclip.cli.commands import experiments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, to_run, train_one
+from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, defaults_of, to_run, train_one
 
 
 def train(argv: Sequence[str]) -> int:
@@ -47,34 +47,35 @@ def train(argv: Sequence[str]) -> int:
 
 
 def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
-    """The runs that a sweep would train."""
+    """The runs that a sweep would train, each once."""
     check_overrides(overrides)
-    register_plugins()
     from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 
-    with _hydra_to_ourselves(), hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
-        loader = GlobalHydra.instance().config_loader()
+    with _loader() as loader:
         config = loader.load_configuration(CONFIG_NAME, _with_groups(overrides), run_mode=RunMode.MULTIRUN)
         jobs = planned_jobs(loader, config)
-        return [to_run(settings) for settings in settings_of(jobs, loader, config)]
+        return list(dict.fromkeys(to_run(settings) for settings in settings_of(jobs, loader, config)))
 
 
 @contextmanager
-def _hydra_to_ourselves() -> Iterator[None]:
-    """A caller's Hydra, which has one instance a process, is put away for as long."""
+def _loader() -> Iterator[ConfigLoader]:
+    """Of our configuration. A caller's Hydra, which has one instance a process, is put away for as long."""
+    register_plugins()
     kept, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     name = JobRuntime.instance().get("name")
     try:
-        yield
+        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
+            yield GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().hydra = kept
         JobRuntime.instance().set("name", name)
 
 
-def usual_runs(names: Iterable[str]) -> dict[str, RunConfig]:
-    """What the file of each of these experiments gives, of those that have one."""
+def usual_runs(runs: Iterable[RunConfig]) -> dict[str, RunConfig]:
+    """`defaults_of` these runs, of those whose experiment has a file."""
     known = experiments()
-    return {name: planned_runs([f"+experiment={name}"])[0] for name in dict.fromkeys(names) if name in known}
+    with _loader() as loader:
+        return defaults_of([run for run in runs if run.experiment in known], loader)
 
 
 def register_plugins() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
-from gruclip.choices import DATASET_NAMES, OWN_DATASETS
+from gruclip.choices import DATASET_NAMES, foreign_settings
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import UserError
 from gruclip.report.collect import read_runs, read_seconds
@@ -97,7 +97,7 @@ def _settings(runs: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Every setting that this corpus has, its values among the runs, and the protocol's with its source where it has
     one."""
     dataset = runs["dataset.name"].iloc[0]
-    foreign = {name for owner, names in OWN_DATASETS.items() if owner != dataset for name in names}
+    foreign = foreign_settings(dataset)
     protocol = PROTOCOL[dataset] | BESIDE if dataset in PROTOCOL else {}
     rows = []
     for name in (one for one in (*IDENTITY_SETTINGS, "data_sha256") if one not in foreign):

@@ -197,6 +197,7 @@ def value(setting: Any, exactly: bool = False) -> str:
     """A setting's value as a caption and a file's name give it; of a checksum the first eight digits."""
     if isinstance(setting, str):
         return setting[:8] if len(setting) == 64 and not exactly else setting
-    return (
-        "null" if pd.isna(setting) else str(setting) if exactly and float(f"{setting:g}") != setting else f"{setting:g}"
-    )
+    if pd.isna(setting):
+        return "null"
+    short = f"{setting:g}"
+    return str(setting) if exactly and float(short) != setting else short
