@@ -83,6 +83,18 @@ def toeplitz(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     )
 
 
+def in_clusters(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    """A fifth of the values lies in groups above 1 whose vectors are hard to tell apart, and all others near zero."""
+    n = size(generator, sizes)
+    values, first = 0.02 * torch.rand(n, generator=generator, dtype=torch.float64), 0
+    while first < 0.2 * n:
+        group = values[first : first + size(generator, (1, 7))]
+        spread = 1e-3 * torch.rand(len(group), generator=generator, dtype=torch.float64) ** 3
+        group.copy_((1 + 3 * torch.rand((), generator=generator, dtype=torch.float64) ** 2) * (1 + spread))
+        first += len(group)
+    return with_values(generator, values)
+
+
 def badly_scaled(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     return of_any_shape(generator, sizes) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
 
@@ -96,6 +108,7 @@ FAMILIES: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "clustered": clustered,
     "a thousand times above": a_thousand_times_above,
     "badly scaled": badly_scaled,
+    "in clusters": in_clusters,
     "Toeplitz": toeplitz,
 }
 
@@ -122,7 +135,7 @@ def check(family: str, algorithm: str, dtype: torch.dtype, seed: int, sizes: tup
     generator = torch.Generator().manual_seed(seed)
     before = FAMILIES[family](generator, sizes).to(dtype)
     limit = sigma_1(before) * float(torch.empty(()).uniform_(0.2, 1.2, generator=generator)) or 1.0
-    if family in ("clustered", "a thousand times above"):
+    if family in ("clustered", "in clusters", "a thousand times above"):
         limit = 1.0
     after = before.clone()
     result = clip_singular_values_(after, limit, algorithm=algorithm)

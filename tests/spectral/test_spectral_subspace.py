@@ -118,6 +118,21 @@ def test_ritz_triplets_are_those_of_the_matrix_on_the_basis(width: int) -> None:
 
 
 @pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize("angle", [0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-2])
+def test_the_left_vectors_are_orthonormal_however_near_the_columns_are_to_ritz_vectors(angle: float) -> None:
+    """Two of 18 right vectors are turned into each other; U is taken off as an orthonormal basis."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(80, 80, generator=generator).double())[0] for _ in range(2))
+    values = torch.cat((torch.linspace(3.2, 1, 18), torch.full((62,), 0.01))).double()
+    weight = (left * values @ right.mT).float()
+    columns = right[:, :18].clone()
+    columns[:, 3] += angle * right[:, 16]
+    columns[:, 16] -= angle * right[:, 3]
+    found = subspace.rayleigh_ritz(weight, columns.float()).left.double()
+    assert float(torch.linalg.matrix_norm(found.mT @ found - torch.eye(18), 2)) <= 1.2e-6
+
+
+@pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize(("m", "n", "width"), [(1, 1, 1), (70, 60, 5), (60, 70, 17), (300, 310, 33)])
 def test_the_filter_is_chebyshevs_polynomial(m: int, n: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
