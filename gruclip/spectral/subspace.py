@@ -40,9 +40,9 @@ LEAST_GAP = 1e-3
 FARTHEST = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
 PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
-#: Where Q holds Ritz vectors already, the images W Q are orthogonal but for rounding: ||U^T U - I||_2 is at most UNCOUPLED
-#: eps, of which (6) leaves half as an excess over the limit. Looked for where there are more than MANY columns, whose
-#: decomposition it saves.
+#: Where Q holds Ritz vectors already, the images W Q are orthogonal but for rounding: ||U^T U - I||_2 is at most
+#: UNCOUPLED eps, of which (6) leaves half as an excess over the limit. Looked for where there are more than MANY
+#: columns, whose decomposition it saves.
 UNCOUPLED, MANY = 10.0, 16
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
