@@ -9,6 +9,7 @@ namespace {
 // stays in the third-level cache.
 constexpr long FEW = 3 * BLOCK, MANY = 16 * BLOCK, CACHED = 1500000;
 constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
+constexpr long DEEP_LOWER = 2 * LONG_RUN;  // where the digits of a Gram matrix count
 
 // to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, PANEL), or += that.
 template <bool ADD>
@@ -34,7 +35,7 @@ void gruclip_product(float* result, const float* left, const float* right, long 
     const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
     const long rows_a_task = depth * n <= CACHED ? FEW : MANY;
     const long panels = parts(n, PANEL), tasks = parts(m, rows_a_task);
-    const long deep = parts(depth, std::max<long>(1, parts(depth, DEEP)));
+    const long deep = parts(depth, std::max<long>(1, parts(depth, lower ? DEEP_LOWER : DEEP)));
     const Array columns = allocate(panels * depth * PANEL + 1);
 #pragma omp parallel num_threads(threads)
     {

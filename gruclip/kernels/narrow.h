@@ -1,8 +1,7 @@
 // A matrix times a column or a few.
 #pragma once
 
-#include "arrays.h"
-#include "vectors.h"
+#include "panels.h"
 
 namespace {
 
@@ -24,7 +23,8 @@ struct Narrow {
         for (long i = 0; i < m; i += HIGH) {
             const float* row[HIGH];
             for (long r = 0; r < HIGH; r++) row[r] = matrix + std::min(i + r, m - 1) * down;
-            vec sums[HIGH][WIDTH] = {};
+            vec sums[HIGH][WIDTH];
+            double totals[HIGH][WIDTH] = {};
             const auto add = [&](long j, int lanes) __attribute__((always_inline)) {
 #pragma GCC unroll 4
                 for (long r = 0; r < HIGH; r++) {
@@ -33,11 +33,18 @@ struct Narrow {
                     for (int c = 0; c < WIDTH; c++) sums[r][c] += e * load(turned.get() + c * stride + j);
                 }
             };
-            long j = 0;
-            for (; j + LANES <= n; j += LANES) add(j, LANES);
-            if (j < n) add(j, static_cast<int>(n - j));
+            for (long j = 0; j < n;) {
+                for (auto& row : sums)
+                    for (vec& sum : row) sum = vec{};
+                const long end = std::min(j + RUN * LANES, n);
+                for (; j + LANES <= end; j += LANES) add(j, LANES);
+                if (j < end) add(j, static_cast<int>(end - j));
+                j = end;
+                for (long r = 0; r < HIGH; r++)
+                    for (int c = 0; c < WIDTH; c++) totals[r][c] += total(sums[r][c]);
+            }
             for (long r = 0; r < std::min(HIGH, m - i); r++)
-                for (int c = 0; c < WIDTH; c++) result[(i + r) * WIDTH + c] = total(sums[r][c]);
+                for (int c = 0; c < WIDTH; c++) result[(i + r) * WIDTH + c] = static_cast<float>(totals[r][c]);
         }
     }
 
@@ -46,7 +53,8 @@ struct Narrow {
                                int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (long i = 0; i < m; i += HIGH * LANES) {
-            vec sums[HIGH][WIDTH] = {};
+            vec sums[HIGH][WIDTH];
+            double totals[HIGH][WIDTH][LANES] = {};
             const long high = std::min(HIGH * LANES, m - i);
             const auto add = [&](long j, long lanes) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -57,12 +65,21 @@ struct Narrow {
                     for (int c = 0; c < WIDTH; c++) sums[r][c] += e * splat(columns[j * WIDTH + c]);
                 }
             };
-            if (high == HIGH * LANES)
-                for (long j = 0; j < n; j++) add(j, HIGH * LANES);
-            else
-                for (long j = 0; j < n; j++) add(j, high);
+            for (long j = 0; j < n;) {
+                for (auto& row : sums)
+                    for (vec& sum : row) sum = vec{};
+                const long end = std::min(j + RUN, n);
+                if (high == HIGH * LANES)
+                    for (; j < end; j++) add(j, HIGH * LANES);
+                else
+                    for (; j < end; j++) add(j, high);
+                for (long r = 0; r < HIGH; r++)
+                    for (int c = 0; c < WIDTH; c++)
+                        for (int l = 0; l < LANES; l++) totals[r][c][l] += sums[r][c][l];
+            }
             for (long l = 0; l < high; l++)
-                for (int c = 0; c < WIDTH; c++) result[(i + l) * WIDTH + c] = sums[l / LANES][c][l % LANES];
+                for (int c = 0; c < WIDTH; c++)
+                    result[(i + l) * WIDTH + c] = static_cast<float>(totals[l / LANES][c][l % LANES]);
         }
     }
 };

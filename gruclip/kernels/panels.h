@@ -84,6 +84,27 @@ void multiply_rows(float* sums, long stride, const float* rows, long down, long 
         multiply_in_place<1, ADD, VECS>(sums + i * stride, stride, rows + i * down, down, across, panel, depth);
 }
 
+// Terms of a sum that are added up in single precision where each digit of it counts. Equal terms are all rounded the
+// same way, as in a constant matrix times a constant vector: their sum's error grows with their number, not its root.
+// Of many columns more: values that many of them belong to are not far above the limit.
+constexpr long RUN = 8, LONG_RUN = 32, FEW_COLUMNS = 64;
+
+// totals (ROWS, VECS vectors) += the same for up to ROWS rows: of sums of `run` terms.
+template <int ROWS, int VECS>
+void add_runs(double* totals, const float* rows, long down, long across, const float* panel, long high, long depth,
+              long run = RUN) {
+    constexpr long WIDTH = VECS * LANES;
+    float sums[ROWS * WIDTH];
+    for (long k = 0; k < depth; k += run) {
+        multiply_rows<ROWS, false, VECS>(sums, WIDTH, rows + k * across, down, across, panel + k * WIDTH, high,
+                                         std::min(run, depth - k));
+        if (high == ROWS)
+            for (long i = 0; i < ROWS * WIDTH; i++) totals[i] += sums[i];
+        else
+            for (long i = 0; i < high * WIDTH; i++) totals[i] += sums[i];
+    }
+}
+
 // multiply_in_place for a packed block (depth, ROWS), transposed.
 template <int ROWS, bool ADD>
 void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {

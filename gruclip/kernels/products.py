@@ -44,6 +44,8 @@ LARGE_TURNED = 10_000_000
 BATCHED = 4_000_000
 #: The same where the lower half is wanted: 0.6 of oneDNN's time and half of MKL's.
 LARGE_GRAM = 2_000_000
+#: Rows whose products are added up by a library, which may take equal terms one by one (`RUN` in panels.h).
+GRAM_TERMS = 64
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
 
@@ -158,10 +160,13 @@ def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, lower: bool = F
 
 
 def lower_gram(x: Tensor) -> Tensor:
-    """``x.mT @ x`` for (m, n), of which what is above the diagonal may be anything."""
+    """``x.mT @ x`` for (m, n), of which what is above the diagonal may be anything, in sums of few terms."""
     if compiled.takes(x) and x.numel() * x.shape[1] >= LARGE_GRAM:
         return our_product(x.mT, x, lower=True)
-    return matmul(x.mT, x)
+    first, *others = (matmul(part.mT, part) for part in x.split(GRAM_TERMS))
+    for other in others:
+        first += other
+    return first
 
 
 def onednn_product(a: Tensor, b: Tensor) -> Tensor:

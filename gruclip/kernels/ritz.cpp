@@ -7,6 +7,25 @@
 #include "tall.h"
 #include "thin.h"
 
+namespace {
+
+// The row of the one that is all of each column of turns (q, q), any layout; empty where they are anything else.
+std::vector<long> permutation(const double* turns, long q, long down, long across) {
+    std::vector<long> order(q, -1);
+    for (long j = 0; j < q; j++) {
+        for (long i = 0; i < q; i++) {
+            const double y = turns[i * down + j * across];
+            if (y == 0) continue;
+            if (y != 1 || order[j] >= 0) return {};
+            order[j] = i;
+        }
+        if (order[j] < 0) return {};
+    }
+    return order;
+}
+
+}  // namespace
+
 extern "C" {
 
 // The triplets with `values` (q) that the columns of turns (q, q), any layout, make of a basis (n, q), its image (m, q)
@@ -16,9 +35,11 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
                            const float* image, const float* back, const double* turns, const double* values, long m,
                            long n, long q, long down, long across, int threads) {
     constexpr long ROWS = 32 * BLOCK;
+    const std::vector<long> order = permutation(turns, q, down, across);
     const long width = parts(q, PANEL) * PANEL;
     const Array turn = zeros(q * width), scaled = zeros(q * width);  // panel by panel
-    std::vector<float> factors(values, values + q);
+    std::vector<float> factors(values, values + q), inverse(q);
+    for (long j = 0; j < q; j++) inverse[j] = static_cast<float>(1 / std::max(values[j], 1e-300));
     for (long i = 0; i < q; i++)
         for (long j = 0; j < q; j++) {
             const double y = turns[i * down + j * across];
@@ -32,6 +53,18 @@ void gruclip_ritz_triplets(float* left, float* right, float* residual, double* s
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long share = 0; share < shares; share++) {
         const long first = share * ROWS;
+        if (!order.empty()) {
+            for (long i = first; i < std::min(first + ROWS, m); i++)
+                for (long j = 0; j < q; j++) left[i * q + j] = image[i * q + order[j]] * inverse[j];
+            for (long i = first; i < std::min(first + ROWS, n); i++)
+                for (long j = 0; j < q; j++) {
+                    const float entry = columns[i * q + order[j]];
+                    right[i * q + j] = entry;
+                    residual[i * q + j] = back[i * q + order[j]] * inverse[j] - entry * factors[j];
+                    squares[share * q + j] += double(residual[i * q + j]) * residual[i * q + j];
+                }
+            continue;
+        }
         if (first < m)
             multiply_thin(left + first * q, image + first * q, scaled.get(), std::min(ROWS, m - first), q, q);
         if (first >= n) continue;
@@ -61,7 +94,7 @@ void gruclip_chebyshev(float* x, float* before, double* largest, const float* we
     const Array image = allocate(m * count), product = allocate(n * count);
     float *now = x, *last = before;
     for (long step = 0; step < steps; step++) {
-        gruclip_there_and_back(image.get(), product.get(), weight, now, m, n, count, down, threads);
+        there_and_back(image.get(), product.get(), weight, now, m, n, count, down, false, threads);
         const float factor = k + step == 0 ? 1.0f : 2.0f, stretch = factor * static_cast<float>(*scale);
         if (k + step == 0)
             for (long i = 0; i < n * count; i++) last[i] = product[i] * stretch - now[i];

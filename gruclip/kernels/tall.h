@@ -38,11 +38,11 @@ ArrayOf<Number> turn(const float* matrix, long rows, long columns, long most) {
     for (long left = 0; left < width; left += PANEL, panels += depth * PANEL) {
         const long used = std::min<long>(PANEL, width - left);
         for (long first = 0; first < rows; first += BLOCK) {
-            float sums[BLOCK * PANEL];
+            double totals[BLOCK * PANEL] = {};
             const long high = std::min<long>(BLOCK, rows - first);
-            multiply_rows<BLOCK, false>(sums, PANEL, matrix + first * depth, depth, 1, panels, high, depth);
+            add_runs<BLOCK, 2>(totals, matrix + first * depth, depth, 1, panels, high, depth);
             for (long i = 0; i < high; i++)
-                std::memcpy(result + (first + i) * width + left, sums + i * PANEL, used * sizeof(float));
+                std::copy(totals + i * PANEL, totals + i * PANEL + used, result + (first + i) * width + left);
         }
     }
 }

@@ -10,6 +10,7 @@ namespace {
 
 constexpr long WORTH_READING = 100000;  // numbers, of which a sum is taken: as WORTH_A_THREAD
 constexpr long SHARES = 4;              // of a matrix's rows: what one thread reads, it writes, too
+constexpr long MOST_TERMS = LONG_RUN;   // that are taken off at once
 
 // Of a transposed matrix whose elements lie so many floats apart or more, pieces of DEEP by PIECE are copied together
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
@@ -21,25 +22,18 @@ template <int VECS>
 struct Thin {
     static constexpr long WIDTH = VECS * LANES, HEIGHT = std::min(BLOCK, 8);
 
-    // sums (high, WIDTH) = rows of a matrix, `down` apart and their elements `across` apart, times panel (n, WIDTH), or
-    // += that.
-    template <bool ADD>
-    static void multiply(float* sums, const float* rows, long down, long across, const float* panel, long high,
-                         long n) {
-        multiply_rows<HEIGHT, ADD, VECS>(sums, WIDTH, rows, down, across, panel, high, n);
-    }
-
-    // sums = the same for up to PIECE rows of a transposed matrix: row i begins at rows + i, its elements are `across`
-    // apart.
-    static void multiply_turned(float* sums, const float* rows, long across, const float* panel, long high, long n) {
+    // totals (high, WIDTH) += up to PIECE rows of a transposed matrix times panel (n, WIDTH): row i begins at rows + i,
+    // its elements are `across` apart.
+    static void add_turned(double* totals, const float* rows, long across, const float* panel, long high, long n,
+                           long run) {
         float piece[DEEP * PIECE];
         for (long k = 0; k < n; k += DEEP) {
             const long deep = std::min(DEEP, n - k);
             for (long i = 0; i < deep; i++)
                 std::memcpy(piece + i * PIECE, rows + (k + i) * across, high * sizeof(float));
             for (long i = 0; i < high; i += HEIGHT)
-                (k == 0 ? multiply<false> : multiply<true>)(sums + i * WIDTH, piece + i, 1, PIECE, panel + k * WIDTH,
-                                                            std::min(HEIGHT, high - i), deep);
+                add_runs<HEIGHT, VECS>(totals + i * WIDTH, piece + i, 1, PIECE, panel + k * WIDTH,
+                                       std::min(HEIGHT, high - i), deep, run);
         }
     }
 
@@ -48,17 +42,18 @@ struct Thin {
                         long used, long down, long across, int threads) {
         const Array panel = allocate(n * WIDTH);
         const bool turned = down == 1 && across >= FAR_APART;
-        const long step = turned ? PIECE : HEIGHT;
+        const long step = turned ? PIECE : HEIGHT, run = width > FEW_COLUMNS ? LONG_RUN : RUN;
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (long first = 0; first < m; first += step) {
-            float sums[PIECE * WIDTH];
+            double totals[PIECE * WIDTH];
             const float* rows = matrix + first * down;
             const long high = std::min(step, m - first);
-            if (turned) multiply_turned(sums, rows, across, panel.get(), high, n);
-            else multiply<false>(sums, rows, down, across, panel.get(), high, n);
+            std::fill(totals, totals + high * WIDTH, 0.0);
+            if (turned) add_turned(totals, rows, across, panel.get(), high, n, run);
+            else add_runs<HEIGHT, VECS>(totals, rows, down, across, panel.get(), high, n, run);
             for (long i = 0; i < high; i++)
-                std::memcpy(result + (first + i) * width + left, sums + i * WIDTH, used * sizeof(float));
+                std::copy(totals + i * WIDTH, totals + i * WIDTH + used, result + (first + i) * width + left);
         }
     }
 
@@ -87,7 +82,7 @@ struct Thin {
 
     // The same columns of image (m, width) = W X and of back (n, width) = W^T image.
     static void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
-                               long width, long left, long used, long down, int threads) {
+                               long width, long left, long used, long down, bool exactly, int threads) {
         const Array panel = allocate(n * WIDTH), sums = allocate(SHARES * n * WIDTH);
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel num_threads(threads)
@@ -101,7 +96,13 @@ struct Thin {
                     const long high = std::min(HEIGHT, end - i);
                     const float* rows = matrix + i * down;
                     float there[HEIGHT * WIDTH];
-                    multiply<false>(there, rows, down, 1, panel.get(), high, n);
+                    if (exactly) {
+                        double totals[HEIGHT * WIDTH] = {};
+                        add_runs<HEIGHT, VECS>(totals, rows, down, 1, panel.get(), high, n);
+                        std::copy(totals, totals + high * WIDTH, there);
+                    } else {
+                        multiply_rows<HEIGHT, false, VECS>(there, WIDTH, rows, down, 1, panel.get(), high, n);
+                    }
                     for (long r = 0; r < high; r++)
                         std::memcpy(image + (i + r) * width + left, there + r * WIDTH, used * sizeof(float));
                     if (high == HEIGHT) add_back<HEIGHT>(sum, rows, down, there, n);
@@ -121,6 +122,21 @@ struct Thin {
 };
 
 }  // namespace
+
+void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n, long width,
+                    long down, bool exactly, int threads) {
+    if (2 * m * n * width < WORTH_A_THREAD) threads = 1;
+    for (long left = 0, used; left < width; left += used) {
+        const long rest = width - left;
+        // A third vector costs less than a panel of its own, where there are registers for it.
+        const bool three = REGISTERS >= 32 && rest > PANEL && rest <= PANEL + LANES;
+        used = three ? rest : std::min<long>(PANEL, rest);
+        (three ? Thin<3>::there_and_back
+         : used > LANES
+             ? Thin<2>::there_and_back
+             : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width, left, used, down, exactly, threads);
+    }
+}
 
 extern "C" {
 
@@ -145,17 +161,7 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
 // width), in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads) {
-    if (2 * m * n * width < WORTH_A_THREAD) threads = 1;
-    for (long left = 0, used; left < width; left += used) {
-        const long rest = width - left;
-        // A third vector costs less than a panel of its own, where there are registers for it.
-        const bool three = REGISTERS >= 32 && rest > PANEL && rest <= PANEL + LANES;
-        used = three ? rest : std::min<long>(PANEL, rest);
-        (three ? Thin<3>::there_and_back
-         : used > LANES
-             ? Thin<2>::there_and_back
-             : Thin<1>::there_and_back)(image, back, matrix, columns, m, n, width, left, used, down, threads);
-    }
+    there_and_back(image, back, matrix, columns, m, n, width, down, true, threads);
 }
 
 // matrix (m, n), rows `down` apart, -= left (m, width) times the transpose of right (n, width), each of any layout. A
@@ -180,13 +186,15 @@ void gruclip_take_off(float* matrix, const float* left, const float* right, long
                     const float *rows = left + i * left_down, *panel = panels.get() + j * width;
                     float* to = matrix + i * down + j;
                     if (n - j >= PANEL) {
-                        multiply_rows<BLOCK, true>(to, down, rows, left_down, left_across, panel, high, width);
+                        for (long k = 0; k < width; k += MOST_TERMS)
+                            multiply_rows<BLOCK, true>(to, down, rows + k * left_across, left_down, left_across,
+                                                       panel + k * PANEL, high, std::min(MOST_TERMS, width - k));
                         continue;
                     }
-                    float sums[BLOCK * PANEL];
-                    multiply_rows<BLOCK, false>(sums, PANEL, rows, left_down, left_across, panel, high, width);
+                    double totals[BLOCK * PANEL] = {};
+                    add_runs<BLOCK, 2>(totals, rows, left_down, left_across, panel, high, width);
                     for (long r = 0; r < high; r++)
-                        for (long c = 0; c < n - j; c++) to[r * down + c] += sums[r * PANEL + c];
+                        for (long c = 0; c < n - j; c++) to[r * down + c] += totals[r * PANEL + c];
                 }
         }
     }

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
-from gruclip.kernels.products import matmul
 from gruclip.spectral.subspace import FARTHEST, number_above
 from gruclip.spectral.thin import column_gram, take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
+#: Values that are taken off in float32 as a difference, times how far, in limits, the largest is above it, at most.
+MOST_LOST = 100
 #: n up to which our own kernels take less than torch's products.
 LARGEST_THIN = 1024
 
@@ -70,17 +71,20 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     if not known[0] > limit * (1 + tolerance):
         return 0, values
     count = number_above(known, limit * (1 + tolerance / 2))
-    if known[0] > FARTHEST * limit:
-        # Put together anew: from far above the limit, a difference would lose the digits.
+    lost = count * (known[0] / limit - 1) if weight.dtype == torch.float32 else 0
+    if known[0] > FARTHEST * limit or lost > MOST_LOST:
+        # Put together anew: from far above the limit, or in a long sum, a difference would lose the digits.
         image = weight.double() @ right if left is None else left * values
         weight.copy_((image * (limit / values).clamp(max=1)) @ right.mT)
         return count, values.clamp(max=limit)
     right, excess = right[:, :count], 1 - limit / values[:count]
-    if left is None and weight.dtype == torch.float32:
+    if left is None and weight.dtype == torch.float32 and weight.shape[1] <= LARGEST_THIN:
         columns = right.float()
-        product = thin_product if weight.shape[1] <= LARGEST_THIN else matmul
-        take_off(weight, product(weight, columns * excess.float()), columns)
+        take_off(weight, thin_product(weight, columns * excess.float()), columns)
+        return count, values.clamp(max=limit)
+    image = weight.double() @ right if left is None else left[:, :count] * values[:count]
+    if weight.dtype == torch.float32:
+        take_off(weight, (image * excess).float(), right.float())
     else:
-        image = weight.double() @ right if left is None else left[:, :count] * values[:count]
         weight.copy_(weight.double() - (image * excess) @ right.mT)
     return count, values.clamp(max=limit)

@@ -6,7 +6,8 @@ difference goes back. Decompositions become Cholesky factorisations of q x q mat
 precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers are the equations of
 README.md.
 
-Products with W are in the matrices' own dtype; q x q work, and the Gram matrices that it begins with, in float64.
+Products with W are in the matrices' own dtype, the two whose digits count in sums of few terms; q x q work, and the
+Gram matrices that it begins with, in float64.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ ROOT = sign_polynomials(1 / (FARTHEST * (1 + MARGIN)), flattenings=1)
 ORDERING, SQUARINGS = 4, (5, 5)
 #: Added to that power, and to a Gram matrix of unit columns, so that they have Cholesky factors.
 FLOOR, SHIFT = 1e-6, 1e-11
+#: Of a sum, that are added up in float32 where its digits count (`RUN` in gruclip/kernels/panels.h).
+TERMS = 32
 #: Of random directions in a sketch, relative to it: where nothing has changed they take its place.
 STIR = 1e-3
 
@@ -91,7 +94,7 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
         X = _orthonormal(_chebyshev(W, X, end, degree))
 
     # What W makes of it, clipped.
-    image = W @ X
+    image = _product(W, X)
     squares = _gram(image)
     norm = _power(squares, ORDERING, *SQUARINGS)[1]
     made = positive_part(squares / _over(limit**2), norm / limit, SIGN, tolerance)
@@ -103,7 +106,7 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     # The leading directions first.
     turn = _ordered(factor @ squares @ factor)
     X = X @ turn.to(X.dtype)
-    image = clipped @ X
+    image = _product(clipped, X)
     back = clipped.mT @ image
     basis = Basis(X, _gram(image), _gram(back - X @ (X.mT @ back)))
     beta, inside = _certificate(clipped, basis, limit, ceiling, end, gaussian(probing, n, PROBES))
@@ -130,6 +133,15 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
     count = torch.where(changed, number_positive(made.sign), 0)
     return result, ClipResult(count, torch.where(finite, after, torch.nan), certified, finite, torch.zeros_like(finite))
+
+
+def _product(W: Tensor, x: Tensor) -> Tensor:
+    """W x, of sums of `TERMS` terms that are added up in float64: no error grows with the number of equal terms."""
+    parts = -(-W.shape[-1] // TERMS)
+    missing = parts * TERMS - W.shape[-1]
+    left = torch.nn.functional.pad(W, (0, missing)).unflatten(-1, (parts, TERMS)).transpose(-2, -3)
+    right = torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(-2, (parts, TERMS))
+    return (left @ right).sum(-3, dtype=torch.float64).to(W.dtype)
 
 
 class Basis(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.kernels.products import lower_gram, matmul
+from gruclip.kernels.products import lower_gram
 from gruclip.spectral import subspace
 from gruclip.spectral.certificate import certifies, left_out
 from gruclip.spectral.eigen import Spectrum
@@ -22,8 +22,8 @@ from gruclip.spectral.thin import column_squares, take_off, thin_product
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
-#: sigma_1 / limit up to which eigenvectors are orthonormal enough, to 4e-6: the excess is multiplied by what they lack.
-NEAREST = 1.1
+#: sigma_1 / limit up to which eigenvectors are orthonormal enough: the excess is multiplied by what they lack, 2e-5.
+NEAREST = 1.02
 #: sigma_1 / limit from which the error of X moves it by less than 1e-4 of itself.
 LEAST = 0.1
 #: min(m, n), at most.
@@ -49,8 +49,6 @@ FEW_NEAR = 0.125
 #: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2; and the residuals of those pairs,
 #: in units of L, at most: (8) then holds with room to spare.
 ROUGH, SETTLED = 1e-5, 1e-5
-#: What an element of X may lose by a difference, at most: beyond, its rounding counts.
-LARGEST_LOSS = 1.0
 
 
 class Clipped(NamedTuple):
@@ -68,32 +66,15 @@ class Squares:
     def __init__(self, weight: Tensor, limit: float) -> None:
         self.limit = limit
         self.form(weight)
+
+    def form(self, weight: Tensor) -> None:
+        """Anew, after W has changed."""
         #: Where W is too far above the limit: the eigenvectors (n, k) of all values that are to be taken off and of the
         #: next one.
         self.far: Tensor | None = None
-
-    def form(self, weight: Tensor) -> None:
-        """From W itself."""
         self.matrix = lower_gram(weight)
-        self._set_diagonal(weight)
-
-    def _set_diagonal(self, weight: Tensor) -> None:
-        """From the columns' norms in float64: the diagonal holds half of the error of X."""
+        # From the columns' norms in float64: the diagonal holds half of the error of X.
         self.matrix.diagonal().copy_(column_squares(weight) - self.limit**2)
-
-    def follow(self, weight: Tensor, block: subspace.Block, count: int) -> None:
-        """After W has become W - U_C (Theta_C - L) V_C^T for the first `count` triplets of a block, all that are far:
-
-        W^T W has lost G V_C^T + V_C G^T, with G = V_C (Theta_C^2 - L^2) / 2 + E_C^T (Theta_C - L).
-        """
-        theta, right = weight.new_tensor(block.values[:count]), block.right[:, :count]
-        lost = right * ((theta**2 - self.limit**2) / 2) + block.residual[:, :count] * (theta - self.limit)
-        # The rounding of what is lost stays in X.
-        if float((lost * right).sum(1).abs().max()) > LARGEST_LOSS * self.limit**2:
-            self.form(weight)
-            return
-        self.matrix.addmm_(lost, right.mT, alpha=-1).addmm_(right, lost.mT, alpha=-1)
-        self._set_diagonal(weight)
 
 
 def takes(weight: Tensor) -> bool:
@@ -152,16 +133,29 @@ def clip_near(
         return None  # one of those that were counted was not found
     count = above if leading > tolerance else 0
     if count:
-        columns = right[:, :count]
+        columns, excess = right[:, :count], (1 - 1 / relative[:count]).float()
         if leading > NEAREST - 1:
-            # A step of Newton's method for the nearest orthonormal columns squares what they lack.
-            lacking = matmul(columns.mT, columns)
-            lacking.diagonal().sub_(1)
-            columns = columns - thin_product(columns, lacking / 2)
-        excess = (1 - 1 / relative[:count]).float()
-        take_off(weight, thin_product(weight, columns * excess), columns)
+            columns = torch.addmm(columns, columns, _lacking(columns, torch.ones_like(excess)))
+            image = thin_product(weight, columns)
+            # Their images, at length 1, are what is left of them: made orthonormal, too, they lose the errors of X.
+            length = 1 - excess
+            lost = torch.addmm(image * excess, image, length[:, None] * _lacking(image, length / limit), alpha=-1)
+        else:
+            lost = thin_product(weight, columns * excess)
+        take_off(weight, lost, columns)
     values = limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt()
     return Clipped(count, float(values[0]), values, right)
+
+
+def _lacking(columns: Tensor, length: Tensor) -> Tensor:
+    """What a step of Newton's method for the nearest orthonormal columns adds of some columns (m, k) to them: (k, k).
+
+    Each times its number of `length` (k,), they are nearly orthonormal; a step squares what they lack.
+    """
+    below = lower_gram(columns).tril_(-1)
+    lacking = (below + below.mT) * (length * length[:, None])
+    lacking.diagonal().copy_(column_squares(columns) * length.double() ** 2 - 1)
+    return lacking.mul_(-0.5)
 
 
 def _clip_few(
@@ -228,6 +222,5 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
     count = 0 if block is None else subspace.clip_leading(weight, block, limit, ceiling)
     # Where all that was found is far, there may be more.
     if block is not None and 0 < count < len(block.values):
-        squares.follow(weight, block, count)
-        squares.far = None
+        squares.form(weight)
     return count

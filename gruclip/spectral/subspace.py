@@ -153,7 +153,7 @@ def chebyshev(
         compiled.call("gruclip_chebyshev", [x, before, largest, weight, scale], counts, torch.get_num_threads())
         return x, before, float(largest)
     for step in range(k, k + degree):
-        following = there_and_back(weight, x)[1] * (2 / end**2) - x
+        following = weight.mT @ (weight @ x) * (2 / end**2) - x
         x, before = following if step == 0 else 2 * following - before, x
     return x, before, float(torch.linalg.vector_norm(x, dim=0).max())
 

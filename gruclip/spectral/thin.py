@@ -11,12 +11,13 @@ from torch.autograd.graph import increment_version
 
 from gruclip.kernels import compiled
 
-#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once.
-LARGE, MOST = 300_000, 256
+#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once: by
+#: ours, and by torch's, whose sums then have as few terms (`RUN` in panels.h).
+LARGE, MOST, MOST_TERMS = 300_000, 256, 32
 
 
 def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
-    """W X for a few columns X."""
+    """W X for a few columns X, in whose sums no error grows with the number of equal terms (`RUN` in panels.h)."""
     if compiled.takes(weight, columns):
         (m, n), width = weight.shape, columns.shape[1]
         product = columns.new_empty(m, width)
@@ -24,7 +25,7 @@ def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
         compiled.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
         return product
     # Transposed, since MKL is up to eight times slower the other way round.
-    return (columns.mT.contiguous() @ weight.mT).mT
+    return (columns.mT.double().contiguous() @ weight.mT.double()).mT.to(weight.dtype)
 
 
 def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
@@ -41,7 +42,8 @@ def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
         if not weight.is_inference():
             increment_version(weight)  # so that autograd knows, as of torch's own operations in place
     else:
-        weight.addmm_(left, right.mT, alpha=-1)
+        for x, y in zip(left.split(MOST_TERMS, 1), right.split(MOST_TERMS, 1), strict=True):
+            weight.addmm_(x, y.mT, alpha=-1)
 
 
 def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

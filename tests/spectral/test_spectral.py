@@ -95,6 +95,40 @@ def in_clusters(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     return with_values(generator, values)
 
 
+def of_equal_numbers(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    """a 1 1^T / n + b I: sums of equal terms, all of which are rounded the same way."""
+    n = size(generator, sizes)
+    a, b = (float(torch.empty(()).uniform_(*ends, generator=generator)) for ends in ((0.3, 3.4), (0, 0.6)))
+    return a * torch.ones(n, n, dtype=torch.float64) / n + b * torch.eye(n, dtype=torch.float64)
+
+
+def householder(n: int) -> Tensor:
+    """An orthogonal matrix whose first column is constant, and others nearly so."""
+    v = torch.full((n,), n**-0.5, dtype=torch.float64)
+    v[0] -= 1
+    return torch.eye(n, dtype=torch.float64) - 2 * torch.outer(v, v) / v.square().sum().clamp(min=1e-300)
+
+
+def structured(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
+    """Singular vectors with equal elements or few, and values in groups, many of them above 1 or near it."""
+    n = size(generator, sizes)
+    bases = [
+        householder(n),
+        torch.eye(n, dtype=torch.float64)[torch.randperm(n, generator=generator)],
+        torch.block_diag(*[householder(min(16, n - i)) for i in range(0, n, 16)]),
+        orthogonal(generator, n),
+    ]
+    left, right = (bases[int(torch.randint(len(bases), (), generator=generator))] for _ in range(2))
+    top, share = (float(torch.empty(()).uniform_(*ends, generator=generator)) for ends in ((0, 3), (0, 1.5)))
+    values = torch.rand(n, generator=generator, dtype=torch.float64)
+    first = 0
+    while first < share * n and first < n:
+        group = values[first : first + size(generator, (1, 12))]
+        group.copy_(1 + top * values[first] ** 2 + 1e-6 * group)
+        first += len(group)
+    return left * values @ right.mT
+
+
 def badly_scaled(generator: torch.Generator, sizes: tuple[int, int]) -> Tensor:
     return of_any_shape(generator, sizes) * 10.0 ** float(torch.empty(()).uniform_(-30, 30, generator=generator))
 
@@ -109,6 +143,8 @@ FAMILIES: dict[str, Callable[[torch.Generator, tuple[int, int]], Tensor]] = {
     "a thousand times above": a_thousand_times_above,
     "badly scaled": badly_scaled,
     "in clusters": in_clusters,
+    "of equal numbers": of_equal_numbers,
+    "structured": structured,
     "Toeplitz": toeplitz,
 }
 
@@ -135,7 +171,7 @@ def check(family: str, algorithm: str, dtype: torch.dtype, seed: int, sizes: tup
     generator = torch.Generator().manual_seed(seed)
     before = FAMILIES[family](generator, sizes).to(dtype)
     limit = sigma_1(before) * float(torch.empty(()).uniform_(0.2, 1.2, generator=generator)) or 1.0
-    if family in ("clustered", "in clusters", "a thousand times above"):
+    if family in ("clustered", "in clusters", "of equal numbers", "structured", "a thousand times above"):
         limit = 1.0
     after = before.clone()
     result = clip_singular_values_(after, limit, algorithm=algorithm)
