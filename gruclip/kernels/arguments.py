@@ -222,7 +222,8 @@ KERNELS: dict[str, Kernel] = {
     ),
     "gruclip_thin_product": Kernel(
         _single("result matrix columns"),
-        lambda m, n, width, down, across: (m * width, ((m, n), (down, across)), n * width),
+        lambda m, n, width, down, across, run: (m * width, ((m, n), (down, across)), n * width),
+        allows=lambda m, n, width, down, across, run, threads: run > 0,
     ),
     "gruclip_squared_distance": Kernel(
         {"result": F64, "a": F32, "b?": F32},

@@ -86,8 +86,7 @@ void multiply_rows(float* sums, long stride, const float* rows, long down, long 
 
 // Terms of a sum that are added up in single precision where each digit of it counts. Equal terms are all rounded the
 // same way, as in a constant matrix times a constant vector: their sum's error grows with their number, not its root.
-// Of many columns more: values that many of them belong to are not far above the limit.
-constexpr long RUN = 8, LONG_RUN = 32, FEW_COLUMNS = 64;
+constexpr long RUN = 8, LONG_RUN = 32;
 
 // totals (ROWS, VECS vectors) += the same for up to ROWS rows: of sums of `run` terms.
 template <int ROWS, int VECS>

@@ -39,10 +39,10 @@ struct Thin {
 
     // Columns left ... left + used - 1 of result (m, width) = matrix (m, n) times columns (n, width).
     static void product(float* result, const float* matrix, const float* columns, long m, long n, long width, long left,
-                        long used, long down, long across, int threads) {
+                        long used, long down, long across, long run, int threads) {
         const Array panel = allocate(n * WIDTH);
         const bool turned = down == 1 && across >= FAR_APART;
-        const long step = turned ? PIECE : HEIGHT, run = width > FEW_COLUMNS ? LONG_RUN : RUN;
+        const long step = turned ? PIECE : HEIGHT;
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (long first = 0; first < m; first += step) {
@@ -141,8 +141,9 @@ void there_and_back(float* image, float* back, const float* matrix, const float*
 extern "C" {
 
 // result (m, width) = matrix (m, n), element (i, j) at i down + j across, times columns (n, width), both row-major.
+// Sums are those of `run` terms, but of up to NARROW columns.
 void gruclip_thin_product(float* result, const float* matrix, const float* columns, long m, long n, long width,
-                          long down, long across, int threads) {
+                          long down, long across, long run, int threads) {
     if (m * n * width < WORTH_A_THREAD) threads = 1;
     if (0 < width && width <= NARROW && (down == 1 || across == 1)) {
         (width == 1   ? narrow_product<1>
@@ -153,7 +154,7 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
     for (long left = 0; left < width; left += PANEL) {
         const long used = std::min<long>(PANEL, width - left);
         (used > LANES ? Thin<2>::product : Thin<1>::product)(result, matrix, columns, m, n, width, left, used, down,
-                                                             across, threads);
+                                                             across, run, threads);
     }
 }
 

@@ -118,7 +118,7 @@ def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, 
     draws = _draws(held)
     if tall is not weight:
         wanted = tracked.pairs_wanted(weight, int((values > tracked.NEAR * limit).sum()))
-        right = thin_product(tall, right[:, :wanted].to(tall.dtype))
+        right = thin_product(tall, right[:, :wanted].to(tall.dtype), roughly=True)
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
     held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())

@@ -11,20 +11,25 @@ from torch.autograd.graph import increment_version
 
 from gruclip.kernels import compiled
 
-#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once: by
-#: ours, and by torch's, whose sums then have as few terms (`RUN` in panels.h).
-LARGE, MOST, MOST_TERMS = 300_000, 256, 32
+#: Terms of a sum that are added up in float32 where its digits count (see panels.h): of up to so many columns, and of
+#: more. Values that many columns belong to are not far above the limit.
+RUN, FEW_COLUMNS, LONG_RUN = 8, 64, 32
+#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once.
+LARGE, MOST = 300_000, 256
 
 
-def thin_product(weight: Tensor, columns: Tensor) -> Tensor:
-    """W X for a few columns X, in whose sums no error grows with the number of equal terms (`RUN` in panels.h)."""
+def thin_product(weight: Tensor, columns: Tensor, roughly: bool = False) -> Tensor:
+    """W X for a few columns X. Its error does not grow with the number of equal terms in a sum; `roughly`: it may."""
     if compiled.takes(weight, columns):
         (m, n), width = weight.shape, columns.shape[1]
         product = columns.new_empty(m, width)
-        counts = [m, n, width, *weight.stride()]
-        compiled.call("gruclip_thin_product", [product, weight, columns.contiguous()], counts, torch.get_num_threads())
+        run = max(n, 1) if roughly else RUN if width <= FEW_COLUMNS else LONG_RUN
+        made: list[Tensor | None] = [product, weight, columns.contiguous()]
+        compiled.call("gruclip_thin_product", made, [m, n, width, *weight.stride(), run], torch.get_num_threads())
         return product
     # Transposed, since MKL is up to eight times slower the other way round.
+    if roughly:
+        return (columns.mT.contiguous() @ weight.mT).mT
     return (columns.mT.double().contiguous() @ weight.mT.double()).mT.to(weight.dtype)
 
 
@@ -42,7 +47,7 @@ def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
         if not weight.is_inference():
             increment_version(weight)  # so that autograd knows, as of torch's own operations in place
     else:
-        for x, y in zip(left.split(MOST_TERMS, 1), right.split(MOST_TERMS, 1), strict=True):
+        for x, y in zip(left.split(LONG_RUN, 1), right.split(LONG_RUN, 1), strict=True):
             weight.addmm_(x, y.mT, alpha=-1)
 
 

@@ -162,8 +162,8 @@ def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     """What a change u s v^T brings is near the direction W^T u, of which v is one part and W_old^T u another."""
     vectors = _random(weight, tracked, count)
-    change = thin_product(weight, vectors) - thin_product(tracked.previous, vectors)
-    return thin_product(weight.mT, change)
+    change = thin_product(weight, vectors, roughly=True) - thin_product(tracked.previous, vectors, roughly=True)
+    return thin_product(weight.mT, change, roughly=True)
 
 
 def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipped | None:
