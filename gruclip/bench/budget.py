@@ -22,12 +22,13 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
     backward: input and weights            5.32     37.0       16   0.03   0.20   0.30   0.50   1.00
     update: gradient norms                 0.00     19.9       16   0.03   0.11   0.16   0.27   0.53
     update: step and copies                0.00    113.9       10   0.03   0.61   0.92   1.53   3.06
-    clipping: W times 64 columns           1.51     58.3       28   0.06   0.55   0.82   1.36   2.73
+    clipping: W times 64 columns           1.41     54.3       26   0.05   0.51   0.76   1.27   2.53
+    clipping: W times 64, short sums       0.11     25.5        6   0.01   0.14   0.21   0.34   0.68
     clipping: W times 8 or 16              0.34     47.8       27   0.05   0.26   0.38   0.64   1.28
-    clipping: whole matrices               0.00     30.4        8   0.02   0.16   0.25   0.41   0.82
-    clipping: thin arrays                  0.11     47.6      186   0.37   0.37   0.38   0.64   1.28
-    clipping: 64 x 64, float64             0.13     32.3      547   1.09   1.09   1.09   1.09   1.09
-    all                                   40.05    764.8     1139   2.31   4.76   7.48  11.74  22.39
+    clipping: whole matrices               0.00     37.2       10   0.02   0.20   0.30   0.50   1.00
+    clipping: thin arrays                  0.11     48.8      188   0.38   0.38   0.39   0.65   1.31
+    clipping: 64 x 64, float64             0.13     32.3      549   1.10   1.10   1.10   1.10   1.10
+    all                                   40.05    794.1     1149   2.33   4.91   7.70  12.10  23.10
 
 The projection's lines are those of `gruclip.spectral.program`, which `auto` takes for float32 matrices from n = 256
 on, and below those of `gruclip.spectral.products`. In float32 without TF32 a run's other products are at 50 TFLOP/s,
@@ -37,6 +38,7 @@ are 31, and if each takes 30 microseconds and not 2 they add 0.9 ms, whatever R 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -48,7 +50,7 @@ from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import RECORD_SECONDS
 from gruclip.spectral.bound import PROBES
 from gruclip.spectral.deferred import SMALLEST_PROGRAM
-from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES
+from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES, TERMS
 from gruclip.spectral.tracked import SKETCH
 from gruclip.training.capacity import run_bytes
 
@@ -65,14 +67,15 @@ LAYER_KERNELS = {"bf16": (9, 16), "fp32": (5, 12), "tf32": (5, 12), "fp64": (5, 
 CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 76, 16, 252, 130
 
 #: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. Products of W with q
-#: columns: the filter's, what W makes of the subspace before and after clipping, the way back, the correction; with
-#: `PROBES`: the bound's; with `SKETCH`: the change's.
-WIDE, PROBING, SKETCHING = 2 * sum(DEGREES) + 4, 2 * BOUND_DEGREE, 3
+#: columns: the filter's, the way back, the correction; with `PROBES`: the bound's; with `SKETCH`: the change's.
+WIDE, PROBING, SKETCHING = 2 * sum(DEGREES) + 2, 2 * BOUND_DEGREE, 3
+#: What W makes of the subspace, before and after clipping, in sums of `TERMS` terms; and kernels of each.
+PRECISE, PRECISE_KERNELS = 2, 3
 #: In float64, products q x q and Gram matrices of (n, q). Arrays that all else reads or writes, in units of a whole
 #: matrix, of a thin one (n, q) in float32 and of one q x q in float64; multiply-adds of thin products in units of
 #: n q^2. And the kernels of each.
-SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 115, 14, 18, 286, 700, 20.5
-WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 8, 186, 547
+SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 115, 14, 22, 293, 700, 20.5
+WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 10, 188, 549
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,14 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
 def program_lines(n: int, matrices: int) -> list[Line]:
     """The projection of so many matrices by ``program``, which `auto` takes from `SMALLEST_PROGRAM` on: whether they
     are clipped or only measured is the same to it."""
-    q, narrow = COLUMNS, PROBING * PROBES + SKETCHING * SKETCH
+    q, narrow, runs = COLUMNS, PROBING * PROBES + SKETCHING * SKETCH, math.ceil(n / TERMS)
     float64 = 2 * (SQUARES * q**3 + GRAMS * n * q * q)
     lines = (
         # The correction writes W, too.
         ("W times 64 columns", 2 * WIDE * n * n * q, 4 * (n * n * (WIDE + 1) + 2 * WIDE * n * q), WIDE, "fp32"),
+        # With a copy of W, and sums of runs that are written and read.
+        ("W times 64, short sums", 2 * PRECISE * n * runs * TERMS * q,
+         4 * PRECISE * n * ((3 * TERMS + 2 * q) * runs + 3 * q), PRECISE * PRECISE_KERNELS, "fp32"),
         ("W times 8 or 16", 2 * n * n * narrow, 4 * (n * n * (PROBING + SKETCHING) + 2 * n * narrow),
          PROBING + SKETCHING, "fp32"),
         ("whole matrices", 0, 4 * WHOLE_PASSES * n * n, WHOLE_KERNELS, "fp32"),

@@ -24,6 +24,7 @@ from gruclip.spectral import (
     spectral_norm_deferred,
 )
 from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.program import TERMS
 
 
 class Kernels(TorchDispatchMode):
@@ -115,6 +116,8 @@ class Passes(TorchDispatchMode):
 
     def _name(self, tensors: list[torch.Tensor], operations: int) -> str:
         shapes = [tuple(tensor.shape[-2:]) for tensor in tensors]
+        if any(tensor.shape[-3:-1] == (-(-self.n // TERMS), self.n) or TERMS in tensor.shape for tensor in tensors):
+            return "W times 64, short sums"
         if (self.n, self.n) in shapes:
             if not operations:
                 return "whole matrices"
