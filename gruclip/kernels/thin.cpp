@@ -10,7 +10,6 @@ namespace {
 
 constexpr long WORTH_READING = 100000;  // numbers, of which a sum is taken: as WORTH_A_THREAD
 constexpr long SHARES = 4;              // of a matrix's rows: what one thread reads, it writes, too
-constexpr long MOST_TERMS = LONG_RUN;   // that are taken off at once
 
 // Of a transposed matrix whose elements lie so many floats apart or more, pieces of DEEP by PIECE are copied together
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
@@ -187,9 +186,9 @@ void gruclip_take_off(float* matrix, const float* left, const float* right, long
                     const float *rows = left + i * left_down, *panel = panels.get() + j * width;
                     float* to = matrix + i * down + j;
                     if (n - j >= PANEL) {
-                        for (long k = 0; k < width; k += MOST_TERMS)
+                        for (long k = 0; k < width; k += LONG_RUN)
                             multiply_rows<BLOCK, true>(to, down, rows + k * left_across, left_down, left_across,
-                                                       panel + k * PANEL, high, std::min(MOST_TERMS, width - k));
+                                                       panel + k * PANEL, high, std::min(LONG_RUN, width - k));
                         continue;
                     }
                     double totals[BLOCK * PANEL] = {};
