@@ -23,6 +23,7 @@ from gruclip.spectral import (
     spectral_norm,
 )
 from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.stages import Stages
 from gruclip.training.engine import Engine, StepMetrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs on one is not tested")
@@ -192,3 +193,16 @@ def test_the_program_captured_follows_ninety_matrices_with_the_accuracy_of_the_p
         assert (error <= 2e-6 * torch.linalg.matrix_norm(before)).all()
         assert (torch.linalg.matrix_norm(memory.cpu().double(), 2) <= 1 + 2e-6).all()
         assert step < 2 or certified.double().mean() >= 0.9
+
+
+def test_stages_captured_are_those_that_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stages = Stages(cuda_graphs)
+    for count in (5, 6, 5, 6, 3, 6):
+        before = torch.stack([with_values(40 * torch.rand(120, generator=generator).double()) for _ in range(count)])
+        one, other = before.to(DEVICE, copy=True), before.to(DEVICE, copy=True)
+        limit = torch.ones(count, dtype=torch.float64, device=DEVICE)
+        expected, found = Stages()(one, limit, 1.9e-6), stages(other, limit, 1.9e-6)
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
+        assert bool(found.certified.all())
+        assert torch.equal(found.values_clipped, expected.values_clipped)

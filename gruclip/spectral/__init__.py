@@ -7,7 +7,8 @@
 - `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `certificate` and
   the `bound` for it, and `state` (what is carried from step to step); `thin`: products with a few columns.
 - `eager`: what every call goes through, whatever surrounds it.
-- `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix.
+- `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix;
+  `stages`: what it redoes.
 
 Imports torch and the standard library, and of gruclip `kernels`, `choices` and `errors`.
 """

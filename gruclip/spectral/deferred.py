@@ -7,12 +7,10 @@ from torch import Tensor
 
 from gruclip.spectral import exact
 from gruclip.spectral.eager import eagerly
-from gruclip.spectral.products import FARTHEST, ClipResult, clip_by_products_, finite_matrices, norms_by_products
+from gruclip.spectral.products import ClipResult, clip_by_products_, finite_matrices, norms_by_products
 from gruclip.spectral.program import COLUMNS, clip_by_program_
+from gruclip.spectral.stages import Stages
 from gruclip.spectral.state import SubspaceState
-
-#: Limits at which a matrix is clipped one after another, at most, each a quarter of the one before.
-MOST_STAGES = 12
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions.
 SMALLEST_PROGRAM = 256
@@ -43,12 +41,16 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
 
 @eagerly
 def redo_uncertified_(
-    weight: Tensor, limit: Tensor, result: ClipResult, state: SubspaceState | None = None
+    weight: Tensor,
+    limit: Tensor,
+    result: ClipResult,
+    state: SubspaceState | None = None,
+    stages: Stages | None = None,
 ) -> ClipResult:
     """Project the finite matrices of a deferred call that were not certified, in place; the result then.
 
     By a decomposition; where float64 is fast, by ``products`` in it first, in stages for values far above the limit.
-    `state`: the one that ``program`` had.
+    `state`: the one that ``program`` had; `stages`: what the last call had, which may have captured them.
     """
     redone = result.finite & ~result.certified
     values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
@@ -56,14 +58,15 @@ def redo_uncertified_(
         left = redone.nonzero()
         if len(left) and has_fast_float64(weight.device):
             where = left.unbind(1)
-            matrices = weight[where].double()
-            quick = _in_stages(matrices, limit[where], tolerance(weight.dtype, "products"))
-            certified = quick.certified.reshape(-1)
+            matrices = weight[where].double().reshape(-1, *weight.shape[-2:])
+            bounds, near = limit[where].reshape(-1), tolerance(weight.dtype, "products")
+            quick = (stages or Stages())(matrices, bounds, near)
+            certified = quick.certified
             if bool(certified.any()):
                 where = left[certified].unbind(1)
-                weight[where] = matrices.reshape(-1, *matrices.shape[-2:])[certified].to(weight.dtype)
-                values_clipped[where] = quick.values_clipped.reshape(-1)[certified]
-                norm[where] = quick.spectral_norm.reshape(-1)[certified]
+                weight[where] = matrices[certified].to(weight.dtype)
+                values_clipped[where] = quick.values_clipped[certified]
+                norm[where] = quick.spectral_norm[certified]
                 left = left[~certified]
         for where in left.tolist():
             index = tuple(where)
@@ -73,22 +76,6 @@ def redo_uncertified_(
         if state is not None:
             state.previous.copy_(weight.reshape(state.previous.shape))
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
-
-
-def _in_stages(matrices: Tensor, limit: Tensor, near: float) -> ClipResult:
-    """``products`` of values that may be far above the limit: first at higher ones, each within its reach of the last.
-
-    min(min(sigma, one), other) is min(sigma, other) where that is the lower limit. Up to limit (1 + near) is inside.
-    """
-    norm = norms_by_products(matrices)
-    counts = torch.zeros_like(norm, dtype=torch.int64)
-    for _ in range(MOST_STAGES):
-        now = torch.maximum(limit, norm * (1.01 / FARTHEST))
-        result = clip_by_products_(matrices, now, near)
-        norm, counts = result.spectral_norm, torch.maximum(counts, result.values_clipped)
-        if bool((~result.certified | (now <= limit)).all()):
-            break
-    return result._replace(certified=result.certified & (now <= limit), values_clipped=counts)
 
 
 def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:

@@ -89,7 +89,8 @@ class Engine:
         optimizers = [config.optimizer for config in configs]
         self.thresholds = self._vector([o.threshold if o.threshold is not None else torch.inf for o in optimizers])
         limits = [config.spectral_limit for config in configs]
-        self.projections = Projections(limits, self.recurrent_blocks(), optimizers[0].algorithm)
+        again = self._capture if captures_projections() else None
+        self.projections = Projections(limits, self.recurrent_blocks(), optimizers[0].algorithm, again)
         self.rates = self._vector([o.lr for o in optimizers])
         self._captured: tuple[Iteration, list[Phase]] | None = None
         self._iterations = 0
@@ -162,8 +163,7 @@ class Engine:
         return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
 
     def _phases(self, iteration: Iteration) -> list[Phase]:
-        phases = (self._forward, self._backward, self._update, self._clip)
-        return [partial(phase, iteration) for phase in phases]
+        return [partial(phase, iteration) for phase in (self._forward, self._backward, self._update, self._clip)]
 
     def _forward(self, it: Iteration) -> None:
         steps, batch = it.window.inputs.shape[1:3]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import NonFiniteError
+from gruclip.kernels.graphs import Capture
 from gruclip.spectral import (
     ClipResult,
     SpectralState,
@@ -20,6 +21,7 @@ from gruclip.spectral import (
     spectral_norm,
     spectral_norm_deferred,
 )
+from gruclip.spectral.stages import Stages
 
 #: How far above its limit a matrix may be found, relative to it: five times what the projection promises.
 CHECKED = 1e-5
@@ -41,10 +43,16 @@ class Projections:
     """Clips or measures the matrices (R, n, n) of every layer.
 
     `limits`: of each run, None where its matrices are only measured; `algorithm` as in `clip_singular_values_`;
-    weights: the matrices, or others of their shape, dtype and device.
+    weights: the matrices, or others of their shape, dtype and device; `capture`: how what is redone may be replayed.
     """
 
-    def __init__(self, limits: Sequence[float | None], weights: Sequence[Tensor], algorithm: str) -> None:
+    def __init__(
+        self,
+        limits: Sequence[float | None],
+        weights: Sequence[Tensor],
+        algorithm: str,
+        capture: Capture | None = None,
+    ) -> None:
         device = weights[0].device
         self.algorithm = algorithm_for(weights[0], algorithm, followed=True)
         follows = self.algorithm == "program"
@@ -59,6 +67,7 @@ class Projections:
             for free in (False, True)
         )
         self._redone = [0] * len(limits)
+        self._stages = Stages(capture)
 
     @property
     def asks_nothing(self) -> bool:
@@ -86,7 +95,7 @@ class Projections:
         for layer, (weight, result, state) in enumerate(zip(weights, projected.deferred, self.states, strict=False)):
             if not bool((result.certified | ~result.finite).all()):
                 followed = state if isinstance(state, SubspaceState) else None
-                full = redo_uncertified_(weight, self.limits, result, followed)
+                full = redo_uncertified_(weight, self.limits, result, followed, self._stages)
                 self._count(full)
                 projected.values_clipped.add_(full.values_clipped - result.values_clipped)
                 norms = projected.spectral_norm

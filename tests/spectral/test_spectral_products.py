@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -21,6 +24,7 @@ from gruclip.spectral import (
     redo_uncertified_,
 )
 from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_POLYNOMIALS, SIGN_POLYNOMIALS, radii_by_products, roots
+from gruclip.spectral.stages import Stages, _rounded
 from gruclip.training.engine import Engine
 from gruclip.training.runner import train
 
@@ -131,6 +135,25 @@ def test_matrices_that_need_different_numbers_of_stages_are_counted_and_left_ins
     redone = redo_uncertified_(weight, limit, clip_singular_values_deferred_(weight, limit))
     assert redone.values_clipped.tolist() == [2, 3, 0]
     assert torch.equal(weight[2], before[2])
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(0, 2**20))
+def test_stages_that_are_replayed_give_what_they_give_at_once(counts, seed):
+    """Whatever the batches before held, which lie in the same memory."""
+    captured, generator = [], torch.Generator().manual_seed(seed)
+    stages = Stages(lambda phases: captured.append(len(phases)) or [partial(phase) for phase in phases])
+    for count in counts:
+        limit = torch.rand(count, generator=generator).double() + 0.5
+        before = torch.stack([with_norm(generator, 0.3 + 40 * float(one), 12, 9) for one in limit])
+        one, other = before.clone(), before.clone()
+        expected, found = Stages()(one, limit, 1.9e-6), stages(other, limit, 1.9e-6)
+        assert torch.equal(other, one)
+        for name in ("values_clipped", "spectral_norm", "certified"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+    sizes = {_rounded(count) for count in counts}
+    assert all(size >= count for count, size in zip(counts, map(_rounded, counts), strict=True))
+    assert len(captured) <= len(sizes)
+    assert set(captured) <= {2}
 
 
 def test_in_float64_clipping_is_idempotent():

@@ -1,0 +1,103 @@
+"""``products`` of values that may be far above the limit: first at higher limits, each within its reach of the last.
+
+min(min(sigma, one), other) is min(sigma, other) where that is the lower limit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gruclip.kernels.graphs import Capture, Phase
+from gruclip.spectral.products import FARTHEST, ClipResult, clip_by_products_, norms_by_products
+
+#: Limits at which a matrix is clipped one after another, at most, each a quarter of the one before.
+MOST_STAGES = 12
+#: Matrices of a batch that is captured, at most: of more the kernels take longer than their starts.
+MOST_CAPTURED = 32
+
+
+class Stages:
+    """Clips batches (R, m, n) of finite float64 matrices by so many stages as they need.
+
+    `capture`: how a stage is replayed for batches of a size that comes again, on memory that is kept for it; by None it
+    is not.
+    """
+
+    def __init__(self, capture: Capture | None = None) -> None:
+        self._capture = capture
+        self._held: dict[tuple[int, ...], _Batch] = {}
+
+    def __call__(self, matrices: Tensor, limit: Tensor, near: float) -> ClipResult:
+        """Each matrix at its limit (R,), in place; up to limit (1 + near) is inside."""
+        batch = self._batch(matrices, near)
+        batch.take(matrices, limit)
+        batch.measure()
+        for _ in range(MOST_STAGES):
+            batch.stage()
+            if bool(batch.ended):
+                break
+        return batch.give(matrices)
+
+    def _batch(self, matrices: Tensor, near: float) -> _Batch:
+        count, *shape = matrices.shape
+        if self._capture is None or count > MOST_CAPTURED:
+            return _Batch(matrices, count, near)
+        size = _rounded(count)
+        key = (size, *shape)
+        if key not in self._held:
+            self._held[key] = _Batch(matrices, size, near)
+        else:  # libraries have set themselves up, which a graph cannot hold
+            self._held[key].replay_by(self._capture)
+        return self._held[key]
+
+
+class _Batch:
+    """A batch in memory of its own, filled up with zeros."""
+
+    def __init__(self, like: Tensor, size: int, near: float) -> None:
+        self.matrices = like.new_zeros(size, *like.shape[1:])
+        self.limit, self.norm = like.new_ones(size), like.new_zeros(size)
+        self.counts = torch.zeros(size, dtype=torch.int64, device=like.device)
+        self.certified = torch.zeros(size, dtype=torch.bool, device=like.device)
+        self.ended = torch.zeros((), dtype=torch.bool, device=like.device)
+        self.measure: Phase = self._measure
+        self.stage: Phase = partial(self._stage, near)
+        self._captured = False
+
+    def replay_by(self, capture: Capture) -> None:
+        if not self._captured:
+            self.measure, self.stage = capture([self.measure, self.stage])
+            self._captured = True
+
+    def take(self, matrices: Tensor, limit: Tensor) -> None:
+        count = len(matrices)
+        self.matrices[:count], self.limit[:count] = matrices, limit
+        self.matrices[count:], self.limit[count:] = 0.0, 1.0
+
+    def _measure(self) -> None:
+        self.norm.copy_(norms_by_products(self.matrices))
+        self.counts.zero_()
+
+    def _stage(self, near: float) -> None:
+        now = torch.maximum(self.limit, self.norm * (1.01 / FARTHEST))
+        result = clip_by_products_(self.matrices, now, near)
+        self.norm.copy_(result.spectral_norm)
+        self.counts.copy_(torch.maximum(self.counts, result.values_clipped))
+        self.certified.copy_(result.certified & (now <= self.limit))
+        self.ended.copy_((~result.certified | (now <= self.limit)).all())
+
+    def give(self, matrices: Tensor) -> ClipResult:
+        count = len(matrices)
+        matrices.copy_(self.matrices[:count])
+        counts, norm, certified = (part[:count].clone() for part in (self.counts, self.norm, self.certified))
+        finite = torch.ones_like(certified)
+        return ClipResult(counts, norm, certified, finite, ~finite)
+
+
+def _rounded(count: int) -> int:
+    """Up to a power of two or three quarters of one: 1, 2, 3, 4, 6, 8, 12."""
+    power = 1 << (count - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
