@@ -93,7 +93,7 @@ def test_scripts_gpu_rehearses_all_its_stages(tmp_path: Path) -> None:
     assert len(files) <= 8
     rows = [run for name in tables for run, _ in collected.read(tmp_path / name)]
     assert {run["status"] for run in rows} == {"success"}
-    assert len(rows) == 9
+    assert len(rows) == 12
     assert "tests/test_gpu.py::test_a_projection_is_that_of_float64[zero-650]" in (tmp_path / "gpu.md").read_text()
     assert "failed" not in (tmp_path / "gpu.md").read_text()
     benches = [content["bench"] for content in json.loads((tmp_path / "gpu.json").read_text())]
@@ -101,8 +101,8 @@ def test_scripts_gpu_rehearses_all_its_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "name stages, of check, bench, table2, table1, lr, or --rehearse"),
-    (["check", "tabel2"], "tabel2: no such stage; there are check, bench, table2, table1, lr"),
+    ([], "name stages, of check, bench, short1, table2, table1, lr, or --rehearse"),
+    (["check", "tabel2"], "tabel2: no such stage; there are check, bench, short1, table2, table1, lr"),
     (["bench", "--minutes", "0"], "0: should be a number above 0"),
     (["table2"], "torch finds no CUDA device here"),
 ])  # fmt: skip

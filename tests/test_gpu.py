@@ -22,6 +22,7 @@ from gruclip.spectral import (
     redo_uncertified_,
     spectral_norm,
 )
+from gruclip.spectral.deferred import SMALLEST_PROGRAM
 from gruclip.training.engine import Engine, StepMetrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: what runs on one is not tested")
@@ -111,7 +112,9 @@ def test_a_projection_is_that_of_float64(n: int, spectrum: str) -> None:
     result = clip_singular_values_(after, 1.0, state=SpectralState())
     assert torch.linalg.vector_norm(after.cpu().double() - expected) <= 2e-6 * max(float(values.norm()), 1)
     assert float(torch.linalg.matrix_norm(after.cpu().double(), 2)) <= 1 + 1e-5
-    assert float(result.spectral_norm) == pytest.approx(min(float(values[0]), 1.0), rel=1e-4, abs=1e-30)
+    # Of a matrix of which nothing is known, whose values lie close by each other, a subspace holds the largest nearly.
+    near = 1e-3 if n >= SMALLEST_PROGRAM else 1e-4
+    assert float(result.spectral_norm) == pytest.approx(min(float(values[0]), 1.0), rel=near, abs=1e-30)
     assert torch.equal(after.cpu(), before) or float(values[0]) > 1
     assert float(spectral_norm(before.to(DEVICE))) == pytest.approx(float(values[0]), rel=1e-4, abs=1e-30)
 
@@ -148,7 +151,7 @@ def test_cudnn_s_flattened_weights_stay_where_they_are() -> None:
             if "weight_hh" in name:
                 parameter.mul_(20)
     optimizer = torch.optim.SGD(rnn.parameters(), lr=1e-3)
-    clipping = SpectralClipping(rnn, delta=0.2).attach(optimizer)
+    SpectralClipping(rnn, delta=0.2).attach(optimizer)
     places = [parameter.data_ptr() for parameter in rnn.parameters()]
     for _ in range(3):
         loss = rnn(torch.randn(5, 3, 8, device=DEVICE))[0].square().sum()
@@ -158,7 +161,7 @@ def test_cudnn_s_flattened_weights_stay_where_they_are() -> None:
     assert [parameter.data_ptr() for parameter in rnn.parameters()] == places
     # The candidate's block is what is clipped.
     for weight in (rnn.weight_hh_l0, rnn.weight_hh_l1):
-        assert float(torch.linalg.matrix_norm(weight[-32:].double(), 2)) <= clipping.limits[0] * (1 + 1e-5)
+        assert float(torch.linalg.matrix_norm(weight[-32:].detach().double(), 2)) <= 1.8 * (1 + 1e-5)
 
 
 def test_the_program_captured_follows_ninety_matrices_with_the_accuracy_of_the_page() -> None:

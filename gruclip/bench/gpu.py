@@ -2,7 +2,7 @@
 
 - ``check``: what only a card can tell (`gpu_probe`), and the tests that need one (`gpu_check`).
 - ``bench``: what an iteration, a layer and a projection take.
-- ``table2``, ``table1``, ``lr``: runs of the study (`gpu_runs`), whole ones only (`gpu_study`).
+- ``short1``, ``table2``, ``table1``, ``lr``: runs of the study (`gpu_runs`), whole ones only (`gpu_study`).
 
 A stage leaves its files as it goes in the folder that ``$OUT`` names: ``gpu.md`` and ``gpu.json`` from the first two,
 from the others ``EXPERIMENT.csv`` and ``curves/`` in the form of ``outputs/paper``, which ``gruclip collect --runs``
@@ -33,7 +33,7 @@ from gruclip.errors import UserError
 from gruclip.runs.environment import describe_environment
 
 #: Minutes of each stage where nothing is said.
-MINUTES = {"check": 2.5, "bench": 4.0, "table2": 9.0, "table1": 9.0, "lr": 9.0}
+MINUTES = {"check": 2.5, "bench": 4.0, "short1": 9.0, "table2": 9.0, "table1": 9.0, "lr": 9.0}
 
 #: What is in the names of the tests of captured projections; where one fails, the later stages capture all but these.
 CAPTURED = "captured"
@@ -79,7 +79,12 @@ class Stages:
         return True
 
     def _runs(self, stage: str) -> list[RunConfig]:
-        made = {"table1": gpu_runs.table1(self.seeds), "table2": gpu_runs.table2(), "lr": gpu_runs.learning_rates()}
+        made = {
+            "short1": gpu_runs.short1(),
+            "table1": gpu_runs.table1(self.seeds),
+            "table2": gpu_runs.table2(),
+            "lr": gpu_runs.learning_rates(),
+        }
         device = "cpu" if self.tiny else "cuda"
         runs = [replace(run, output_dir=str(self.outputs), device=device) for run in made[stage]]
         return [_tiny(run) for run in runs][:9:4] if self.tiny else runs
@@ -151,7 +156,9 @@ def rehearse(out: Path, seeds: int) -> bool:
 def main(argv: Sequence[str]) -> int:
     options = command.Parser(prog="scripts/gpu", description="What is to be found out on a lent GPU, in stages.")
     options.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(MINUTES)}; one after another")
-    options.add_argument("--minutes", type=command.number_above_0, help="of each stage; default: 2.5, 4, 9, 9, 9")
+    options.add_argument(
+        "--minutes", type=command.number_above_0, help="of each stage; default: 2.5, 4, and 9 of others"
+    )
     options.add_argument("--seeds", type=command.positive, default=2, help="of table1; default: 2")
     options.add_argument("--rehearse", action="store_true", help="all stages with tiny shapes on the CPU")
     arguments = options.parse_args(argv)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
 
 DELTAS = (0.2, 0.5, 0.8, 1.1, 1.4)
+THRESHOLDS = (5, 10, 15, 20)  #: of Penn Treebank
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 #: What an experiment's file alone gives: folders are named by what differs from it.
@@ -50,7 +51,15 @@ def table2(seeds: int = 10) -> list[RunConfig]:
 
 def table1(seeds: int = 2) -> list[RunConfig]:
     """Penn Treebank in bf16: the paper's nine settings."""
-    return _seeds(replace(DEFAULTS["ptb"], precision="bf16"), settings(1.0, (5, 10, 15, 20), []), seeds)
+    return _seeds(replace(DEFAULTS["ptb"], precision="bf16"), settings(1.0, THRESHOLDS, []), seeds)
+
+
+def short1(seeds: int = 5) -> list[RunConfig]:
+    """The same and combined clipping in the paper's first ten epochs, where explosions are; then at half the rate and
+    at a fifth of it."""
+    short = replace(DEFAULTS["ptb"].trainer, budget="short")
+    base = replace(DEFAULTS["ptb"], precision="bf16", trainer=short)
+    return [run for lr in (1.0, 0.5, 0.2) for run in _seeds(base, settings(lr, THRESHOLDS, [(5.0, 0.2)]), seeds)]
 
 
 def learning_rates(seeds: int = 5) -> list[RunConfig]:

@@ -31,8 +31,9 @@ from gruclip.training.runner import train
 #: Seconds between two times that results are written while runs are still trained, and kept free at a stage's end.
 WRITE_SECONDS, RESERVE = 20.0, 15.0
 
-#: Iterations timed; what the host writes down of a run's iteration and of its epoch's end, seconds.
-TIMED, RECORD_SECONDS, EPOCH_SECONDS = 10, 2e-5, 5e-3
+#: Iterations timed; what the host takes for an iteration beside what the device does, and for each run in it, at the
+#: end of its epoch, and at its own end, where its weights are written, read again and tested; seconds.
+TIMED, HOST_SECONDS, RECORD_SECONDS, EPOCH_SECONDS, END_SECONDS = 10, 1e-3, 2e-5, 5e-3, 0.6
 
 #: Epochs of a plateau schedule over those of one whose loss never improves, at most: 649 over 310 in the kept runs.
 PLATEAU_SLACK = 2.1
@@ -158,14 +159,15 @@ def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
     # On a card the last of these are replays; an epoch may be shorter.
     for turn in range(WARM_UP + 2):
         engine.step(turn % iterations, False).loss.tolist()
-    started = time.perf_counter()
+    # By the device's clock: of a run's first iterations, in which all singular values are equal, many projections are
+    # redone, and of later ones few.
+    engine.clock.read()
     for turn in range(TIMED):
         engine.step(turn % iterations, False).loss.tolist()
-    step = (time.perf_counter() - started) / TIMED
-    started = time.perf_counter()
+    step = sum(engine.clock.read().values()) / TIMED + HOST_SECONDS
     engine.step(0, True).loss.tolist()
-    radius = max(0.0, time.perf_counter() - started - step)
-    step += radius / configs[0].trainer.radius_every + RECORD_SECONDS * len(configs)
+    radius = sum(engine.clock.read().values()) + HOST_SECONDS - step
+    step += max(0.0, radius) / configs[0].trainer.radius_every + RECORD_SECONDS * len(configs)
     engine.evaluate("valid")
     started = time.perf_counter()
     engine.evaluate("valid")
@@ -174,7 +176,7 @@ def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
     del engine
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
-    return max(_seconds(config, iterations, step, validation) for config in configs)
+    return max(_seconds(config, iterations, step, validation) for config in configs) + END_SECONDS * len(configs)
 
 
 def _seconds(config: RunConfig, iterations: int, step: float, validation: float) -> float:

@@ -44,6 +44,7 @@ class RunFolder:
         self.path = Path(config.output_dir) / config.experiment / folder_name(config, default, self.identity)
         self._ownership = Ownership(self.path)
         self._files: dict[str, IO[bytes]] = {}
+        self._paths = {name: self.path / name for name in CSV_FILES}  # made once: rows are appended at every iteration
 
     # -- before the lock ------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class RunFolder:
 
     def append(self, name: str, values: Sequence[Any]) -> None:
         """A row of a CSV file; None becomes an empty field, a float keeps every digit."""
-        with told_by_name(self.path / name):
+        with told_by_name(self._paths[name]):
             self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
 
     def offsets(self) -> dict[str, int]:

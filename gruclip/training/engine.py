@@ -8,6 +8,7 @@ costs there what its runs cost: so a run's numbers are the same bits alone and i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from gruclip.data import Lanes, MusicCorpus, TrainingSplit, WordCorpus
 from gruclip.dynamics import cell_jacobian, spectral_radius
 from gruclip.kernels.graphs import Capture, Phase, capture_on, captures_projections
 from gruclip.kernels.memory import keep_freed_memory
-from gruclip.layers import clipped_block
+from gruclip.layers import CANDIDATE, GATES
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.evaluation import Evaluation
 from gruclip.model.stacked import (
@@ -27,10 +28,10 @@ from gruclip.model.stacked import (
     mask_seeds,
     masks_of,
     nll,
-    parameter_shapes,
     word_rows,
     zero_states,
 )
+from gruclip.model.width import Width
 from gruclip.spectral import ClipResult
 from gruclip.training.clock import Clock
 from gruclip.training.iteration import Iteration, StepMetrics
@@ -45,8 +46,7 @@ WARM_UP = 3
 class Engine:
     """Trains `configs`, all of one shape, side by side on `device`.
 
-    `capture`: how iterations are captured and replayed, by default as is best on the device. `states`: what `run_state`
-    gave of each, None of one that begins.
+    `capture`: how iterations are replayed, by default as is best there. `states`: `run_state` of those that began.
     """
 
     def __init__(
@@ -65,6 +65,9 @@ class Engine:
         self.clock = Clock(device)
         self._data = TrainingSplit(corpus, self.trainer.batch_size, device)
         self._lanes: Lanes | None = None
+        # torch's layers are called once for every stretch without a reset, which the host has to find.
+        self._capture = (capture or capture_on(device)) if self.model.cell == "gru" else None
+        self._width = Width(self.model, padded=self._capture is not None)
         runs = len(configs)
         initial, self.generators = [], []
         states = states or [None] * runs
@@ -74,12 +77,12 @@ class Engine:
             initial.append(drawn)
             # On the CPU, so that a seed means the same weights and masks on every device.
             self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
-        self.parameters: Parameters = {}
-        for name in parameter_shapes(self.model, corpus.num_outputs):  # in whose order gradients' norms are added up
-            stacked = torch.stack([parameters[name].to(device, self.dtype) for parameters in initial])
-            rows = name == "input" and isinstance(corpus, WordCorpus)
-            self.parameters[name] = (stacked.flatten(0, 1) if rows else stacked).requires_grad_()
-        self.states = zero_states(self.model, runs, self.trainer.batch_size, self.parameters["output"].detach())
+        self.parameters = self._width.stacked(initial, corpus.num_outputs, device, self.dtype)
+        if isinstance(corpus, WordCorpus):
+            self.parameters["input"] = self.parameters["input"].flatten(0, 1)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_()
+        self.states = zero_states(self._width.stored, runs, self.trainer.batch_size, self.parameters["output"].detach())
         #: The last step's metrics and the deferred projections of each layer, whose flags have not been read.
         self._reported: tuple[StepMetrics, list[ClipResult]] | None = None
 
@@ -88,9 +91,6 @@ class Engine:
         limits = [config.spectral_limit for config in configs]
         self.projections = Projections(limits, self.recurrent_blocks(), optimizers[0].algorithm)
         self.rates = self._vector([o.lr for o in optimizers])
-        # torch's layers are called once for every stretch without a reset, which the host has to find.
-        captures = self.model.cell == "gru"
-        self._capture = (capture or capture_on(device)) if captures else None
         self._captured: tuple[Iteration, list[Phase]] | None = None
         self._iterations = 0
         rounded = self._capture is not None and self.compute == torch.bfloat16
@@ -167,7 +167,8 @@ class Engine:
 
     def _forward(self, it: Iteration) -> None:
         steps, batch = it.window.inputs.shape[1:3]
-        masks = None if it.seeds is None else masks_of(self.model, it.seeds, steps, batch, self.parameters["output"])
+        like = self.parameters["output"]
+        masks = None if it.seeds is None else self._width.fit(masks_of(self.model, it.seeds, steps, batch, like))
         if self._capture is not None and it.window.inputs.dim() == 3:
             runs = len(self.configs)
             it.rows = word_rows(it.window.inputs, runs, self.parameters["input"].shape[0] // runs)
@@ -197,23 +198,29 @@ class Engine:
 
     def _clip(self, it: Iteration) -> None:
         it.projected = self.projections.project(self.recurrent_blocks())
+        self._round_recurrent()
+
+    def _round_recurrent(self) -> None:
         round_to_(self.operands, self.parameters, [f"weight_hh_l{k}" for k in range(self.model.num_layers)])
 
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
-        rows = clipped_block(self.model.cell, self.model.hidden_size)
-        return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows] for k in range(self.model.num_layers)]
+        gate = GATES[self.model.cell].index(CANDIDATE[self.model.cell])
+        return [self._recurrent(k)[:, gate] for k in range(self.model.num_layers)]
+
+    def _recurrent(self, layer: int) -> Tensor:
+        """weight_hh of a layer, (R, gates, n, n), as a view."""
+        name = f"weight_hh_l{layer}"
+        return self._width.cut(name, self.parameters[name].detach())
 
     def _read_flags(self) -> None:
-        """Redo what the last step's deferred projections could not certify, and mend the step's metrics in
-        place; the host waits for the device."""
-        reported, self._reported = self._reported, None
-        if reported is None:
+        """Redo what the last step's deferred projections could not certify, and mend its metrics; the host waits."""
+        if self._reported is None:
             return
-        metrics, deferred = reported
+        (metrics, deferred), self._reported = self._reported, None
         projected = Projected(metrics.values_clipped, metrics.spectral_norm, deferred)
         if self.projections.redo(self.recurrent_blocks(), projected):
-            round_to_(self.operands, self.parameters, self.parameters)
+            self._round_recurrent()
             if metrics.spectral_radius is not None:
                 metrics.spectral_radius.copy_(self.spectral_radii())
 
@@ -227,13 +234,10 @@ class Engine:
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
-        radii = []
-        for k in range(self.model.num_layers):
-            weight = self.parameters[f"weight_hh_l{k}"].detach()
-            radius = spectral_radius(cell_jacobian(self.model.cell, weight)).double()
-            # Also where only a gate's rows are not, which the Jacobian does not hold.
-            radii.append(torch.where(torch.isfinite(weight).all(-1).all(-1), radius, torch.nan))
-        return torch.stack(radii)
+        weights = torch.stack([self._recurrent(k).flatten(1, 2) for k in range(self.model.num_layers)])
+        radii = torch.stack([spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights])
+        # Also where only a gate's rows are not finite, which the Jacobian does not hold.
+        return torch.where(torch.isfinite(weights).all(-1).all(-1), radii, torch.nan)
 
     # -- between epochs -------------------------------------------------------------------------------
 
@@ -245,9 +249,10 @@ class Engine:
         self._read_flags()
         state = {"generator": self.generators[index].get_state()}
         for name, parameter in self.parameters.items():
-            state[f"parameters/{name}"] = self._slice(name, parameter.detach(), index).clone()
+            part = self._slice(name, parameter.detach(), index)
+            state[f"parameters/{name}"] = (part.flatten(0, 1) if part.dim() == 3 else part).clone()
         for layer, hidden in enumerate(self.states):
-            state[f"hidden/{layer}"] = hidden[index].clone()
+            state[f"hidden/{layer}"] = self._width.cut("hidden", hidden[index]).clone()
         for layer, projection in enumerate(self.projections.states):
             for name, tensor in projection.index_select(index).state_dict().items():
                 state[f"projection/{layer}/{name}"] = tensor
@@ -257,9 +262,10 @@ class Engine:
         """Put back what `run_state` gave."""
         self.generators[index].set_state(state["generator"])
         for name, parameter in self.parameters.items():
-            self._slice(name, parameter.detach(), index).copy_(state[f"parameters/{name}"])
+            part = self._slice(name, parameter.detach(), index)
+            part.copy_(state[f"parameters/{name}"].view(part.shape))
         for layer, hidden in enumerate(self.states):
-            hidden[index] = state[f"hidden/{layer}"].to(hidden)
+            self._width.cut("hidden", hidden[index]).copy_(state[f"hidden/{layer}"])
         round_to_(self.operands, self.parameters, self.parameters)
         for layer in range(self.model.num_layers):
             prefix = f"projection/{layer}/"
@@ -267,10 +273,10 @@ class Engine:
             self.projections.states[layer].load_state_dict(saved, index, self.device)
 
     def _slice(self, name: str, stacked: Tensor, index: int) -> Tensor:
-        """Run `index`'s part of a stacked parameter."""
+        """Run `index`'s part of a stacked parameter, as `Width.cut` gives it."""
         if name == "input" and stacked.dim() == 2:
-            return stacked.unflatten(0, (len(self.configs), -1))[index]
-        return stacked[index]
+            stacked = stacked.unflatten(0, (len(self.configs), -1))
+        return self._width.cut(name, stacked[index])
 
     def evaluate(self, split: str) -> list[float]:
         """Loss of each run on all of a split: nats per token or per time step; after training steps also a look at
@@ -281,7 +287,8 @@ class Engine:
             self.projections.check(self.recurrent_blocks())
         if split not in self._evaluations:
             detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
-            self._evaluations[split] = Evaluation(detached, self.configs[0], self.corpus, split, self._capture)
+            config = replace(self.configs[0], model=self._width.stored)
+            self._evaluations[split] = Evaluation(detached, config, self.corpus, split, self._capture)
         losses = self._evaluations[split].losses()
         self.clock.book("evaluation")
         return losses

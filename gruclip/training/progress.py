@@ -132,13 +132,11 @@ class Progress:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Progress:
-        explosions = ExplosionDetector()
-        explosions.load_state_dict(content["explosions"])
         return cls(
             **{
                 **content,
                 "schedule": Schedule(**content["schedule"]),
-                "explosions": explosions,
+                "explosions": ExplosionDetector.from_state(content["explosions"]),
                 "totals": EpochTotals(**content["totals"]),
             }
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from statistics import median
 
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_the_detector_looks_back_200_iterations() -> None:
         detector.observe(step, 50.0)
     detector.observe(402, 150.0)
     assert detector.first_step is None
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 150.0, 400.0, math.inf]), max_size=450), st.integers(0, 450))
+def test_the_detector_s_median_is_that_of_the_last_200_norms_also_of_one_that_is_continued(
+    norms: list[float], saved: int
+) -> None:
+    detector = ExplosionDetector()
+    for step, norm in enumerate(norms):
+        recent = norms[max(0, step - 200) : step]
+        expected = math.isinf(norm) or (len(recent) >= 20 and norm > 100 * median(recent))
+        assert detector.observe(step, norm) is expected
+        if step == saved:
+            detector = ExplosionDetector.from_state(detector.state_dict())
 
 
 @given(st.integers(1, 3), st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 2**31))
