@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import os
 import warnings
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +18,12 @@ from torch import Tensor
 
 #: Numbers that a program of a kernel takes, and of a step of a layer, of which there are few; the longest row of one.
 BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
+
+#: What a program of a step's kernels with products takes: units, terms of the sum at a time, forward and backward.
+FORWARD = {"UNITS": 32, "K": 64, "num_warps": 4, "num_stages": 4}
+BACKWARD = {"UNITS": 32, "K": 64, "num_warps": 4, "num_stages": 4}
+#: Units of a layer that these kernels take: places in both gates' weights are whole numbers of 32 bits.
+MOST_UNITS = (1 << 15) - 1
 
 #: Set by tests, where TRITON_INTERPRET=1 was set before Triton was first imported: the kernels take the CPU's tensors.
 INTERPRETED = False
@@ -51,14 +56,15 @@ def _works(device: torch.device) -> bool:
 
 
 @functools.cache
-def _kernels() -> ModuleType:
-    return importlib.import_module("gruclip.kernels.fused_triton")
+def _kernels() -> dict[str, Any]:
+    modules = (importlib.import_module(f"gruclip.kernels.{name}") for name in ("fused_triton", "gru_steps_triton"))
+    return {name: kernel for module in modules for name, kernel in vars(module).items()}
 
 
 def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start a kernel of `fused_triton` on the device of its first argument."""
+    """Start a kernel of `fused_triton` or `gru_steps_triton` on the device of its first argument."""
     with torch.cuda.device_of(arguments[0]):
-        getattr(_kernels(), kernel)[grid](*arguments, **options)
+        _kernels()[kernel][grid](*arguments, **options)
 
 
 def takes_logits(logits: Tensor) -> bool:
@@ -107,13 +113,26 @@ def row_norms(array: Tensor) -> Tensor:
     return norms
 
 
-def step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int, add: bool = False) -> None:
+def step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int) -> None:
     """One of the kernels of a step of the paper's GRU, on its `arrays` as `gru_steps` has them, all contiguous.
 
-    The last array is (..., B, n); keep (..., T, B) or None. add: the product is still to be added, where the product
-    itself has not done that.
+    The last array is (..., B, n); keep (..., T, B) or None.
     """
     *lead, batch, n = arrays[-1].shape
     grid = -(-batch * n // STEP_BLOCK), lead[0] if lead else 1
     factors = arrays[-1] if keep is None else keep
-    launch(kernel, grid, *arrays, factors, step, steps, batch, n, ADD=add, KEEP=keep is not None, BLOCK=STEP_BLOCK)
+    launch(kernel, grid, *arrays, factors, step, steps, batch, n, KEEP=keep is not None, BLOCK=STEP_BLOCK)
+
+
+def product_step_(
+    kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int, blocks: dict[str, int]
+) -> None:
+    """As `step_` one with a product: the first of the arrays is the weight (..., 3n, n) in bf16; `blocks` as above."""
+    *lead, batch, n = arrays[-1].shape
+    rows = min(64, max(16, 1 << (batch - 1).bit_length()))
+    grid = -(-n // blocks["UNITS"]), lead[0] if lead else 1, -(-batch // rows)
+    factors = arrays[-1] if keep is None else keep
+    launch(
+        kernel, grid, *arrays, factors, step, steps, batch, n, KEEP=keep is not None, ROWS=rows,
+        WIDE=INTERPRETED, **blocks,
+    )  # fmt: skip

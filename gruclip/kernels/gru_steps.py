@@ -1,8 +1,10 @@
 """The steps of the paper's GRU, forward and backward: by torch's operations, and with fewer kernels on a GPU.
 
 A step is two products, and elementwise work between them. By torch's operations that is 6 kernels forward and 7
-backward, 10 and 11 in bf16 with its casts; with Triton's kernels (`fused`) 4 and 4, and of what backward needs of all
-steps at once nothing is written. Torch's operations are the specification, and taken wherever the kernels do not go.
+backward, 10 and 11 in bf16 with its casts; with Triton's kernels (`fused`, `gru_steps_triton`) 4 and 4, and of what
+backward needs of all steps at once nothing is written. In bf16 the kernels take the products, too, 2 and 2: of so few
+rows a product is the reading of its weights, for which cuBLAS needed three to six times as long as the memory does.
+Torch's operations are the specification, and taken wherever the kernels do not go.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def split(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _are_fused(gates: Tensor, c: Tensor, states: Tensor, weight_hh: Tensor, compute: torch.dtype | None) -> bool:
     single = all(tensor.dtype == torch.float32 for tensor in (gates, c, states))
     weights = compute == torch.bfloat16 or (compute in (None, torch.float32) and weight_hh.dtype == torch.float32)
-    return single and weights and fused.takes(gates, c, states)
+    return single and weights and c.shape[-1] <= fused.MOST_UNITS and fused.takes(gates, c, states)
 
 
 def forward_(
@@ -150,22 +152,29 @@ def _forward_fused_(
     keep: Tensor | None,
     compute: torch.dtype | None,
 ) -> None:
-    """`forward_` in four kernels a step: a product, both gates and r h, a product, the candidate and the state."""
+    """`forward_` in four kernels a step: a product, both gates and r h, a product, the candidate and the state. In bf16
+    in two: each takes its product itself."""
     steps, keep = candidate.shape[-3], _for_every_row(keep, candidate)
     rounded = compute == torch.bfloat16
-    dtype = torch.bfloat16 if rounded else states.dtype
-    w_gates, w_candidate = (w.mT.to(dtype) for w in split(weight_hh))
     first = states[..., 0, :, :]
     # What the products read, in their dtype, and r h beside it.
+    dtype = torch.bfloat16 if rounded else states.dtype
     h = torch.empty_like(candidate[..., 0, :, :], dtype=dtype, memory_format=torch.contiguous_format)
     h.copy_(first if keep is None else first * keep[..., 0, :, None])
     rh = torch.empty_like(h)
+    weight = weight_hh.to(dtype).contiguous()
+    w_gates, w_candidate = (w.mT for w in split(weight))
     for step, rz, c in zip(range(steps), gates.unbind(-3), candidate.unbind(-3), strict=True):
         where: dict[str, Any] = {"keep": keep, "step": step, "steps": steps}
-        product = h @ w_gates if rounded else _add_product(rz, h, w_gates)
-        fused.step_("gates_of_step", gates, product, states, rh, add=rounded, **where)
-        product = rh @ w_candidate if rounded else _add_product(c, rh, w_candidate)
-        fused.step_("state_of_step", gates, candidate, product, states, h, add=rounded, **where)
+        if rounded:
+            where["blocks"] = fused.FORWARD
+            fused.product_step_("gates_by_product", weight, h, gates, states, rh, **where)
+            fused.product_step_("state_by_product", weight, rh, gates, candidate, states, h, **where)
+        else:
+            _add_product(rz, h, w_gates)
+            fused.step_("gates_of_step", gates, states, rh, **where)
+            _add_product(c, rh, w_candidate)
+            fused.step_("state_of_step", gates, candidate, states, h, **where)
 
 
 def _backward_fused(
@@ -179,28 +188,34 @@ def _backward_fused(
     rounds: bool,
 ) -> StepGradients:
     """`backward` in four kernels a step: the gradients of z's and c's sums, a product, r's and what goes to the state
-    before, a product."""
+    before, a product. In bf16 in two, a product with what follows it."""
     grad, keep = grad.contiguous(), _for_every_row(keep, candidate)
     rounded = compute == torch.bfloat16
     dtype = torch.bfloat16 if rounded else states.dtype
     kept = dtype if rounds else states.dtype
     d_gates, d_candidate = torch.empty_like(gates, dtype=kept), torch.empty_like(candidate, dtype=kept)
     h, rh = (torch.empty_like(candidate, dtype=dtype) for _ in range(2))
-    w_gates, w_candidate = (w.to(dtype) for w in split(weight_hh))
-    # The gradient of the state after a step is d_state + product, but for what comes from the output.
+    weight = weight_hh.to(dtype).contiguous()
+    w_gates, w_candidate = split(weight)
+    # The gradient of the state after a step, but for what comes from the output.
     d_state = torch.zeros_like(grad[..., 0, :, :], memory_format=torch.contiguous_format)
-    product = d_state.to(dtype)
+    of_candidate = grad, gates, candidate, states, d_gates, d_candidate, d_state
+    of_reset = gates, states, d_gates, h, rh, d_state
     steps = grad.shape[-3]
-    per_step = zip(range(steps), d_gates.unbind(-3), d_candidate.unbind(-3), strict=True)
-    for step, d_rz, d_c in reversed(list(per_step)):
-        where: dict[str, Any] = {"keep": keep, "step": step, "steps": steps}
-        arrays = grad, product, gates, candidate, states, d_gates, d_candidate, d_state
-        fused.step_("candidate_gradient", *arrays, add=rounded, **where)
-        d_rh = d_c.to(dtype) @ w_candidate
-        fused.step_("reset_gradient", d_rh, gates, states, d_gates, h, rh, d_state, **where)
-        product = d_rz.to(dtype) @ w_gates if rounded else _add_product(d_state, d_rz, w_gates)
-    d_h0 = d_state.add_(product) if rounded else d_state
-    return StepGradients(d_gates, d_candidate, h, rh, d_h0 if keep is None else d_h0.mul_(keep[..., 0, :, None]))
+    where: dict[str, Any] = {"keep": keep, "steps": steps}
+    if rounded:
+        fused.step_("candidate_gradient", *of_candidate, step=steps - 1, **where)
+        where["blocks"] = fused.BACKWARD
+        for step in reversed(range(steps)):
+            fused.product_step_("reset_gradient_by_product", weight, d_candidate, *of_reset, step=step, **where)
+            # Of the step before, or at last of the first state.
+            fused.product_step_("candidate_gradient_by_product", weight, *of_candidate, step=step, **where)
+        return StepGradients(d_gates, d_candidate, h, rh, d_state)
+    for step, d_rz, d_c in reversed(list(zip(range(steps), d_gates.unbind(-3), d_candidate.unbind(-3), strict=True))):
+        fused.step_("candidate_gradient", *of_candidate, step=step, **where)
+        fused.step_("reset_gradient", d_c @ w_candidate, *of_reset, step=step, **where)
+        _add_product(d_state, d_rz, w_gates)
+    return StepGradients(d_gates, d_candidate, h, rh, d_state if keep is None else d_state.mul_(keep[..., 0, :, None]))
 
 
 def _for_every_row(keep: Tensor | None, like: Tensor) -> Tensor | None:

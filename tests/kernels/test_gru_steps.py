@@ -51,7 +51,11 @@ def layer(inputs: list[Tensor | None], grad: Tensor, compute: torch.dtype | None
         states = gru_layer(*leaves, keep, compute)  # type: ignore[arg-type]
         gradients = torch.autograd.grad(states, [leaf for leaf in leaves if leaf is not None], grad)
     steps = grad.shape[1]
-    expected = ["gates_of_step", "state_of_step"] * steps + ["candidate_gradient", "reset_gradient"] * steps
+    if compute == torch.bfloat16:
+        expected = ["gates_by_product", "state_by_product"] * steps + ["candidate_gradient"]
+        expected += ["reset_gradient_by_product", "candidate_gradient_by_product"] * steps
+    else:
+        expected = ["gates_of_step", "state_of_step"] * steps + ["candidate_gradient", "reset_gradient"] * steps
     assert launches == (expected if kernels else [])
     return [tensor.double() for tensor in (states.detach(), *gradients)]
 
@@ -115,6 +119,16 @@ def test_in_bf16_the_same_factors_are_rounded(**shape: Any) -> None:
         assert float((one - other).abs().max()) <= allowed
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("batch", [20, 70])
+def test_in_bf16_a_batch_is_taken_in_blocks_of_rows(batch: int, biased: bool) -> None:
+    *inputs, grad = inputs_of(2, 3, batch, 4, 70, biased, "some", 1.0, 0)
+    assert grad is not None
+    found, by_torch = (layer(inputs, grad, torch.bfloat16, kernels) for kernels in (True, False))
+    for one, other in zip(found, by_torch, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_copies_of_the_weights_in_bf16_have_gradients_in_bf16(runs: int) -> None:
     *inputs, grad = inputs_of(runs, 3, 2, 4, 6, False, "some", 1.0, 0)
@@ -174,6 +188,9 @@ def test_float64_half_precision_and_what_is_not_contiguous_are_left_to_torch() -
     assert not are(dtype=torch.bfloat16)
     transposed = torch.zeros(4, 3, 2, device=DEVICE).mT
     assert not gru_steps._are_fused(transposed, transposed, transposed, torch.zeros(12, 4), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "MOST_UNITS", 3)
+        assert not are(torch.bfloat16)
 
 
 def test_where_a_kernel_cannot_be_compiled_torch_s_operations_are_taken_with_a_warning(
