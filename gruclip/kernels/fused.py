@@ -20,8 +20,8 @@ from torch import Tensor
 BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
 
 #: What a program of a step's kernels with products takes: units, terms of the sum at a time, forward and backward.
-FORWARD = {"UNITS": 32, "K": 64, "num_warps": 4, "num_stages": 4}
-BACKWARD = {"UNITS": 32, "K": 64, "num_warps": 4, "num_stages": 4}
+FORWARD = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
+BACKWARD = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
 #: Units of a layer that these kernels take: places in both gates' weights are whole numbers of 32 bits.
 MOST_UNITS = (1 << 15) - 1
 
