@@ -108,11 +108,13 @@ def cpuinfo() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout this code runs from, with "+changes" where it differs; outside a checkout what
-    ``$GRUCLIP_REVISION`` says, or None."""
+    """What ``$GRUCLIP_REVISION`` says, where a copy of a checkout was sent to another machine; else the commit of the
+    checkout this code runs from, with "+changes" where it differs; outside a checkout None."""
+    if named := os.environ.get("GRUCLIP_REVISION"):
+        return named
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return os.environ.get("GRUCLIP_REVISION") or None
+        return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
