@@ -162,7 +162,7 @@ def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
     # On a card the last of these are replays; an epoch may be shorter.
     for turn in range(WARM_UP + 2):
         engine.step(turn % iterations, False).loss.tolist()
-    # By the device's clock: in a run's first iterations, in which all singular values are equal, more is redone than later.
+    # By the device's clock: in the first iterations, where all singular values are equal, everything is redone.
     engine.clock.read()
     for turn in range(TIMED):
         engine.step(turn % iterations, False).loss.tolist()
