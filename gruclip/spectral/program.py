@@ -1,10 +1,10 @@
 """Clipping by a tracked subspace as a fixed program, for whole batches on a GPU: the host waits for nothing.
 
-The method of `tracked` with a number of columns, which is the state's, and degrees that no matrix changes. The carried subspace and a sketch
-of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of `products`, and the
-difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the certificate (17) and the
-precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers are the equations of
-README.md.
+The method of `tracked` with a number of columns, which is the state's, and degrees that no matrix changes. The carried
+subspace and a sketch of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of
+`products`, and the difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the
+certificate (17) and the precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers
+are the equations of README.md.
 
 Products with W are in the matrices' own dtype, the two whose digits count in sums of few terms; q x q work, and the
 Gram matrices that it begins with, in float64.
