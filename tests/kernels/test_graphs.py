@@ -290,8 +290,8 @@ def test_an_engine_that_redoes_too_much_widens_and_captures_anew(monkeypatch: py
     )
     runs, corpus = [base, dataclasses.replace(base, seed=1)], load("pydoc")
     engines = [Engine(runs, corpus, torch.device("cpu")), RecordedEngine(runs, corpus)]
-    # From late in training: 150 values near the limit.
-    values = torch.cat((torch.ones(10), torch.linspace(0.999, 0.9, 140), torch.linspace(0.88, 0.02, n - 150)))
+    # From late in training: 140 values near the limit.
+    values = torch.cat((torch.ones(10), torch.linspace(0.999, 0.9, 130), torch.linspace(0.88, 0.02, n - 140)))
     left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in "UV")
     for engine in engines:
         engine.begin_epoch([1, 1])
@@ -304,6 +304,8 @@ def test_an_engine_that_redoes_too_much_widens_and_captures_anew(monkeypatch: py
             metrics = engine.step(iteration, with_radius=False)
             counts.append(sum(engine.redone()))
             found.append(numbers(metrics))
+        # Values that are at the limit but for rounding count or do not.
+        torch.testing.assert_close(*(one.pop("values_clipped") for one in found), rtol=0, atol=10)
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
         widths = [
             state.carried
