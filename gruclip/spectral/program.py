@@ -27,7 +27,7 @@ from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import NEAR, SKETCH
 
 #: q, with those of the sketch, at least; and directions that a state may hold instead, so that q is whole tiles of 64,
-#: as long as q is at most this share of min(m, n): `products` costs as little where it is more.
+#: as long as q is at most this share of min(m, n), from which on little is saved.
 COLUMNS = CARRIED + SKETCH
 WIDER, WIDEST = (120, 184), 1 / 3
 #: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
