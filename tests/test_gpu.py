@@ -165,12 +165,13 @@ def test_cudnn_s_flattened_weights_stay_where_they_are() -> None:
         assert float(torch.linalg.matrix_norm(weight[-32:].detach().double(), 2)) <= 1.8 * (1 + 1e-5)
 
 
-def test_the_program_captured_follows_ninety_matrices_with_the_accuracy_of_the_page() -> None:
-    n, count, generator = 256, 90, torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("n", "carried"), [(256, 56), (400, 120), (600, 184)])
+def test_the_program_captured_follows_ninety_matrices_with_the_accuracy_of_the_page(n: int, carried: int) -> None:
+    count, generator = 90, torch.Generator().manual_seed(0)
     values = torch.cat((torch.ones(10), torch.linspace(0.97, 0.05, n - 10))).double()
     memory = with_values(values).float().expand(count, n, n).contiguous().to(DEVICE)
     limits = torch.ones(count, dtype=torch.float64, device=DEVICE)
-    state = SubspaceState(memory)
+    state = SubspaceState(memory, carried)
     held: list[ClipResult] = []
 
     def project() -> None:

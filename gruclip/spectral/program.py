@@ -1,10 +1,10 @@
 """Clipping by a tracked subspace as a fixed program, for whole batches on a GPU: the host waits for nothing.
 
-The method of `tracked` with a number of columns and degrees that no matrix changes. The carried subspace and a sketch
-of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of `products`, and the
-difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the certificate (17) and the
-precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers are the equations of
-README.md.
+The method of `tracked` with a number of columns, which is the state's, and degrees that no matrix changes. The carried
+subspace and a sketch of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of
+`products`, and the difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the
+certificate (17) and the precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers
+are the equations of README.md.
 
 Products with W are in the matrices' own dtype, the two whose digits count in sums of few terms; q x q work, and the
 Gram matrices that it begins with, in float64.
@@ -22,12 +22,14 @@ from torch import Tensor
 from gruclip.spectral.bound import ALPHA, PROBES
 from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
 from gruclip.spectral.products import MARGIN, ClipResult, number_positive, positive_part, roots, sign_polynomials
-from gruclip.spectral.state import CARRIED, SubspaceState, gaussian
+from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import NEAR, SKETCH
 
-#: q, with those of the sketch.
+#: q, with those of the sketch, at least; and directions that a state may hold instead, so that q is whole tiles of 64,
+#: as long as q is at most this share of min(m, n), from which on little is saved.
 COLUMNS = CARRIED + SKETCH
+WIDER, WIDEST = (120, 184), 1 / 3
 #: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
 DEGREES, BOUND_DEGREE = (2, 4, 4, 2), 12
 #: Values of the thin matrix, in limits, at most; and the polynomials of (15) and (19) that clip it.
@@ -42,6 +44,11 @@ FLOOR, SHIFT = 1e-6, 1e-11
 TERMS = 32
 #: Of random directions in a sketch, relative to it: where nothing has changed they take its place.
 STIR = 1e-3
+
+
+def widths(m: int, n: int) -> list[int]:
+    """How many directions a state may hold of each matrix (m, n), rising."""
+    return [CARRIED, *(carried for carried in WIDER if carried + SKETCH <= WIDEST * min(m, n))]
 
 
 @contextmanager
@@ -121,15 +128,16 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     changed = certified & ~made.inside
     result = torch.where(_over(changed), clipped * _over(1 / scale).to(W.dtype), weight)
 
-    bulk = _lengths(basis.squares)[:, CARRIED] / scale
+    bulk = _lengths(basis.squares)[:, -SKETCH] / scale
     # No column has come to nothing, or to NaN.
-    whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > COLUMNS - 0.5
+    whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > X.shape[-1] - 0.5
     usable = whole & torch.isfinite(bulk) & reached
-    state.right.copy_(torch.where(_over(usable), X[..., :CARRIED], state.right))
+    state.right.copy_(torch.where(_over(usable), X[..., :-SKETCH], state.right))
     # Of the others `redo_uncertified_` takes what it makes of them.
     state.previous.copy_(torch.where(_over(certified), result, state.previous))
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
+    state.missed.lerp_((finite & ~certified).double(), RECENT)
     after = torch.where(certified & limited, torch.minimum(norm, limit), norm) / scale
     count = torch.where(changed, number_positive(made.sign), 0)
     return result, ClipResult(count, torch.where(finite, after, torch.nan), certified, finite, torch.zeros_like(finite))
@@ -164,7 +172,7 @@ def _certificate(
     room = (ceiling.square()[:, None] - _diagonal(H)).clamp(min=torch.finfo(torch.float64).tiny)
     shares = _diagonal(J) / ((ceiling.square() - highest.square())[:, None] * room)
     counted = (shares.cumsum(-1) <= SHARE).double()
-    counted[:, CARRIED:].zero_()
+    counted[:, -SKETCH:].zero_()
     left_out = torch.maximum(((1 - counted) * _lengths(H)).amax(-1), end)
     left_out = torch.minimum(left_out, limit)
     leading = X * counted[:, None].to(X.dtype)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from gruclip.kernels.dropout import random_bits
 
-#: Directions that a `SubspaceState` holds of each matrix.
+#: Directions that a `SubspaceState` holds of each matrix, at least.
 CARRIED = 56
+#: Weight of a step in `SubspaceState.missed`: fifty or so count.
+RECENT = 0.02
 
 
 class SpectralState:
@@ -77,25 +79,40 @@ torch.serialization.add_safe_globals([SpectralState])
 class SubspaceState:
     """What `clip_singular_values_deferred_` carries from step to step for the matrices (..., m, n) of a batch.
 
-    Tensors on their device, written in place. A new state knows nothing.
+    Tensors on their device, written in place. A new state knows nothing. `carried`: k, of each matrix.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, carried: int = CARRIED) -> None:
         *batch, m, n = weight.shape
         count, device = math.prod(batch), weight.device
+        #: (R,): how often random vectors were drawn.
+        self.draws = torch.zeros(count, dtype=torch.int64, device=device)
         #: (R, n, k): the leading right singular directions.
-        self.right = torch.zeros(count, n, CARRIED, dtype=weight.dtype, device=device)
+        self.right = gaussian(self.draws, n, carried).to(weight.dtype)
         #: (R, m, n): the matrices after the last step.
         self.previous = torch.zeros(count, m, n, dtype=weight.dtype, device=device)
         #: (R,): the largest value that the directions leave out, by an estimate.
         self.bulk = torch.zeros(count, dtype=torch.float64, device=device)
-        #: (R,): how often random vectors were drawn.
-        self.draws = torch.zeros(count, dtype=torch.int64, device=device)
-        self.right.copy_(gaussian(self.draws, n, CARRIED))
+        #: (R,): the share of the last steps that had no certificate.
+        self.missed = torch.zeros(count, dtype=torch.float64, device=device)
+
+    @property
+    def carried(self) -> int:
+        """k, the directions that are held of each matrix."""
+        return self.right.shape[-1]
+
+    def widen(self, carried: int) -> None:
+        """Hold `carried` directions of each matrix, if that is more; those beyond what is known at random.
+
+        `right` is another tensor then, of which a captured program knows nothing; what was missed is forgotten.
+        """
+        if carried > self.carried:
+            self.right = _filled(self.right, self.draws, carried)
+            self.missed.zero_()
 
     def _entries(self, index: int) -> dict[str, Tensor]:
         """Views."""
-        return {name: getattr(self, name)[index] for name in ("right", "previous", "bulk", "draws")}
+        return {name: getattr(self, name)[index] for name in ("right", "previous", "bulk", "draws", "missed")}
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:
         """What is known of some of the matrices, in the order of `index`, as views."""
@@ -109,14 +126,40 @@ class SubspaceState:
         self, saved: Mapping[str, Tensor], index: int | None = None, device: torch.device | None = None
     ) -> None:
         """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Where nothing was saved, or
-        something of another algorithm's, nothing is known."""
+        something of another algorithm's, nothing is known.
+
+        What was saved of a wider state widens this one; what was saved of a narrower one is filled up.
+        """
         for position in range(len(self.draws)) if index is None else [index]:
-            held, number = self._entries(position), 0 if index is not None else position
-            entries = {name: saved[f"{number}.{name}"] for name in held if f"{number}.{name}" in saved}
-            if any(name not in entries or entries[name].shape != tensor.shape for name, tensor in held.items()):
-                entries = SubspaceState(self.previous[position])._entries(0)
-            for name, tensor in held.items():
+            entries = self._saved(saved, 0 if index is not None else position)
+            if entries is None:
+                entries = SubspaceState(self.previous[position], self.carried)._entries(0)
+            self.widen(entries["right"].shape[-1])
+            right = entries["right"].to(self.right.device)[None]
+            entries["right"] = _filled(right, entries["draws"].to(right.device)[None], self.carried)[0]
+            for name, tensor in self._entries(position).items():
                 tensor.copy_(entries[name])
+
+    def _saved(self, saved: Mapping[str, Tensor], number: int) -> dict[str, Tensor] | None:
+        """The entries of a matrix of this shape, if they are all there."""
+        held = self._entries(0)
+        # The first states that were saved had none of it.
+        known = {"missed": torch.zeros((), dtype=torch.float64)}
+        entries = known | {name: saved[f"{number}.{name}"] for name in held if f"{number}.{name}" in saved}
+        shapes = {name: tensor.shape for name, tensor in entries.items()}
+        expected = {name: tensor.shape for name, tensor in held.items()}
+        n, carried = (*shapes.get("right", ()), 0, 0)[:2]
+        if n == self.right.shape[1] and CARRIED <= carried <= min(self.previous.shape[1:]):
+            expected["right"] = shapes["right"]
+        return entries if shapes == expected else None
+
+
+def _filled(right: Tensor, draws: Tensor, carried: int) -> Tensor:
+    """Directions (R, n, k) and random ones to make `carried` of them, other ones than any step of `draws` (R,) has."""
+    missing = carried - right.shape[-1]
+    if not missing:
+        return right
+    return torch.cat((right, gaussian(-1 - draws, right.shape[1], missing).to(right.dtype)), -1)
 
 
 def gaussian(seeds: Tensor, rows: int, columns: int) -> Tensor:

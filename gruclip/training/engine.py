@@ -38,6 +38,7 @@ from gruclip.training.iteration import Iteration, StepMetrics
 from gruclip.training.operands import operands_of, round_to_
 from gruclip.training.optimizers import clipping_factors, gradient_norms, row_gradient, sgd_step_
 from gruclip.training.projections import Projected, Projections
+from gruclip.training.widening import EVERY
 
 #: Iterations before one is captured: libraries set themselves up in the first.
 WARM_UP = 3
@@ -119,6 +120,8 @@ class Engine:
         """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
         assert self._lanes is not None
         self._read_flags()
+        if iteration % EVERY == 0:
+            self.projections.adapt(self.recurrent_blocks())
         clock = self.clock
         clock.start()
         window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
@@ -144,6 +147,8 @@ class Engine:
         projection is part of that where it asks nothing of the host.
         """
         self._iterations += 1
+        if self.projections.take_moved():
+            self._captured, self._iterations = None, min(self._iterations, WARM_UP)
         whole = window.inputs.shape[1] == self.trainer.bptt
         if self._capture is None or not whole or self._iterations <= WARM_UP:
             iteration = Iteration(window, seeds)
@@ -253,10 +258,7 @@ class Engine:
             state[f"parameters/{name}"] = (part.flatten(0, 1) if part.dim() == 3 else part).clone()
         for layer, hidden in enumerate(self.states):
             state[f"hidden/{layer}"] = self._width.cut("hidden", hidden[index]).clone()
-        for layer, projection in enumerate(self.projections.states):
-            for name, tensor in projection.index_select(index).state_dict().items():
-                state[f"projection/{layer}/{name}"] = tensor
-        return state
+        return state | self.projections.run_state(index)
 
     def load_run_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Put back what `run_state` gave."""
@@ -267,10 +269,7 @@ class Engine:
         for layer, hidden in enumerate(self.states):
             self._width.cut("hidden", hidden[index]).copy_(state[f"hidden/{layer}"])
         round_to_(self.operands, self.parameters, self.parameters)
-        for layer in range(self.model.num_layers):
-            prefix = f"projection/{layer}/"
-            saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-            self.projections.states[layer].load_state_dict(saved, index, self.device)
+        self.projections.load_run_state(index, state)
 
     def _slice(self, name: str, stacked: Tensor, index: int) -> Tensor:
         """Run `index`'s part of a stacked parameter, as `Width.cut` gives it."""

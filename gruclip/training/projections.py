@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from gruclip.spectral import (
     spectral_norm_deferred,
 )
 from gruclip.spectral.stages import Stages
+from gruclip.training.widening import directions
 
 #: How far above its limit a matrix may be found, relative to it: five times what the projection promises.
 CHECKED = 1e-5
@@ -68,6 +69,7 @@ class Projections:
         )
         self._redone = [0] * len(limits)
         self._stages = Stages(capture)
+        self._held = self._subspaces()
 
     @property
     def asks_nothing(self) -> bool:
@@ -102,6 +104,37 @@ class Projections:
                 norms[layer] = torch.where(full.redone, full.spectral_norm, norms[layer])
                 any_redone = True
         return any_redone
+
+    def adapt(self, weights: Sequence[Tensor]) -> None:
+        """Follow more directions of each matrix where too many steps had no certificate. The host waits."""
+        states = [state for state in self.states if isinstance(state, SubspaceState)]
+        if states:
+            carried = directions(weights, self.limits, states)
+            for state in states:
+                state.widen(carried)
+
+    def take_moved(self) -> bool:
+        """Whether subspaces lie in other memory than at the last call, of which a captured `project` knows nothing."""
+        before, self._held = self._held, self._subspaces()
+        return any(one is not other for one, other in zip(before, self._held, strict=True))
+
+    def run_state(self, index: int) -> dict[str, Tensor]:
+        """Copies of what is known of one run's matrices."""
+        return {
+            f"projection/{layer}/{name}": tensor
+            for layer, state in enumerate(self.states)
+            for name, tensor in state.index_select(index).state_dict().items()
+        }
+
+    def load_run_state(self, index: int, state: Mapping[str, Tensor]) -> None:
+        """Take what `run_state` gave from among other tensors."""
+        for layer, known in enumerate(self.states):
+            prefix = f"projection/{layer}/"
+            saved = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            known.load_state_dict(saved, index, self.limits.device)
+
+    def _subspaces(self) -> list[Tensor]:
+        return [state.right for state in self.states if isinstance(state, SubspaceState)]
 
     def check(self, weights: Sequence[Tensor]) -> None:
         """Raise `ProjectionError` where a clipped matrix is not inside its limit, by torch's own decompositions.

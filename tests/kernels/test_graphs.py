@@ -87,6 +87,11 @@ def recorded(changed: Sequence[Tensor], phases: Sequence[Phase]) -> list[Phase]:
     return [recording.replay for recording in recordings]
 
 
+def written(state: SubspaceState) -> list[Tensor]:
+    """What a step writes of a state."""
+    return [state.right, state.previous, state.bulk, state.draws, state.missed]
+
+
 class RecordedEngine(Engine):
     """Captures on the CPU by `recorded`."""
 
@@ -95,7 +100,9 @@ class RecordedEngine(Engine):
     def __init__(self, configs: Sequence[RunConfig], corpus: Any) -> None:
         def capture(phases: Sequence[Phase]) -> list[Phase]:
             self.phases_captured += len(phases)
-            return recorded([*self.parameters.values(), *self.operands.values(), *self.states], phases)
+            subspaces = [state for state in self.projections.states if isinstance(state, SubspaceState)]
+            followed = [tensor for state in subspaces for tensor in written(state)]
+            return recorded([*self.parameters.values(), *self.operands.values(), *self.states, *followed], phases)
 
         super().__init__(configs, corpus, torch.device("cpu"), capture)
 
@@ -240,22 +247,22 @@ def test_a_replayed_projection_without_a_certificate_is_redone_before_the_next_s
     assert redone > 0
 
 
-def test_a_replayed_program_follows_its_subspaces_as_one_that_is_not_replayed() -> None:
+@pytest.mark.parametrize(("n", "carried"), [(80, 56), (200, 120), (210, 184)])
+def test_a_replayed_program_follows_its_subspaces_as_one_that_is_not_replayed(n: int, carried: int) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def made(count: int, *sizes: float) -> Tensor:
-        values = torch.cat((torch.tensor(sizes), torch.linspace(0.9, 0, 80 - len(sizes))))
-        bases = [torch.linalg.qr(torch.randn(count, 80, 80, generator=generator))[0] for _ in range(2)]
+        values = torch.cat((torch.tensor(sizes), torch.linspace(0.9, 0, n - len(sizes))))
+        bases = [torch.linalg.qr(torch.randn(count, n, n, generator=generator))[0] for _ in range(2)]
         return bases[0] * values @ bases[1]
 
     # Inside, above and far above the limit, and one that is only measured.
     memory = torch.stack([made(1, size)[0] for size in (0.95, 1.5, 9.0, 2.0)])
     limits = torch.tensor([1.0, 1.0, 1.0, torch.inf], dtype=torch.float64)
-    state, plain_state = SubspaceState(memory), SubspaceState(memory)
-    held = [state.right, state.previous, state.bulk, state.draws]
+    state, plain_state = SubspaceState(memory, carried), SubspaceState(memory, carried)
     results = []
     (replay,) = recorded(
-        [memory, *held], [lambda: results.append(clip_singular_values_deferred_(memory, limits, state))]
+        [memory, *written(state)], [lambda: results.append(clip_singular_values_deferred_(memory, limits, state))]
     )
     certified = 0
     for _ in range(5):
@@ -269,6 +276,59 @@ def test_a_replayed_program_follows_its_subspaces_as_one_that_is_not_replayed() 
         redo_uncertified_(plain, limits, expected, plain_state)
         memory += 0.05 * made(4, 6.0)
     assert certified >= 16
+
+
+def test_an_engine_that_redoes_too_much_widens_and_captures_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = 8
+    monkeypatch.setattr("gruclip.training.engine.EVERY", every)
+    n, limit, generator = 400, 1.8, torch.Generator().manual_seed(0)
+    base = RunConfig(
+        model=ModelConfig(hidden_size=n),
+        optimizer=OptimizerConfig("spectral_clipping", lr=2.0, delta=0.2, algorithm="program"),
+        trainer=TrainerConfig(max_epochs=None, max_steps=40, bptt=3, batch_size=4),
+        device="cpu",
+    )
+    runs, corpus = [base, dataclasses.replace(base, seed=1)], load("pydoc")
+    engines = [Engine(runs, corpus, torch.device("cpu")), RecordedEngine(runs, corpus)]
+    # From late in training: 140 values near the limit.
+    values = torch.cat((torch.ones(10), torch.linspace(0.999, 0.9, 130), torch.linspace(0.88, 0.02, n - 140)))
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for _ in "UV")
+    for engine in engines:
+        engine.begin_epoch([1, 1])
+        for block in engine.recurrent_blocks():
+            block.copy_(left * (limit * values) @ right)
+    redone: list[list[int]] = [[], []]
+    for iteration in range(2 * every):
+        found = []
+        for engine, counts in zip(engines, redone, strict=True):
+            metrics = engine.step(iteration, with_radius=False)
+            counts.append(sum(engine.redone()))
+            found.append(numbers(metrics))
+        # Values that are at the limit but for rounding count or do not.
+        torch.testing.assert_close(*(one.pop("values_clipped") for one in found), rtol=0, atol=10)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        widths = [
+            state.carried
+            for engine in engines
+            for state in engine.projections.states
+            if isinstance(state, SubspaceState)
+        ]
+        assert widths == [56 if iteration < every else 120] * 2
+        # One iteration of the new width sets libraries up.
+        assert engines[1].phases_captured == (0 if iteration < WARM_UP else 4 if iteration <= every else 8)  # type: ignore[attr-defined]
+    assert redone[0] == redone[1]
+    assert min(redone[0][:every]) == 2
+    assert not any(redone[0][every + 2 :])
+    for engine in engines:
+        assert (torch.linalg.matrix_norm(engine.recurrent_blocks()[0], 2) <= limit * (1 + 3e-6)).all()
+    # As wide from its checkpoint.
+    continued = Engine(runs, corpus, torch.device("cpu"), states=[engines[0].run_state(run) for run in range(2)])
+    continued.begin_epoch([1, 1], fresh_states=False)
+    for engine in (engines[0], continued):
+        engine.step(2 * every, with_radius=False)
+    for run in range(2):
+        one, other = engines[0].run_state(run), continued.run_state(run)
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])

@@ -24,7 +24,7 @@ from gruclip.spectral import (
     redo_uncertified_,
 )
 from gruclip.spectral import deferred as deferred_module
-from gruclip.spectral.program import COLUMNS
+from gruclip.spectral.program import COLUMNS, widths
 from gruclip.spectral.state import gaussian
 from gruclip.training.engine import Engine
 
@@ -47,6 +47,12 @@ def late(n: int, generator: torch.Generator, above: int = 10) -> Tensor:
     """A limit of 1, reached by `above` values, below them a spectrum that falls off."""
     values = torch.cat((torch.ones(above), torch.linspace(0.97, 0.05, n - above))).double()
     return made(n, n, values, generator)
+
+
+def crowded(n: int, near: int, generator: torch.Generator) -> Tensor:
+    """A limit of 1, reached by ten values, and `near` above 0.9 of it."""
+    values = torch.cat((torch.ones(10), torch.linspace(0.999, 0.9, near - 10), torch.linspace(0.88, 0.02, n - near)))
+    return made(n, n, values.double(), generator)
 
 
 def update(n: int, size: float, generator: torch.Generator) -> Tensor:
@@ -112,28 +118,111 @@ def test_updates_of_late_training_are_certified_from_the_third_step_on(sizes: li
     assert all(certified[2:])
 
 
+@pytest.mark.parametrize(("n", "near", "carried"), [(400, 90, 120), (400, 110, 120), (600, 120, 120), (600, 200, 184)])
+def test_more_columns_certify_what_crowds_near_the_limit_where_64_do_not(n: int, near: int, carried: int):
+    generator = torch.Generator().manual_seed(9)
+    weight, limit = crowded(n, near, generator), torch.tensor(1.0, dtype=torch.float64)
+    narrow, wide = SubspaceState(weight), SubspaceState(weight, carried)
+    certified: dict[int, list[bool]] = {COLUMNS: [], carried: []}
+    for size in (0.3, 5.0, 0.3, 5.0, 0.3):
+        weight += update(n, size, generator)
+        before = weight.clone()
+        for columns, state in ((COLUMNS, narrow), (carried, wide)):
+            weight = before.clone()
+            result = clip_singular_values_deferred_(weight, limit, state)
+            certified[columns].append(bool(result.certified))
+            if certified[columns][-1]:
+                assert_right(weight, before, 1.0)
+            redo_uncertified_(weight, limit, result, state)
+    assert all(certified[carried][1:])
+    assert not any(certified[COLUMNS])
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    shape=st.sampled_from([(200, 200), (170, 140), (140, 170)]),
+    carried=st.sampled_from([120, 184]),
+    rank=st.sampled_from([0, 1, 64, 130, 200]),
+    scale=st.sampled_from([1e-12, 1.0, 1e12]),
+    above=st.integers(0, 80),
+    jump=st.sampled_from([0.1, 6.0, 100.0]),
+    seed=st.integers(0, 2**30),
+)
+def test_what_more_columns_certify_is_right(shape, carried, rank, scale, above, jump, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rank, carried = min(rank, *shape), 120 if min(shape) < 192 else carried
+    values = torch.rand(rank, generator=generator, dtype=torch.float64)
+    values[:above] += 0.5
+    weight, limit = made(*shape, values, generator) * scale, 0.9 * scale
+    state, bounds = SubspaceState(weight, carried), torch.tensor(limit, dtype=torch.float64)
+    for step in range(4):
+        size = (jump if step == 2 else 0.05) * scale
+        weight += size * torch.outer(*(orthogonal(rows, 1, generator)[:, 0] for rows in shape)).float()
+        before = weight.clone()
+        result = clip_singular_values_deferred_(weight, bounds, state)
+        if bool(result.certified):
+            assert_right(weight, before, limit)
+        else:
+            assert torch.equal(weight, before)
+        redo_uncertified_(weight, bounds, result, state)
+
+
+def test_a_widened_state_certifies_from_the_second_step_on():
+    generator = torch.Generator().manual_seed(10)
+    weight = torch.stack([crowded(400, 90, generator), late(400, generator)])
+    limits, state, certified = torch.ones(2, dtype=torch.float64), SubspaceState(weight), []
+    for step in range(8):
+        if step == 4:
+            # The share of the last steps, of which one counts a fiftieth.
+            assert state.missed.tolist() == pytest.approx([1 - 0.98**4, 0.02 * 0.98**3], abs=0.021)
+            before, bulk = state.right.clone(), state.bulk.clone()
+            state.widen(120)
+            assert state.right.shape == (2, 400, 120)
+            assert torch.equal(state.right[..., :56], before)
+            assert torch.equal(state.bulk, bulk)
+            assert not state.missed.any()
+            state.widen(56)
+            assert state.carried == 120
+        weight += torch.stack([update(400, 0.3 if step % 2 else 5.0, generator) for _ in range(2)])
+        before = weight.clone()
+        result = clip_singular_values_deferred_(weight, limits, state)
+        certified.append(result.certified.tolist())
+        redo_uncertified_(weight, limits, result, state)
+        for after, one in zip(weight, before, strict=True):
+            assert_right(after, one, 1.0)
+    assert not any(one for one, _ in certified[:4])
+    assert certified[5:] == [[True, True]] * 3
+
+
+def test_columns_are_whole_tiles_and_at_most_a_third_of_a_matrix():
+    assert widths(650, 650) == [56, 120, 184]
+    assert widths(650, 400) == [56, 120]
+    assert widths(256, 256) == widths(80, 80) == [56]
+
+
+@pytest.mark.parametrize("carried", [56, 120])
 @pytest.mark.parametrize("planted", [1.00001, 1.05, 1.5, 4.0, 1e4])
 def test_a_value_above_the_limit_that_the_subspace_does_not_hold_is_never_certified(
-    planted: float, monkeypatch: pytest.MonkeyPatch
+    planted: float, carried: int, monkeypatch: pytest.MonkeyPatch
 ):
     """The program is kept from finding it: no filter, and a state that says nothing has changed."""
     monkeypatch.setattr("gruclip.spectral.program.DEGREES", ())
     generator = torch.Generator().manual_seed(2)
     values = torch.cat((torch.ones(30), torch.linspace(0.6, 0.01, 226))).double()
     left, right = orthogonal(256, 256, generator), orthogonal(256, 256, generator)
-    for hidden in (56, 100, 255):
+    for hidden in (carried, carried + 44, 255):
         values_now = values.clone()
         values_now[hidden] = planted
         weight = (left * values_now @ right.mT).float()
-        state = SubspaceState(weight)
-        state.right[0] = right[:, :56].float()
+        state = SubspaceState(weight, carried)
+        state.right[0] = right[:, :carried].float()
         state.previous[0], state.bulk[0] = weight, 0.6
         before = weight.clone()
         assert not bool(clip_singular_values_deferred_(weight, torch.tensor(1.0).double(), state).certified)
         assert torch.equal(weight, before)
         # Without it there is a certificate.
     weight = (left * values @ right.mT).float()
-    state.previous[0], state.bulk[0], state.right[0] = weight, 0.6, right[:, :56].float()
+    state.previous[0], state.bulk[0], state.right[0] = weight, 0.6, right[:, :carried].float()
     assert bool(clip_singular_values_deferred_(weight, torch.tensor(1.0).double(), state).certified)
 
 
@@ -202,6 +291,53 @@ def test_a_saved_state_goes_on_with_the_same_bits():
     known.load_state_dict({"0.draws": torch.tensor(3)}, 0)
     fresh = SubspaceState(weight[:1]).state_dict()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in known.state_dict().items())
+
+
+def test_states_of_other_widths_are_taken():
+    generator = torch.Generator().manual_seed(11)
+    weight, limits = torch.stack([late(200, generator) for _ in range(2)]), torch.ones(2, dtype=torch.float64)
+    states = [SubspaceState(weight), SubspaceState(weight, 120)]
+    for _ in range(3):
+        weight += torch.stack([update(200, 0.3, generator) for _ in range(2)])
+        for state in states:
+            after = weight.clone()
+            result = clip_singular_values_deferred_(after, limits, state)
+            redo_uncertified_(after, limits, result, state)
+        weight = after
+    narrow, wide = states
+    # The wider one makes the whole wider; what it says of the other matrix stays, filled up.
+    mixed = SubspaceState(weight)
+    mixed.load_state_dict(narrow.index_select(0).state_dict(), 0)
+    mixed.load_state_dict(wide.index_select(1).state_dict(), 1)
+    assert mixed.carried == 120
+    assert torch.equal(mixed.right[1], wide.right[1])
+    other = SubspaceState(weight, 120)
+    other.load_state_dict(narrow.index_select(0).state_dict(), 0)
+    other.load_state_dict(wide.index_select(1).state_dict(), 1)
+    widened = SubspaceState(weight)
+    widened.load_state_dict(narrow.state_dict())
+    widened.widen(120)
+    assert torch.equal(mixed.right, other.right)
+    assert torch.equal(mixed.right[0], widened.right[0])
+    assert torch.equal(mixed.previous, torch.stack((narrow.previous[0], wide.previous[1])))
+    assert bool(clip_singular_values_deferred_(weight.clone(), limits, mixed).certified.all())
+    # A state saved before there was a share of what is missed.
+    old = {name: tensor for name, tensor in narrow.state_dict().items() if not name.endswith("missed")}
+    known = SubspaceState(weight)
+    known.load_state_dict(old)
+    assert torch.equal(known.right, narrow.right)
+    assert torch.equal(known.draws, narrow.draws)
+    # Of matrices of another shape, or more directions than they have: nothing is known.
+    for name, tensor in (("right", torch.zeros(200, 201)), ("right", torch.zeros(199, 56)), ("bulk", torch.zeros(3))):
+        known = SubspaceState(weight[:1])
+        known.load_state_dict(narrow.index_select(0).state_dict() | {f"0.{name}": tensor})
+        fresh = SubspaceState(weight[:1]).state_dict()
+        assert all(torch.equal(tensor, fresh[name]) for name, tensor in known.state_dict().items())
+    # By name, with a state from elsewhere.
+    carried = SpectralState()
+    carried.load_state_dict(wide.state_dict())
+    assert not bool(clip_singular_values_(weight, 1.0, algorithm="program", state=carried).redone.any())
+    assert [held["right"].shape[-1] for held in carried.matrices] == [120, 120]
 
 
 class Counting(TorchDispatchMode):
