@@ -26,14 +26,14 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
     clipping: W times 64, short sums       0.11     25.5        6   0.01   0.14   0.21   0.34   0.68
     clipping: W times 8 or 16              0.34     47.8       27   0.05   0.26   0.38   0.64   1.28
     clipping: whole matrices               0.00     37.2       10   0.02   0.20   0.30   0.50   1.00
-    clipping: thin arrays                  0.11     48.8      188   0.38   0.38   0.39   0.65   1.31
-    clipping: 64 x 64, float64             0.13     32.3      549   1.10   1.10   1.10   1.10   1.10
-    all                                   40.05    785.0     1008   2.05   4.65   7.62  11.98  22.85
+    clipping: thin arrays                  0.09     43.3      172   0.34   0.34   0.35   0.58   1.16
+    clipping: 64 x 64, float64             0.11     29.2      516   1.03   1.03   1.03   1.03   1.03
+    all                                   40.01    776.5      959   1.95   4.55   7.51  11.84  22.64
 
 The projection's lines are those of `gruclip.spectral.program`, which `auto` takes for float32 matrices from n = 256
 on, and below those of `gruclip.spectral.products`. In float32 without TF32 a run's other products are at 50 TFLOP/s,
 under ``precision=tf32`` at 390. A Cholesky factorisation or triangular solve of 64 x 64 is counted as one kernel: there
-are 31, and if each takes 30 microseconds and not 2 they add 0.9 ms, whatever R is.
+are 21, and an H200 takes 35 to 55 microseconds for each and not 2, which adds 0.7 to 1.1 ms.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ PRECISE, PRECISE_KERNELS = 2, 3
 #: In float64, products q x q and Gram matrices of (n, q). Arrays that all else reads or writes, in units of a whole
 #: matrix, of a thin one (n, q) in float32 and of one q x q in float64; multiply-adds of thin products in units of
 #: n q^2. And the kernels of each.
-SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 115, 14, 22, 293, 700, 20.5
-WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 10, 188, 549
+SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 111, 10, 22, 260, 688, 16.5
+WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 10, 172, 516
 
 
 @dataclass(frozen=True)

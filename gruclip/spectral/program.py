@@ -93,12 +93,13 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     vectors = gaussian(sketching, n, SKETCH).to(W.dtype)
     moved = W @ vectors - (state.previous @ vectors) * _over(scale).to(W.dtype)
     sketch = _unit(W.mT @ moved) + (STIR / n**0.5) * vectors
-    X = _orthonormal(torch.cat((sketch, state.right), -1))
+    X = torch.cat((sketch, state.right), -1)
     # Not below the values' root mean square.
     end = torch.minimum(torch.maximum(state.bulk * scale, size / min(W.shape[1:]) ** 0.5), NEAR * limit)
     end = end.clamp(min=torch.finfo(torch.float32).eps)
     for degree in DEGREES:
-        X = _orthonormal(_chebyshev(W, X, end, degree))
+        X = _chebyshev(W, _spread(X), end, degree)
+    X = _orthonormal(X)
 
     # What W makes of it, clipped.
     image = _product(W, X)
@@ -221,13 +222,17 @@ def _bound(W: Tensor, apart: Tensor, end: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _orthonormal(x: Tensor) -> Tensor:
-    """By the Cholesky factor of the Gram matrix, twice."""
-    for _ in range(2):
-        x = _unit(x)
-        gram = _gram(x)
-        gram.diagonal(dim1=-2, dim2=-1).add_(SHIFT)
-        x = x @ _inverse_factor(gram).to(x.dtype)
-    return x
+    """By `_spread`, twice: what rounding leaves after the first is gone after the second."""
+    return _spread(_spread(x))
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Columns that span the same, by the Cholesky factor of the Gram matrix: orthonormal but for rounding times their
+    condition, which is enough to filter on."""
+    x = _unit(x)
+    gram = _gram(x)
+    gram.diagonal(dim1=-2, dim2=-1).add_(SHIFT)
+    return x @ _inverse_factor(gram).to(x.dtype)
 
 
 def _inverse_factor(matrix: Tensor) -> Tensor:
@@ -241,7 +246,7 @@ def _ordered(squares: Tensor) -> Tensor:
     """An orthogonal Q (..., q, q) whose first columns span leading eigenvectors of `squares`, by powers of it."""
     power = _power(squares, ORDERING)[0]
     power.diagonal(dim1=-2, dim2=-1).add_(FLOOR)
-    return _orthonormal(power @ _orthonormal(power))
+    return _orthonormal(power @ _spread(power))
 
 
 def _power(squares: Tensor, *squarings: int) -> tuple[Tensor, Tensor]:
