@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gruclip import GRU, SpectralClipping
-from gruclip.bench.projection import deferred
+from gruclip.bench.projection_stacks import deferred
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
 from gruclip.kernels.graphs import cuda_graphs

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from gruclip.bench.timing import seconds_of
 from gruclip.kernels.graphs import cuda_graphs
-from gruclip.spectral.program import COLUMNS
+from gruclip.spectral.program import widths
+from gruclip.spectral.tracked import SKETCH
 
 
 def main(argv: list[str]) -> int:
     """``--tiny``: with small shapes, where there is no card."""
     tiny = "--tiny" in argv
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes, runs = ((20,), (1, 2)) if tiny else ((200, 650), (1, 2, 9, 90))
+    sizes, runs = ((20,), (1, 2)) if tiny else ((200, 650), (1, 9, 90))
     for count in runs:
-        what = f"{count} factorisations and solves of {COLUMNS} x {COLUMNS} in a graph"
-        _tell(what, partial(captured, count, device))
+        for q in (carried + SKETCH for carried in widths(650, 650)):
+            _tell(f"{count} factorisations and solves of {q} x {q} in a graph", partial(captured, count, q, device))
     _tell("ldexp of float64 is exact", partial(exact_powers, device))
     for n in sizes:
         _tell(f"n = {n}, a decomposition in float64", partial(decompositions, n, device))
@@ -46,15 +47,15 @@ def milliseconds(call: Callable[[], object], device: torch.device, times: int = 
     return 1e3 * median(seconds_of(call, device) for _ in range(times))
 
 
-def captured(count: int, device: torch.device) -> str:
+def captured(count: int, q: int, device: torch.device) -> str:
     """`gruclip.spectral.program`'s Cholesky factors and their inverses, replayed on other matrices, of which one is not
     positive definite, and on NaN."""
 
     def positive() -> Tensor:
-        x = torch.randn(count, 3 * COLUMNS, COLUMNS, dtype=torch.float64, device=device)
-        return x.mT @ x / (3 * COLUMNS)
+        x = torch.randn(count, 3 * q, q, dtype=torch.float64, device=device)
+        return x.mT @ x / (3 * q)
 
-    memory, identity = positive(), torch.eye(COLUMNS, dtype=torch.float64, device=device)
+    memory, identity = positive(), torch.eye(q, dtype=torch.float64, device=device)
     made: list[Tensor] = []
 
     def factorise() -> None:

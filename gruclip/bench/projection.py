@@ -19,19 +19,18 @@ from gruclip.bench.output import number, write
 from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.projection_figure import grid_figure, projection_figure
 from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
+from gruclip.bench.projection_stacks import deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import Sequence, drifting, late
 from gruclip.bench.step import SHAPES, random_words
 from gruclip.bench.timing import interleave, seconds_of, shuffled
 from gruclip.errors import UserError
-from gruclip.kernels.graphs import Phase, capture_on
 from gruclip.report.render import Table
 from gruclip.spectral import (
     ALGORITHMS,
     ClipResult,
     SpectralState,
     clip_singular_values_,
-    clip_singular_values_deferred_,
 )
 from gruclip.training.progress import larger
 
@@ -40,8 +39,9 @@ LARGE = 4096
 FRACTIONS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
 FEW_ABOVE = 10  #: values above the limit, where the size varies
 FRACTIONS_AT = 650  #: the size where the fraction varies
+STACK_STEPS = 8  #: of a stack
 
-#: What training calls on a GPU, and replays there as a CUDA graph.
+#: ``products`` as training calls it on a GPU, and replays it there as a CUDA graph.
 DEFERRED = "deferred"
 
 #: Every contestant takes part in so many rounds, before it leaves because its time is used up.
@@ -72,26 +72,6 @@ class Measured:
         self.error = larger(self.error, float(torch.linalg.vector_norm(weight - target)) / scale)
         norm = float(torch.linalg.matrix_norm(weight, 2)) if bool(weight.isfinite().all()) else float("nan")
         self.excess = larger(self.excess, norm / limit - 1)
-
-
-def deferred(limit: float) -> Projection:
-    """`clip_singular_values_deferred_` on matrices (..., n, n) of one shape, as an iteration that was captured does it:
-    on memory of its own."""
-    held: list[tuple[Tensor, Phase]] = []
-
-    def project(weight: Tensor) -> None:
-        if not held:
-            memory = weight.clone()
-            limits = torch.full(weight.shape[:-2], limit, dtype=torch.float64, device=weight.device)
-            phase, capture = partial(clip_singular_values_deferred_, memory, limits), capture_on(weight.device)
-            phase()  # libraries set themselves up, which a graph cannot hold
-            held.append((memory, capture([phase])[0] if capture else phase))
-        memory, replay = held[0]
-        memory.copy_(weight)
-        replay()
-        weight.copy_(memory)
-
-    return project
 
 
 def projections(limit: float, device: torch.device) -> dict[str, Projection]:
@@ -140,17 +120,6 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
             for name, weight in results.items():
                 measured[name].compare(weight.cpu().double(), target, scale, sequence.limit)
     return measured, above
-
-
-def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.device) -> pd.DataFrame:
-    """`deferred` on so many matrices at once: the median over three rounds, after one in which it is captured."""
-    rows = []
-    for count in counts:
-        repeated = sequence.matrices[:1].expand(count, -1, -1).to(device, copy=True)
-        project = deferred(sequence.limit)
-        taken = [seconds_of(partial(project, repeated.clone()), device) for _ in range(4)][1:]
-        rows.append({"matrices": count, "seconds": median(taken), "each": median(taken) / count})
-    return pd.DataFrame(rows)
 
 
 def example_step_seconds(device: torch.device) -> float:
@@ -205,18 +174,6 @@ def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
     return Table("Projection", caption, cells, frame, [] if has_emerging() else [MISSING])
 
 
-def stack_table(frame: pd.DataFrame) -> Table:
-    cells = pd.DataFrame(
-        {
-            "matrices at once": frame["matrices"].astype(str),
-            "ms": [number(1e3 * seconds) for seconds in frame["seconds"]],
-            "ms a matrix": [number(1e3 * seconds) for seconds in frame["each"]],
-        }
-    )
-    caption = f"n = {FRACTIONS_AT}, {FEW_ABOVE} values above the limit; `products` without waiting for the device."
-    return Table("Stacks", caption, cells, frame, [])
-
-
 #: Options that are of everything but the grid.
 BESIDE_NO_GRID = ["sizes", "fractions", "large", "late", "seconds", "record", "keep", "data", "stacks", "repetitions"]
 
@@ -237,7 +194,13 @@ def main(argv: list[str]) -> int:
         "--keep", type=command.positive, default=100, metavar="ITERATIONS", help="of each; default: 100"
     )
     parser.add_argument("--data", metavar="DIR", help="the folder with these runs' data; default: as the runs say")
-    parser.add_argument("--stacks", nargs="+", type=command.positive, metavar="R", help="R matrices at once, n = 650")
+    parser.add_argument(
+        "--stacks",
+        nargs="+",
+        type=command.positive,
+        metavar="R",
+        help="R matrices at once, n = 650: the programs of a GPU",
+    )
     parser.add_argument(
         "--grid", nargs="*", type=command.positive, metavar="N",
         help="only: auto against the best alternative, by n (default: 64 to 1024), shape, values above, state",
@@ -272,7 +235,8 @@ def main(argv: list[str]) -> int:
     frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in kinds.items()}
     tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)]
     if arguments.stacks:
-        tables.append(stack_table(measure_stacks(drifting(n, min(FEW_ABOVE, n), 1), arguments.stacks, device)))
+        sequence = late(n, STACK_STEPS)
+        tables.append(stack_table(measure_stacks(sequence, arguments.stacks, device), sequence))
     write("projection", tables, vars(arguments), arguments.out, device)
     if not (frames["by size"].empty and frames["by share"].empty):
         figure = projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf"))

@@ -255,7 +255,8 @@ def test_bench_projection_writes_table_and_figure(tmp_path, monkeypatch):
     out = ["--stacks", "1", "3", "--out", str(tmp_path / "out")]
     assert projection.main(["--threads", "1", "--repetitions", "4", *arguments, *out]) == 0
     tables = json.loads((tmp_path / "out" / "projection.json").read_text())["tables"]
-    assert [row["matrices"] for row in tables["Stacks"]] == [1, 3]
+    stacks = [(row["algorithm"], row["matrices"], row["certified"]) for row in tables["Stacks"]]
+    assert stacks == [(name, count, 1.0) for count in (1, 3) for name in ("products", "program, 64 columns")]
     names = list(dict.fromkeys(row["sequence"] for row in tables["Projection"]))
     assert [name.split(", ")[0] for name in names[:3]] == [run.name, run.name, "made as late in training"]
     assert names[3:] == ["made, n=12, 10 above", "made, n=80, 0 above", "made, n=80, 40 above"]
