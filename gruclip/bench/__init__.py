@@ -1,7 +1,7 @@
 """Measurements against peers, side by side in one process: ``gruclip bench projection | gru | step | ...``.
 
-- `projection` (with `grid`, `projection_stacks`, `projection_figure`), `gru`, `step`, `transformer`, `stack`, `sweep`: a
-  bench each, with its command line.
+- `projection` (with `grid`, `projection_stacks`, `projection_figure`), `gru`, `step`, `transformer`, `stack`, `sweep`:
+  a bench each, with its command line.
 - `options`, `timing` (rounds in an order of their own) and `output`: what they share.
 - `peers`, `keras_peer` and `projection_peers`: what others would write; `floor`: what the machine could do at best;
   `budget`: what an iteration on a GPU should take.
