@@ -35,7 +35,7 @@ WRITE_SECONDS, RESERVE = 20.0, 15.0
 #: end of its epoch, and at its own end, where its weights are written, read again and tested; seconds.
 TIMED, HOST_SECONDS, RECORD_SECONDS, EPOCH_SECONDS, END_SECONDS = 10, 1e-3, 2e-5, 5e-3, 0.6
 
-#: What an iteration takes over its phases, for projections that are redone: 2.2 where all of them were (`gpu.md`).
+#: What an iteration takes over its phases, for projections that are redone: 2.2 in the first epochs seen (`gpu.md`).
 REDOING = 1.5
 
 #: Epochs of a plateau schedule over those of one whose loss never improves, at most: 649 over 310 in the kept runs.

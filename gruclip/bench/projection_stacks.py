@@ -22,14 +22,13 @@ from gruclip.spectral import ClipResult, SubspaceState, clip_singular_values_def
 from gruclip.spectral.program import widths
 from gruclip.spectral.tracked import SKETCH
 
-#: Steps that are not counted: the first is not captured, and of what the second begins with little is known.
+#: Steps that are not counted: of what they begin with little is known.
 BEGINNING = 2
 
 
 class Deferred:
-    """`clip_singular_values_deferred_` on matrices (..., n, n) of one shape, by ``program`` with a state.
-
-    On memory of its own, and captured where the device has graphs.
+    """`clip_singular_values_deferred_` on matrices (..., n, n) of one shape: by ``program`` with a state, else by
+    ``products``. On memory of its own, and captured where the device has graphs.
     """
 
     def __init__(self, like: Tensor, limit: float, state: SubspaceState | None = None) -> None:
@@ -85,6 +84,8 @@ def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.devi
             state = SubspaceState(start, carried)
             programs[f"program, {carried + SKETCH} columns"] = Deferred(start, sequence.limit, state)
         for name, program in programs.items():
+            program.project()  # captured, which by itself runs nothing
+            program.redo()
             seconds, certified = [], []
             for matrix in sequence.matrices:
                 program.take(matrix.to(device).expand_as(start))

@@ -28,11 +28,11 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
     """``clip_singular_values_`` that waits for nothing, and can be captured in a CUDA graph.
 
     By ``program`` with a state, which is written in place, and by ``products`` without one. weight (..., m, n), float32
-    or float64; limit (...), on the same device, positive; state: made for matrices of these shapes, of 8 rows and
-    columns more than it carries of them, at least. Nothing is checked and nothing raised: a matrix that is not
-    `finite`, or whose result is not `certified`, is left as it was. Read these flags when the host next waits for the
-    device anyway, and hand the result to `redo_uncertified_`. With a state that knows nothing a first result may well
-    not be certified.
+    or float64; limit (...), on the same device, positive; state: made for matrices of these shapes, of at least
+    ``state.carried + 8`` rows and columns. Nothing is checked and nothing raised: a matrix that is not `finite`, or
+    whose result is not `certified`, is left as it was. Read these flags when the host next waits for the device anyway,
+    and hand the result to `redo_uncertified_`. With a state that knows nothing a first result may well not be
+    certified.
     """
     with torch.no_grad():
         if state is None:

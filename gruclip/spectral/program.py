@@ -24,14 +24,15 @@ from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
 from gruclip.spectral.products import MARGIN, ClipResult, number_positive, positive_part, roots, sign_polynomials
 from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
-from gruclip.spectral.tracked import NEAR, SKETCH
+from gruclip.spectral.tracked import HELD, NEAR, SKETCH
 
 #: q, with those of the sketch, at least; and directions that a state may hold instead, so that q is whole tiles of 64,
 #: as long as q is at most this share of min(m, n), from which on little is saved.
 COLUMNS = CARRIED + SKETCH
 WIDER, WIDEST = (120, 184), 1 / 3
-#: Degrees of the filter, between two of which the basis is made orthonormal; and of the bound's polynomial.
-DEGREES, BOUND_DEGREE = (2, 4, 4, 2), 12
+#: Degrees of the filter, before each of which the columns are spread: few at first, since values far above the limit
+#: leave no digits of the others; and of the bound's polynomial.
+DEGREES, BOUND_DEGREE = (2, 4, 4, 3), 12
 #: Values of the thin matrix, in limits, at most; and the polynomials of (15) and (19) that clip it.
 FARTHEST = 16.0
 SIGN = sign_polynomials(1e-9, flattenings=1)
@@ -136,6 +137,8 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     state.right.copy_(torch.where(_over(usable), X[..., :-SKETCH], state.right))
     # Of the others `redo_uncertified_` takes what it makes of them.
     state.previous.copy_(torch.where(_over(certified), result, state.previous))
+    # A Ritz value is an estimate from below; where it fell too far the last one has done harm, too.
+    bulk = torch.where(certified, torch.maximum(bulk, HELD * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
     state.missed.lerp_((finite & ~certified).double(), RECENT)

@@ -5,8 +5,6 @@ min(min(sigma, one), other) is min(sigma, other) where that is the lower limit.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -63,27 +61,31 @@ class _Batch:
         self.counts = torch.zeros(size, dtype=torch.int64, device=like.device)
         self.certified = torch.zeros(size, dtype=torch.bool, device=like.device)
         self.ended = torch.zeros((), dtype=torch.bool, device=like.device)
-        self.measure: Phase = self._measure
-        self.stage: Phase = partial(self._stage, near)
-        self._captured = False
+        self._near = near
+        # Empty until they are captured: phases of its own would keep the batch until Python looks for cycles.
+        self._replays: list[Phase] = []
 
     def replay_by(self, capture: Capture) -> None:
-        if not self._captured:
-            self.measure, self.stage = capture([self.measure, self.stage])
-            self._captured = True
+        self._replays = self._replays or capture([self._measure, self._stage])
 
     def take(self, matrices: Tensor, limit: Tensor) -> None:
         count = len(matrices)
         self.matrices[:count], self.limit[:count] = matrices, limit
         self.matrices[count:], self.limit[count:] = 0.0, 1.0
 
+    def measure(self) -> None:
+        (self._replays[0] if self._replays else self._measure)()
+
+    def stage(self) -> None:
+        (self._replays[1] if self._replays else self._stage)()
+
     def _measure(self) -> None:
         self.norm.copy_(norms_by_products(self.matrices))
         self.counts.zero_()
 
-    def _stage(self, near: float) -> None:
+    def _stage(self) -> None:
         now = torch.maximum(self.limit, self.norm * (1.01 / FARTHEST))
-        result = clip_by_products_(self.matrices, now, near)
+        result = clip_by_products_(self.matrices, now, self._near)
         self.norm.copy_(result.spectral_norm)
         self.counts.copy_(torch.maximum(self.counts, result.values_clipped))
         self.certified.copy_(result.certified & (now <= self.limit))

@@ -136,6 +136,8 @@ class SubspaceState:
                 entries = SubspaceState(self.previous[position], self.carried)._entries(0)
             self.widen(entries["right"].shape[-1])
             right = entries["right"].to(self.right.device)[None]
+            if right.shape[-1] < self.carried:
+                entries["missed"] = torch.zeros_like(entries["missed"])  # with fewer, as where `widen` is called
             entries["right"] = _filled(right, entries["draws"].to(right.device)[None], self.carried)[0]
             for name, tensor in self._entries(position).items():
                 tensor.copy_(entries[name])
@@ -155,11 +157,13 @@ class SubspaceState:
 
 
 def _filled(right: Tensor, draws: Tensor, carried: int) -> Tensor:
-    """Directions (R, n, k) and random ones to make `carried` of them, other ones than any step of `draws` (R,) has."""
+    """Directions (R, n, k) and random ones to make `carried` of them, other ones than any step of `draws` (R,) has and
+    than were added to fewer."""
     missing = carried - right.shape[-1]
     if not missing:
         return right
-    return torch.cat((right, gaussian(-1 - draws, right.shape[1], missing).to(right.dtype)), -1)
+    seeds = -1 - draws * right.shape[1] - right.shape[-1]
+    return torch.cat((right, gaussian(seeds, right.shape[1], missing).to(right.dtype)), -1)
 
 
 def gaussian(seeds: Tensor, rows: int, columns: int) -> Tensor:

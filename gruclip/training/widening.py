@@ -10,7 +10,7 @@ from torch import Tensor
 from gruclip.spectral import SubspaceState
 from gruclip.spectral.program import NEAR, widths
 
-#: Iterations of an epoch from one decision to the next: an epoch in which all is redone takes twice as long.
+#: Iterations of an epoch from one decision to the next: where all is redone they take twice as long or more.
 EVERY = 200
 #: Share of all steps that had no certificate, and could have one, from which other columns are worth their cost.
 WORTH = 0.1

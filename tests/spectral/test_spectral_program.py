@@ -118,7 +118,7 @@ def test_updates_of_late_training_are_certified_from_the_third_step_on(sizes: li
     assert all(certified[2:])
 
 
-@pytest.mark.parametrize(("n", "near", "carried"), [(400, 90, 120), (400, 110, 120), (600, 120, 120), (600, 200, 184)])
+@pytest.mark.parametrize(("n", "near", "carried"), [(400, 105, 120), (400, 110, 120), (600, 120, 120), (600, 200, 184)])
 def test_more_columns_certify_what_crowds_near_the_limit_where_64_do_not(n: int, near: int, carried: int):
     generator = torch.Generator().manual_seed(9)
     weight, limit = crowded(n, near, generator), torch.tensor(1.0, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_what_more_columns_certify_is_right(shape, carried, rank, scale, above, 
 
 def test_a_widened_state_certifies_from_the_second_step_on():
     generator = torch.Generator().manual_seed(10)
-    weight = torch.stack([crowded(400, 90, generator), late(400, generator)])
+    weight = torch.stack([crowded(400, 100, generator), late(400, generator)])
     limits, state, certified = torch.ones(2, dtype=torch.float64), SubspaceState(weight), []
     for step in range(8):
         if step == 4:
