@@ -95,8 +95,9 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     moved = W @ vectors - (state.previous @ vectors) * _over(scale).to(W.dtype)
     sketch = _unit(W.mT @ moved) + (STIR / n**0.5) * vectors
     X = torch.cat((sketch, state.right), -1)
-    # Not below the values' root mean square.
-    end = torch.minimum(torch.maximum(state.bulk * scale, size / min(W.shape[1:]) ** 0.5), NEAR * limit)
+    # Not below the values' root mean square, nor above what so many values can be at most.
+    end = torch.maximum(state.bulk * scale, size / min(W.shape[1:]) ** 0.5)
+    end = torch.minimum(end, torch.minimum(NEAR * limit, size / state.carried**0.5))
     end = end.clamp(min=torch.finfo(torch.float32).eps)
     for degree in DEGREES:
         X = _chebyshev(W, _spread(X), end, degree)
@@ -137,8 +138,8 @@ def _clip(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState
     state.right.copy_(torch.where(_over(usable), X[..., :-SKETCH], state.right))
     # Of the others `redo_uncertified_` takes what it makes of them.
     state.previous.copy_(torch.where(_over(certified), result, state.previous))
-    # A Ritz value is an estimate from below; where it fell too far the last one has done harm, too.
-    bulk = torch.where(certified, torch.maximum(bulk, HELD * state.bulk), bulk)
+    # A Ritz value is an estimate from below, and among many values near the limit one that falls too far.
+    bulk = torch.where(changed, torch.maximum(bulk, HELD * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
     state.missed.lerp_((finite & ~certified).double(), RECENT)

@@ -449,3 +449,18 @@ def test_training_with_the_program_is_training_with_full_decompositions_and_cont
     for run in range(2):
         one, other = engine.run_state(run), continued.run_state(run)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("limit", [1.8, math.inf])
+def test_of_matrices_that_shrink_the_norm_is_right_from_the_next_step_on(limit: float):
+    """The filter does not go on to end where values were before."""
+    generator = torch.Generator().manual_seed(11)
+    weight = torch.randn(300, 300, generator=generator) / 300**0.5
+    limits, state = torch.tensor(limit, dtype=torch.float64), SubspaceState(weight)
+    for step in range(10):
+        weight *= 0.2 if step == 4 else 0.5 if step == 7 else 1.0
+        weight += update(300, 3.0 if step < 4 else 0.1, generator)
+        result = redo_uncertified_(weight, limits, clip_singular_values_deferred_(weight, limits, state), state)
+        expected = float(torch.linalg.svdvals(weight.double())[0])
+        near = 0.2 if step in (4, 7) and limit < math.inf else 1e-4
+        assert float(result.spectral_norm) == pytest.approx(expected, rel=near), step
