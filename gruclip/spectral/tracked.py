@@ -179,7 +179,10 @@ def _clip(
     weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
 ) -> Clipped | None:
     ceiling = limit * (1 + tolerance)
-    end = min(float(tracked.bulk), NEAR * limit)
+    # Of a matrix that has shrunk the last estimate is too high, and above all values the filter tells none apart: the
+    # one behind k others is at most ||W||_F / (k + 1)^(1/2).
+    held = min(float(tracked.bulk), norm / math.sqrt(tracked.right.shape[1] + 1))
+    end = min(held, NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
         if limit == torch.inf:
@@ -212,7 +215,7 @@ def _clip(
     again = clip_leading(weight, found.block, limit, ceiling if before is None else limit)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
-    bulk = max(values[min(width, len(values) - 1)], HELD * float(tracked.bulk))
+    bulk = max(values[min(width, len(values) - 1)], HELD * held)
     # In place, where there is a place: to map new memory takes longer than to write it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)

@@ -109,3 +109,10 @@ def test_what_was_far_above_the_limit_is_at_it_afterwards_so_that_a_second_time_
     check_sequence(changes, 247, "auto", torch.float32, 247)
     for seed in range(8):
         check_sequence([("a spike", "measure"), ("a thousandth", "clip")], 240 + seed, "block", torch.float32, seed)
+
+
+def test_of_a_matrix_that_has_shrunk_the_norm_is_its_own() -> None:
+    """The filter ended where values had been, above all that there are, and lost the largest."""
+    changes = [("a thousandth", "clip"), *[("large", "clip")] * 3, ("small", "clip at a lower limit")]
+    for algorithm in ("auto", "block"):
+        check_sequence(changes, 176, algorithm, torch.float64, 2**31)
