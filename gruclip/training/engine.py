@@ -19,7 +19,7 @@ from gruclip.data import Lanes, MusicCorpus, TrainingSplit, WordCorpus
 from gruclip.dynamics import cell_jacobian, spectral_radius
 from gruclip.kernels.graphs import Capture, Phase, capture_on, captures_projections
 from gruclip.kernels.memory import keep_freed_memory
-from gruclip.layers import CANDIDATE, GATES
+from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.evaluation import Evaluation
 from gruclip.model.stacked import (
@@ -210,13 +210,8 @@ class Engine:
 
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
-        gate = GATES[self.model.cell].index(CANDIDATE[self.model.cell])
-        return [self._recurrent(k)[:, gate] for k in range(self.model.num_layers)]
-
-    def _recurrent(self, layer: int) -> Tensor:
-        """weight_hh of a layer, (R, gates, n, n), as a view."""
-        name = f"weight_hh_l{layer}"
-        return self._width.cut(name, self.parameters[name].detach())
+        n, rows = self.model.hidden_size, clipped_block(self.model.cell, self._width.stored.hidden_size)
+        return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows][:, :n, :n] for k in range(self.model.num_layers)]
 
     def _read_flags(self) -> None:
         """Redo what the last step's deferred projections could not certify, and mend its metrics; the host waits."""
@@ -239,10 +234,12 @@ class Engine:
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
-        weights = torch.stack([self._recurrent(k).flatten(1, 2) for k in range(self.model.num_layers)])
-        radii = torch.stack([spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights])
+        names = [f"weight_hh_l{k}" for k in range(self.model.num_layers)]
+        weights = [self._width.cut(name, self.parameters[name].detach()).flatten(1, 2) for name in names]
+        radii = [spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights]
         # Also where only a gate's rows are not finite, which the Jacobian does not hold.
-        return torch.where(torch.isfinite(weights).all(-1).all(-1), radii, torch.nan)
+        finite = [torch.isfinite(weight).flatten(1).all(1) for weight in weights]
+        return torch.where(torch.stack(finite), torch.stack(radii), torch.nan)
 
     # -- between epochs -------------------------------------------------------------------------------
 
