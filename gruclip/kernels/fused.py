@@ -19,9 +19,8 @@ from torch import Tensor
 #: Numbers that a program of a kernel takes, and of a step of a layer, of which there are few; the longest row of one.
 BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
 
-#: What a program of a step's kernels with products takes: units, terms of the sum at a time, forward and backward.
-FORWARD = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
-BACKWARD = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
+#: What a program of a step's kernels with products takes: units, and terms of the sum at a time.
+PRODUCT_BLOCKS = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
 #: Units of a layer that these kernels take: places in both gates' weights are whole numbers of 32 bits.
 MOST_UNITS = (1 << 15) - 1
 
@@ -124,15 +123,13 @@ def step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: i
     launch(kernel, grid, *arrays, factors, step, steps, batch, n, KEEP=keep is not None, BLOCK=STEP_BLOCK)
 
 
-def product_step_(
-    kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int, blocks: dict[str, int]
-) -> None:
-    """As `step_` one with a product: the first of the arrays is the weight (..., 3n, n) in bf16; `blocks` as above."""
+def product_step_(kernel: str, *arrays: Tensor, keep: Tensor | None, step: int, steps: int) -> None:
+    """As `step_` one with a product: the first of the arrays is the weight (..., 3n, n) in bf16."""
     *lead, batch, n = arrays[-1].shape
     rows = min(64, max(16, 1 << (batch - 1).bit_length()))
-    grid = -(-n // blocks["UNITS"]), lead[0] if lead else 1, -(-batch // rows)
+    grid = -(-n // PRODUCT_BLOCKS["UNITS"]), lead[0] if lead else 1, -(-batch // rows)
     factors = arrays[-1] if keep is None else keep
     launch(
         kernel, grid, *arrays, factors, step, steps, batch, n, KEEP=keep is not None, ROWS=rows,
-        WIDE=INTERPRETED, **blocks,
+        WIDE=INTERPRETED, **PRODUCT_BLOCKS,
     )  # fmt: skip

@@ -167,7 +167,6 @@ def _forward_fused_(
     for step, rz, c in zip(range(steps), gates.unbind(-3), candidate.unbind(-3), strict=True):
         where: dict[str, Any] = {"keep": keep, "step": step, "steps": steps}
         if rounded:
-            where["blocks"] = fused.FORWARD
             fused.product_step_("gates_by_product", weight, h, gates, states, rh, **where)
             fused.product_step_("state_by_product", weight, rh, gates, candidate, states, h, **where)
         else:
@@ -205,7 +204,6 @@ def _backward_fused(
     where: dict[str, Any] = {"keep": keep, "steps": steps}
     if rounded:
         fused.step_("candidate_gradient", *of_candidate, step=steps - 1, **where)
-        where["blocks"] = fused.BACKWARD
         for step in reversed(range(steps)):
             fused.product_step_("reset_gradient_by_product", weight, d_candidate, *of_reset, step=step, **where)
             # Of the step before, or at last of the first state.

@@ -251,8 +251,8 @@ class Engine:
         self._read_flags()
         state = {"generator": self.generators[index].get_state()}
         for name, parameter in self.parameters.items():
-            part = self._slice(name, parameter.detach(), index)
-            state[f"parameters/{name}"] = (part.flatten(0, 1) if part.dim() == 3 else part).clone()
+            part = self._slice(name, parameter.detach(), index).clone(memory_format=torch.contiguous_format)
+            state[f"parameters/{name}"] = part.flatten(0, 1) if part.dim() == 3 else part
         for layer, hidden in enumerate(self.states):
             state[f"hidden/{layer}"] = self._width.cut("hidden", hidden[index]).clone()
         return state | self.projections.run_state(index)

@@ -57,7 +57,7 @@ COMPILE = r"""
     for name in (
         "gates_by_product", "state_by_product", "reset_gradient_by_product", "candidate_gradient_by_product"
     ):
-        blocks = dict(fused.BACKWARD if "gradient" in name else fused.FORWARD)
+        blocks = dict(fused.PRODUCT_BLOCKS)
         options = {option: blocks.pop(option) for option in ("num_warps", "num_stages")}
         for n, width in ((656, 16), (650, 4), (5, None)):
             # Of a layer with biases the gradients are float32, which the products round.
