@@ -22,23 +22,25 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
     backward: input and weights            5.32     37.0       15   0.03   0.20   0.30   0.50   1.00
     update: gradient norms                 0.00     19.9       16   0.03   0.11   0.16   0.27   0.53
     update: step and copies                0.00    113.9       10   0.03   0.61   0.92   1.53   3.06
-    clipping: W times 64 columns           1.51     58.3       28   0.06   0.55   0.82   1.36   2.73
-    clipping: W times 64, short sums       0.11     25.5        6   0.01   0.14   0.21   0.34   0.68
-    clipping: W times 8 or 16              0.34     47.8       27   0.05   0.26   0.38   0.64   1.28
-    clipping: whole matrices               0.00     37.2       10   0.02   0.20   0.30   0.50   1.00
-    clipping: thin arrays                  0.09     44.9      176   0.35   0.35   0.36   0.60   1.21
-    clipping: 64 x 64, float64             0.11     29.2      519   1.04   1.04   1.04   1.04   1.04
-    all                                   40.12    782.2      968   1.97   4.60   7.59  11.96  22.89
+    clipping: the filter                   4.30     57.2       26   0.05   0.31   0.46   0.77   1.54
+    clipping: the bound                    0.99     44.3       24   0.05   0.24   0.36   0.59   1.19
+    clipping: W times 64 columns           0.17      9.6        3   0.01   0.06   0.09   0.15   0.30
+    clipping: W times 64, float64          0.11      4.1        2   0.00   0.03   0.05   0.08   0.17
+    clipping: W times 8                    0.02      5.3        3   0.01   0.03   0.04   0.07   0.14
+    clipping: whole matrices               0.00     31.0        8   0.02   0.17   0.25   0.42   0.83
+    clipping: thin arrays                  0.05      6.4       24   0.05   0.05   0.05   0.09   0.17
+    clipping: 64 x 64, float64             0.11     11.0      325   0.65   0.65   0.65   0.65   0.65
+    all                                   43.70    708.1      617   1.27   3.60   6.44  10.29  19.93
 
 The projection's lines are those of `gruclip.spectral.program`, which `auto` takes for float32 matrices from n = 256
 on, and below those of `gruclip.spectral.products`. In float32 without TF32 a run's other products are at 50 TFLOP/s,
-under ``precision=tf32`` at 390. A Cholesky factorisation or triangular solve of 64 x 64 is counted as one kernel: there
-are 21, and an H200 takes 35 to 55 microseconds for each and not 2, which adds 0.7 to 1.1 ms.
+under ``precision=tf32`` at 390. The kernels of 64 x 64 are counted as starts: twelve of them are
+factorisations, of 64 steps each, and three take 20 products one after another (`gruclip.kernels.program_triton`), which
+is more than 2 microseconds and was not measured.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -48,9 +50,10 @@ import torch
 from gruclip.bench.floor import gru_work, output_work
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import RECORD_SECONDS
+from gruclip.kernels.program import STEP
 from gruclip.spectral.bound import PROBES
 from gruclip.spectral.deferred import SMALLEST_PROGRAM
-from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES, TERMS
+from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES
 from gruclip.spectral.tracked import SKETCH
 from gruclip.training.capacity import run_bytes
 
@@ -66,16 +69,21 @@ LAYER_KERNELS = {"bf16": (9, 15), "fp32": (5, 12), "tf32": (5, 12), "fp64": (5, 
 #: them; and the kernels that are started for one and the other.
 CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 76, 16, 252, 130
 
-#: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. Products of W with q
-#: columns: the filter's, the way back, the correction; with `PROBES`: the bound's; with `SKETCH`: the change's.
-WIDE, PROBING, SKETCHING = 2 * sum(DEGREES) + 2, 2 * BOUND_DEGREE, 3
-#: What W makes of the subspace, before and after clipping, in sums of `TERMS` terms; and kernels of each.
-PRECISE, PRECISE_KERNELS = 2, 3
+#: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. By Triton's kernels,
+#: in three parts of TF32, products of W with q columns (the filter's) and with `PROBES` (the bound's), two for each
+#: degree; the thin arrays that these read and write.
+FILTERING, PROBING = 2 * sum(DEGREES), 2 * BOUND_DEGREE
+FILTER_PASSES, PROBE_PASSES = 2 * FILTERING + 22, 2 * PROBING + 23
+#: By torch's in float32: products with q columns (the way back, the correction, what the columns leave out), and with
+#: `SKETCH` (the change's).
+WIDE, SKETCHING = 3, 3
+#: What W makes of the subspace, before and after clipping, in float64.
+PRECISE = 2
 #: In float64, products q x q and Gram matrices of (n, q). Arrays that all else reads or writes, in units of a whole
 #: matrix, of a thin one (n, q) in float32 and of one q x q in float64; multiply-adds of thin products in units of
 #: n q^2. And the kernels of each.
-SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 111, 10, 22, 270, 688, 16.5
-WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 10, 176, 519
+SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 113, 10, 18, 38, 283, 10
+WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 8, 24, 325
 
 
 @dataclass(frozen=True)
@@ -171,19 +179,21 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
 def program_lines(n: int, matrices: int) -> list[Line]:
     """The projection of so many matrices by ``program``, which `auto` takes from `SMALLEST_PROGRAM` on: whether they
     are clipped or only measured is the same to it."""
-    q, narrow, runs = COLUMNS, PROBING * PROBES + SKETCHING * SKETCH, math.ceil(n / TERMS)
+    n += -n % STEP
+    q = COLUMNS
     float64 = 2 * (SQUARES * q**3 + GRAMS * n * q * q)
     lines = (
-        # The correction writes W, too.
-        ("W times 64 columns", 2 * WIDE * n * n * q, 4 * (n * n * (WIDE + 1) + 2 * WIDE * n * q), WIDE, "fp32"),
-        # With a copy of W, and sums of runs that are written and read.
-        ("W times 64, short sums", 2 * PRECISE * n * runs * TERMS * q,
-         4 * PRECISE * n * ((3 * TERMS + 2 * q) * runs + 3 * q), PRECISE * PRECISE_KERNELS, "fp32"),
-        ("W times 8 or 16", 2 * n * n * narrow, 4 * (n * n * (PROBING + SKETCHING) + 2 * n * narrow),
-         PROBING + SKETCHING, "fp32"),
+        ("the filter", 3 * 2 * FILTERING * n * n * q, 4 * (FILTERING * n * n + FILTER_PASSES * n * q), FILTERING,
+         "tf32"),
+        ("the bound", 3 * 2 * PROBING * n * n * PROBES, 4 * (PROBING * n * n + PROBE_PASSES * n * PROBES), PROBING,
+         "tf32"),
+        # Two of them write a matrix.
+        ("W times 64 columns", 2 * WIDE * n * n * q, 4 * (n * n * (WIDE + 2) + 2 * WIDE * n * q), WIDE, "fp32"),
+        ("W times 64, float64", 2 * PRECISE * n * n * q, 4 * PRECISE * (n * n + 2 * n * q), PRECISE, "fp64"),
+        ("W times 8", 2 * SKETCHING * n * n * SKETCH, 4 * SKETCHING * (n * n + 2 * n * SKETCH), SKETCHING, "fp32"),
         ("whole matrices", 0, 4 * WHOLE_PASSES * n * n, WHOLE_KERNELS, "fp32"),
         ("thin arrays", 2 * THIN_PRODUCTS * n * q * q, 4 * THIN_PASSES * n * q, THIN_KERNELS, "fp32"),
-        ("64 x 64, float64", float64, 8 * (SMALL_PASSES * q * q + 2 * GRAMS * n * q), SMALL_KERNELS, "fp64"),
+        ("64 x 64, float64", float64, 8 * SMALL_PASSES * q * q + 4 * GRAMS * n * q, SMALL_KERNELS, "fp64"),
     )  # fmt: skip
     return [
         Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision)

@@ -27,6 +27,7 @@ FILES = (
     "tests/test_gpu.py",
     "tests/kernels/test_fused.py",
     "tests/kernels/test_gru_steps.py",
+    "tests/kernels/test_program_kernels.py",
     "tests/kernels/test_graphs.py",
 )
 NAMED = "on_a_gpu"

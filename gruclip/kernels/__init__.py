@@ -5,7 +5,8 @@
 - `products`: which matrix product is the fastest here; `dropout`: those that skip what dropout set to zero.
 - `gru_layer`: the paper's GRU, forward and backward; `gru_steps`: its recurrence; `gru_operator`: a differentiable
   layer of it, also under torch's transforms; `derivatives`: what autograd functions with their own derivatives share.
-- `fused`: what Triton's kernels (`fused_triton`, `gru_steps_triton`) do in one pass on a GPU.
+- `fused`: what Triton's kernels (`fused_triton`, `gru_steps_triton`) do in one pass on a GPU; `program`
+  (`program_triton`): what the projection does there to a few columns.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
 
 Imports torch and the standard library, and of gruclip `errors` alone. Start with ``README.md`` beside this file, then

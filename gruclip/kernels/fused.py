@@ -33,7 +33,14 @@ def takes(*tensors: Tensor) -> bool:
     return all(
         (tensor.is_cuda or INTERPRETED) and tensor.dtype in (torch.float32, torch.bfloat16) and tensor.is_contiguous()
         for tensor in tensors
-    ) and (os.environ.get("GRUCLIP_TRITON") != "0" and _installed() and (INTERPRETED or _works(tensors[0].device)))
+    ) and runs_on(tensors[0].device)
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether there are Triton's kernels for this device."""
+    if not (device.type == "cuda" or INTERPRETED):
+        return False
+    return os.environ.get("GRUCLIP_TRITON") != "0" and _installed() and (INTERPRETED or _works(device))
 
 
 @functools.cache
@@ -56,12 +63,13 @@ def _works(device: torch.device) -> bool:
 
 @functools.cache
 def _kernels() -> dict[str, Any]:
-    modules = (importlib.import_module(f"gruclip.kernels.{name}") for name in ("fused_triton", "gru_steps_triton"))
+    names = "fused_triton", "gru_steps_triton", "program_triton"
+    modules = (importlib.import_module(f"gruclip.kernels.{name}") for name in names)
     return {name: kernel for module in modules for name, kernel in vars(module).items()}
 
 
 def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Start a kernel of `fused_triton` or `gru_steps_triton` on the device of its first argument."""
+    """Start a kernel of `fused_triton`, `gru_steps_triton` or `program_triton` on the device of its first argument."""
     with torch.cuda.device_of(arguments[0]):
         _kernels()[kernel][grid](*arguments, **options)
 

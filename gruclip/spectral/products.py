@@ -11,11 +11,12 @@ products.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from gruclip.kernels import program
 
 #: sigma_1 / limit, at most; beyond it the result is not certified.
 FARTHEST = 4.0
@@ -86,16 +87,14 @@ class Positive(NamedTuple):
     inside: Tensor  #: bool: nothing is
 
 
-def positive_part(
-    squares: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float, float]], tolerance: float
-) -> Positive:
+def positive_part(squares: Tensor, norm: Tensor, polynomials: program.Polynomials, tolerance: float) -> Positive:
     """Of X, from W^T W / L^2 (..., n, n) and sigma_1 / L (...), an upper bound of it."""
     identity = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
     x = squares - identity
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
-    sign = _sign(x / _over(size * (1 + MARGIN)), polynomials)
+    sign = program.sign((x / _over(size * (1 + MARGIN))).reshape(-1, *x.shape[-2:]), polynomials).view_as(x)
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
     above = (x + absolute) / 2
@@ -151,28 +150,13 @@ def _over(vector: Tensor) -> Tensor:
     return vector[..., None, None]
 
 
-def _sign(x: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> Tensor:
-    shape = x.shape
-    x = x.reshape(-1, *shape[-2:])
-    for a, b, c in polynomials:
-        square = x @ x
-        x = torch.baddbmm(x, x, torch.baddbmm(square, square, square, beta=b, alpha=c), beta=a)
-    return x.view(shape)
-
-
-def roots(above: Tensor, norm: Tensor, polynomials: Iterable[tuple[float, float, float]]) -> tuple[Tensor, Tensor]:
+def roots(above: Tensor, norm: Tensor, polynomials: program.Polynomials) -> tuple[Tensor, Tensor]:
     """(I + A)^(-1/2) and (I + A)^(1/2) for A (..., n, n) by the coupled iteration (19), for values of up to `norm`
     limits (...)."""
     flat = above.reshape(-1, *above.shape[-2:])
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
     size = _over((norm.reshape(-1).clamp(min=1.0) * (1 + MARGIN)).square())
-    root, inverse = (identity + flat) / size, None
-    for a, b, c in polynomials:
-        both = root if inverse is None else inverse @ root
-        step = torch.baddbmm(both, both, both, beta=b, alpha=c)
-        root = torch.baddbmm(root, root, step, beta=a)
-        inverse = a * identity + step if inverse is None else torch.baddbmm(inverse, step, inverse, beta=a)
-    assert inverse is not None
+    root, inverse = program.coupled_roots((identity + flat) / size, polynomials)
     return (inverse / size.sqrt()).view_as(above), (root * size.sqrt()).view_as(above)
 
 

@@ -30,14 +30,14 @@ COMPILE = r"""
     EITHER = ["logits", "out", "gradient", "copy", "rh", "after", "d_gates", "d_candidate", "before", "array", "h"]
     EITHER += ["weight"]
 
-    def compile(name, low, options=None, kept=None, **constants):
+    def compile(name, low, options=None, kept=None, others=(), card=90, **constants):
         kernel = fused._kernels()[name]
         types = {argument: "*fp32" for argument in kernel.arg_names} | dict.fromkeys(EITHER, low) | TYPES
-        types |= dict.fromkeys(["d_gates", "d_candidate"], kept or low)
+        types |= dict.fromkeys(["d_gates", "d_candidate"], kept or low) | dict(others)
         signature = {argument: types[argument] for argument in kernel.arg_names}
         signature |= dict.fromkeys(constants, "constexpr")
         places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
-        target = GPUTarget("cuda", 90, 32)
+        target = GPUTarget("cuda", card, 32)
         # As torch hands out memory.
         aligned = [place for place, argument in enumerate(kernel.arg_names) if signature[argument][0] == "*"]
         attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
@@ -68,6 +68,32 @@ COMPILE = r"""
             assert width is None or copies, (name, n)
             assert all(int(copy, 16) >= (width or 4) for copy in copies), (name, n, copies)
             assert "mma.sync" in made.asm["ptx"], name
+    for card in (80, 90):
+        for COLUMNS, ROWS, sides, EXACT in (
+            (64, 64, (656, 1), False), (16, 16, (1, 656), False), (128, 64, (1, 656), False), (64, 64, (656, 1), True)
+        ):
+            places = dict(zip(("row_stride", "term_stride"), sides))
+            made = compile(
+                "thin_product", "*fp32", {"num_warps": 4, "num_stages": 4}, card=card, rows=656, terms=656, **places,
+                SCALED=True, FACTOR=2.0, BASE=True, BEFORE=True, EXACT=EXACT, COLUMNS=COLUMNS, WIDTH=min(COLUMNS, 64),
+                ROWS=ROWS, TERMS=32,
+            )
+            copies = re.findall(r"cp\.async\.c.\.shared\.global .*, 0x([0-9]+),", made.asm["ptx"])
+            assert copies and set(copies) == {"10"}, copies
+            kind = r"mma.*\.f64\.f64\.f64" if EXACT else r"mma.*\.f32\.tf32\.tf32"
+            assert re.search(kind, made.asm["ptx"])
+        wide = dict.fromkeys(["x", "out", "matrix", "polynomials", "inverses", "logarithms"], "*fp64")
+        compile("inverse_factor", "*fp32", {"num_warps": 8}, others=wide, card=card, UNIT=True, SHIFT=1e-11,
+                LEAST=1e-60, Q=64)
+        for name, options, others, constants in (
+            ("column_gram", {"num_warps": 8}, {**wide, "x": "*fp32"}, dict(rows=656, COLUMNS=128, TILE=64, ROWS=16)),
+            ("column_gram", {"num_warps": 8}, wide, dict(rows=64, COLUMNS=64, TILE=64, ROWS=16)),
+            ("sign", {"num_warps": 4}, wide, dict(count=17, Q=64)),
+            ("coupled_roots", {"num_warps": 4}, wide, dict(count=5, Q=64)),
+            ("high_power", {"num_warps": 4}, wide, dict(squarings=14, LEAST=1e-300, Q=64)),
+        ):
+            made = compile(name, "*fp32", options, others=others, card=card, **constants)
+            assert re.search(r"mma.*\.f64\.f64\.f64", made.asm["ptx"]), name
     # A size of 1 is no argument of a kernel but part of it.
     compile("update", "*fp32", size=1, COPY=False, BLOCK=1024)
     compile("softmax_nll", "*bf16", rows=1, target_stride=1, GRADIENT=True, BLOCK=16)
@@ -84,7 +110,7 @@ def test_every_kernel_compiles_to_machine_code(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     *compiled, all_of_them = done.stdout.splitlines()
-    assert len(compiled) == 42
+    assert len(compiled) == 62
     assert all(int(line.split()[-1]) > 1000 for line in compiled)
     names = {line.split()[0] for line in compiled}
     assert {name for name in all_of_them.strip("[]").replace("'", "").split(", ") if name[0] != "_"} == names

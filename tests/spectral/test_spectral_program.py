@@ -15,16 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
-from gruclip.kernels import compiled
+from gruclip.kernels import compiled, fused
+from gruclip.kernels.program import coefficients
 from gruclip.spectral import (
     SpectralState,
     SubspaceState,
     clip_singular_values_,
     clip_singular_values_deferred_,
+    program,
     redo_uncertified_,
 )
 from gruclip.spectral import deferred as deferred_module
-from gruclip.spectral.program import COLUMNS, widths
+from gruclip.spectral.program import COLUMNS, ROOT, SIGN, widths
 from gruclip.spectral.state import gaussian
 from gruclip.training.engine import Engine
 
@@ -118,7 +120,7 @@ def test_updates_of_late_training_are_certified_from_the_third_step_on(sizes: li
     assert all(certified[2:])
 
 
-@pytest.mark.parametrize(("n", "near", "carried"), [(400, 105, 120), (400, 110, 120), (600, 120, 120), (600, 200, 184)])
+@pytest.mark.parametrize(("n", "near", "carried"), [(400, 110, 120), (400, 115, 120), (600, 120, 120), (600, 200, 184)])
 def test_more_columns_certify_what_crowds_near_the_limit_where_64_do_not(n: int, near: int, carried: int):
     generator = torch.Generator().manual_seed(9)
     weight, limit = crowded(n, near, generator), torch.tensor(1.0, dtype=torch.float64)
@@ -169,7 +171,7 @@ def test_what_more_columns_certify_is_right(shape, carried, rank, scale, above, 
 
 def test_a_widened_state_certifies_from_the_second_step_on():
     generator = torch.Generator().manual_seed(10)
-    weight = torch.stack([crowded(400, 100, generator), late(400, generator)])
+    weight = torch.stack([crowded(400, 105, generator), late(400, generator)])
     limits, state, certified = torch.ones(2, dtype=torch.float64), SubspaceState(weight), []
     for step in range(8):
         if step == 4:
@@ -224,6 +226,24 @@ def test_a_value_above_the_limit_that_the_subspace_does_not_hold_is_never_certif
     weight = (left * values @ right.mT).float()
     state.previous[0], state.bulk[0], state.right[0] = weight, 0.6, right[:, :carried].float()
     assert bool(clip_singular_values_deferred_(weight, torch.tensor(1.0).double(), state).certified)
+
+
+def test_columns_that_lean_to_each_other_are_not_taken_for_orthonormal(monkeypatch: pytest.MonkeyPatch):
+    # Two passes of float32 leave some that lean by 4e-5 where values lie eight limits up, as a fuzzer found.
+    generator = torch.Generator().manual_seed(11)
+    weight = made(256, 256, torch.cat((torch.tensor([6.0]), torch.linspace(0.5, 0, 255))).double(), generator)
+    right = torch.linalg.svd(weight.double())[2][:COLUMNS].mT
+    straight, state = program._orthonormal, SubspaceState(weight[None])
+    # First what is known of a new matrix settles.
+    for lean, certified in ((0.0, None), (0.0, True), (1e-5, False), (0.0, True)):
+        columns = right.clone()
+        columns[:, 0] += lean * columns[:, 30]
+        made_so = columns.float()[None]
+        monkeypatch.setattr(
+            program, "_orthonormal", lambda x, made=made_so: straight(x) if x.dtype == torch.float64 else made
+        )
+        result = clip_singular_values_deferred_(weight[None].clone(), torch.ones(1).double(), state)
+        assert certified in (None, bool(result.certified))
 
 
 def test_matrices_of_a_batch_have_nothing_to_do_with_each_other():
@@ -352,10 +372,16 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_operations_are_the_same_whatever_the_matrices_hold(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_the_operations_are_the_same_whatever_the_matrices_hold(by_kernels: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compiled, "takes", lambda *_: False)
     generator = torch.Generator().manual_seed(5)
     weights = [late(80, generator), 5 * late(80, generator), torch.zeros(80, 80), torch.full((80, 80), math.nan)]
+    if by_kernels:  # of Triton, which are noted and not run
+        monkeypatch.setattr(fused, "INTERPRETED", True)
+        monkeypatch.setattr(fused, "launch", lambda name, grid, *_, **__: counting.names.append(f"{name} {grid}"))
+        for polynomials in (SIGN, ROOT):
+            coefficients(torch.device("cpu"), tuple(polynomials))
     names = []
     for weight in weights:
         state = SubspaceState(weight[None])
@@ -363,6 +389,7 @@ def test_the_operations_are_the_same_whatever_the_matrices_hold(monkeypatch: pyt
             clip_singular_values_deferred_(weight[None], torch.ones(1).double(), state)
         names.append(counting.names)
     assert all(other == names[0] for other in names[1:])
+    assert any(name.startswith("thin_product") for name in names[0]) is by_kernels
 
 
 def test_what_the_program_leaves_is_redone_by_products_where_float64_is_fast(monkeypatch: pytest.MonkeyPatch):
