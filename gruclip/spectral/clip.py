@@ -101,10 +101,11 @@ def clip_singular_values_(
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
 
     def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=weight.device).reshape(batch)
+        # Each call costs microseconds, of which a small matrix's decomposition has no more than a hundred.
+        made = torch.tensor(values if batch else values[0], dtype=dtype, device=weight.device)
+        return made if len(batch) < 2 else made.reshape(batch)
 
-    finite = torch.ones(batch, dtype=torch.bool, device=weight.device)
-    flags = gather(certified, torch.bool), finite, gather(redone, torch.bool)
+    flags = (gather(flag, torch.bool) for flag in (certified, [True] * len(done), redone))
     return ClipResult(gather(counts, torch.int64), gather(leading, torch.float64), *flags)
 
 

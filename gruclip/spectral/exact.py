@@ -56,7 +56,7 @@ def gram(weight: Tensor) -> Decomposition:
         squares = wide.mT @ wide
     # The negative's, which ascend.
     squares, right = torch.linalg.eigh(squares.neg_())
-    values = (0 - squares).clamp_(min=0).sqrt_()  # none of them is -0
+    values = squares.clamp_(max=0).abs_().sqrt_()
     return Decomposition(None, values if scale == 1 else values.mul_(scale), right)
 
 
@@ -77,7 +77,7 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         image = weight.double() @ right if left is None else left * values
         weight.copy_((image * (limit / values).clamp(max=1)) @ right.mT)
         return count, values.clamp(max=limit)
-    right, excess = right[:, :count], 1 - limit / values[:count]
+    right, excess = right[:, :count], values.new_tensor([1 - limit / value for value in known[:count]])
     if left is None and weight.dtype == torch.float32 and weight.shape[1] <= LARGEST_THIN:
         columns = right.float()
         take_off(weight, thin_product(weight, columns * excess.float()), columns)

@@ -75,9 +75,10 @@ def clip_one(
     if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
         _track(held, tall, weight, limit, values, right)
     else:
-        draws = torch.tensor(_draws(held))
+        draws = _draws(held)
         held.clear()
-        held.update(_resting(draws, rests) if rests > 0 else {})
+        if rests > 0:
+            held.update(_resting(torch.tensor(draws), rests))
     return Outcome(count, after, certified=True, redone=known if tracks else quickly and quick is None)
 
 
