@@ -22,6 +22,7 @@ from gruclip.spectral.deferred import (
 )
 from gruclip.spectral.eager import eagerly
 from gruclip.spectral.one import clip_one
+from gruclip.spectral.program import widths
 from gruclip.spectral.state import SpectralState, SubspaceState
 from gruclip.spectral.thin import distance
 
@@ -58,10 +59,11 @@ def clip_singular_values_(
     - ``program``: ``block`` as a fixed program, all matrices at once (`gruclip.spectral.program`), for float32 matrices
       with 64 rows and columns at least, ``products`` for others; what it does not certify is redone by ``products`` on
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
-    - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; ``products``
-      for others where float64 is fast; elsewhere the way out of ``block`` for float32 matrices whose shorter side has
-      80 to 224; apart from these ``gram`` below 128 rows or columns, and ``block``. With a state a float32 matrix of 56
-      rows and columns or more that cannot have reached its limit since the last call is not decomposed.
+    - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; where float64
+      is fast also without a state from 2048 on, and ``products`` for others; elsewhere the way out of ``block`` for
+      float32 matrices whose shorter side has 80 to 224; apart from these ``gram`` below 128 rows or columns, and
+      ``block``. With a state a float32 matrix of 56 rows and columns or more that cannot have reached its limit since
+      the last call is not decomposed.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
     the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
@@ -87,14 +89,10 @@ def clip_singular_values_(
         norms = _frobenius_norms(weight, matrices)
         if algorithm in ("products", "program"):
             on_device = torch.tensor(limits, dtype=torch.float64, device=weight.device).reshape(batch)
-            carried = SubspaceState(weight) if algorithm == "program" else None
-            if carried is not None and state is not None:
-                carried.load_state_dict(state.state_dict())
-            result = clip_singular_values_deferred_(weight, on_device, carried)
-            result = redo_uncertified_(weight, on_device, result, carried)
-            if carried is not None and state is not None:
-                state.load_state_dict(carried.state_dict())
-            return result
+            if algorithm == "products":
+                result = clip_singular_values_deferred_(weight, on_device)
+                return redo_uncertified_(weight, on_device, result)
+            return _clip_by_program_(weight, on_device, state)
         entries = (state or SpectralState()).resize(len(matrices))
         followed = state is not None
         done = [clip_one(*one, algorithm, followed) for one in zip(matrices, norms, limits, entries, strict=True)]
@@ -107,6 +105,23 @@ def clip_singular_values_(
 
     flags = (gather(flag, torch.bool) for flag in (certified, [True] * len(done), redone))
     return ClipResult(gather(counts, torch.int64), gather(leading, torch.float64), *flags)
+
+
+def _clip_by_program_(weight: Tensor, limit: Tensor, state: SpectralState | None) -> ClipResult:
+    """``program``, and what it leaves. Where nothing is known of the matrices a first look finds the subspace of a
+    second one; without a state it is as wide as it may be, since there is no third.
+    """
+    carried = SubspaceState(weight, widths(*weight.shape[-2:])[-1 if state is None else 0])
+    if state is not None:
+        carried.load_state_dict(state.state_dict())
+    result = clip_singular_values_deferred_(weight, limit, carried)
+    if (state is None or not state.matrices) and not bool(result.certified.all()):
+        again = clip_singular_values_deferred_(weight, limit, carried)
+        result = ClipResult(*(torch.where(result.certified, *both) for both in zip(result, again, strict=True)))
+    result = redo_uncertified_(weight, limit, result, carried)
+    if state is not None:
+        state.load_state_dict(carried.state_dict())
+    return result
 
 
 @eagerly

@@ -14,6 +14,9 @@ from gruclip.spectral.state import SubspaceState
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions at least.
 SMALLEST_PROGRAM = 256
+#: And of matrices of which nothing is known: `products` takes, by arithmetic, eight times as long there as a look that
+#: may be in vain.
+SMALLEST_UNKNOWN = 2048
 
 
 def tolerance(dtype: torch.dtype, algorithm: str) -> float:
@@ -83,9 +86,10 @@ def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:
     """What ``auto`` and ``program`` are for matrices (..., m, n) on their device, with a state or not (`followed`)."""
     size, single = min(weight.shape[-2:]), weight.dtype == torch.float32
     if algorithm == "auto" and weight.device.type == "cuda":
-        if followed and single and size >= SMALLEST_PROGRAM:
+        fast = has_fast_float64(weight.device)
+        if single and size >= (SMALLEST_PROGRAM if followed else SMALLEST_UNKNOWN) and (followed or fast):
             return "program"
-        return "products" if has_fast_float64(weight.device) else "auto"
+        return "products" if fast else "auto"
     return "products" if algorithm == "program" and not (single and size >= COLUMNS) else algorithm
 
 

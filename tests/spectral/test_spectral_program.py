@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from gruclip.kernels.program import coefficients
 from gruclip.spectral import (
     SpectralState,
     SubspaceState,
+    algorithm_for,
     clip_singular_values_,
     clip_singular_values_deferred_,
     program,
@@ -424,6 +426,37 @@ def test_by_name_it_takes_any_state_and_any_size():
     small = torch.eye(COLUMNS - 1) * 2
     clip_singular_values_(small, 1.0, algorithm="program")
     torch.testing.assert_close(small, torch.eye(COLUMNS - 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("above", "redone"), [(0, False), (10, False), (100, False), (300, True)])
+def test_of_a_matrix_that_nothing_is_known_of_it_takes_two_looks(above: int, redone: bool):
+    generator = torch.Generator().manual_seed(8)
+    values = torch.cat((torch.linspace(1.3, 1.001, above), torch.linspace(0.9, 0, 600 - above))).double()
+    weight = torch.stack([made(600, 620, values, generator), 0.5 * made(600, 620, values.clamp(max=1), generator)])
+    before = weight.clone()
+    result = clip_singular_values_(weight, 1.0, algorithm="program")
+    for after, one in zip(weight, before, strict=True):
+        assert_right(after, one, 1.0)
+    assert result.redone.tolist() == [redone, False]
+    assert result.values_clipped.tolist() == [above, 0]
+    torch.testing.assert_close(result.spectral_norm[0], torch.tensor(1.0 if above else 0.9).double(), rtol=1e-4, atol=0)
+    assert torch.equal(weight[1], before[1])
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, ["products", "products", "program"]), (False, ["auto"] * 3)])
+def test_on_a_gpu_large_matrices_are_looked_at_before_they_are_taken_by_products(
+    fast: bool, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deferred_module, "has_fast_float64", lambda _: fast)
+
+    def on_a_gpu(n: int) -> Any:
+        return SimpleNamespace(shape=(n, 3 * n), dtype=torch.float32, device=torch.device("cuda"))
+
+    sizes = (650, 2047, 2048)
+    assert [algorithm_for(on_a_gpu(n), "auto", followed=False) for n in sizes] == chosen
+    assert [algorithm_for(on_a_gpu(n), "auto", followed=True) for n in sizes] == ["program"] * 3
+    double = SimpleNamespace(shape=(2048, 2048), dtype=torch.float64, device=torch.device("cuda"))
+    assert algorithm_for(double, "auto", followed=False) == ("products" if fast else "auto")
 
 
 def test_its_random_numbers_are_gaussian_and_others_at_every_draw():
