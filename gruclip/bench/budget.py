@@ -27,20 +27,20 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
     clipping: W times 64 columns           0.17      9.6        3   0.01   0.06   0.09   0.15   0.30
     clipping: W times 64, float64          0.11      4.1        2   0.00   0.03   0.05   0.08   0.17
     clipping: W times 8                    0.02      5.3        3   0.01   0.03   0.04   0.07   0.14
-    clipping: whole matrices               0.00     31.0        8   0.02   0.17   0.25   0.42   0.83
-    clipping: thin arrays                  0.05      6.4       24   0.05   0.05   0.05   0.09   0.17
-    clipping: 64 x 64, float64             0.11     11.0      325   0.65   0.65   0.65   0.65   0.65
-    all                                   43.70    708.1      617   1.27   3.60   6.44  10.29  19.93
+    clipping: whole matrices               0.00     25.8        6   0.01   0.14   0.21   0.35   0.69
+    clipping: thin arrays                  0.05      6.7       29   0.06   0.06   0.06   0.09   0.18
+    clipping: 64 x 64, float64             0.11     11.5      334   1.01   1.01   1.01   1.01   1.01
+    all                                   43.70    703.9      629   1.64   3.95   6.76  10.59  20.17
 
 The projection's lines are those of `gruclip.spectral.program`, which `auto` takes for float32 matrices from n = 256
 on, and below those of `gruclip.spectral.products`. In float32 without TF32 a run's other products are at 50 TFLOP/s,
-under ``precision=tf32`` at 390. The kernels of 64 x 64 are counted as starts: twelve of them are
-factorisations, of 64 steps each, and three take 20 products one after another (`gruclip.kernels.program_triton`), which
-is more than 2 microseconds and was not measured.
+under ``precision=tf32`` at 390. A kernel of 64 x 64 has one multiprocessor for each matrix: 89 products follow one
+another there, and 12 factorisations of 20 microseconds each, by the instructions that they were compiled to.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -82,8 +82,11 @@ PRECISE = 2
 #: In float64, products q x q and Gram matrices of (n, q). Arrays that all else reads or writes, in units of a whole
 #: matrix, of a thin one (n, q) in float32 and of one q x q in float64; multiply-adds of thin products in units of
 #: n q^2. And the kernels of each.
-SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 113, 10, 18, 38, 283, 10
-WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 8, 24, 325
+SQUARES, GRAMS, WHOLE_PASSES, THIN_PASSES, SMALL_PASSES, THIN_PRODUCTS = 116, 10, 15, 40, 301, 10
+WHOLE_KERNELS, THIN_KERNELS, SMALL_KERNELS = 6, 29, 334
+#: Of these the products that follow one another within a kernel, where one multiprocessor has a matrix, and the
+#: factorisations; what one of them takes, by the instructions that it was compiled to.
+CHAINED, FACTORS, FACTOR_SECONDS = 89, 12, 20e-6
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Card:
     bandwidth: float  #: bytes a second
     cache: float  #: bytes that stay between two steps
     kernel: float  #: seconds from the start of one kernel of a graph to the next one's, at least
+    processors: int = 132
 
 
 H100 = Card({"bf16": 790e12, "tf32": 390e12, "fp32": 50e12, "fp64": 60e12}, 3.35e12, 50e6, 2e-6)
@@ -109,10 +113,11 @@ class Line:
     bytes: float
     kernels: int
     precision: str = "fp32"
+    path: float = 0.0  #: seconds beside the starts, where each matrix has one multiprocessor alone
 
     def seconds(self, card: Card) -> float:
         products, memory = self.operations / card.rates[self.precision], self.bytes / card.bandwidth
-        return max(products, memory, self.kernels * card.kernel)
+        return max(products, memory, self.kernels * card.kernel + self.path)
 
 
 @dataclass(frozen=True)
@@ -167,16 +172,15 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
         times = shape.layers if name in repeated else 1
         made.append(Line(phase, name, float(times * operations), float(times * passed), times * kernels, precision))
     followed = n >= SMALLEST_PROGRAM and precision != "fp64"
-    projection = program_lines(n, runs) if followed else products_lines(n, clipped, runs - clipped)
+    projection = program_lines(n, runs, card) if followed else products_lines(n, clipped, runs - clipped)
     for line in projection:
         times = shape.layers
-        made.append(
-            replace(line, operations=times * line.operations, bytes=times * line.bytes, kernels=times * line.kernels)
-        )
+        amounts = {name: times * getattr(line, name) for name in ("operations", "bytes", "kernels", "path")}
+        made.append(replace(line, **amounts))
     return made
 
 
-def program_lines(n: int, matrices: int) -> list[Line]:
+def program_lines(n: int, matrices: int, card: Card = H100) -> list[Line]:
     """The projection of so many matrices by ``program``, which `auto` takes from `SMALLEST_PROGRAM` on: whether they
     are clipped or only measured is the same to it."""
     n += -n % STEP
@@ -195,10 +199,13 @@ def program_lines(n: int, matrices: int) -> list[Line]:
         ("thin arrays", 2 * THIN_PRODUCTS * n * q * q, 4 * THIN_PASSES * n * q, THIN_KERNELS, "fp32"),
         ("64 x 64, float64", float64, 8 * SMALL_PASSES * q * q + 4 * GRAMS * n * q, SMALL_KERNELS, "fp64"),
     )  # fmt: skip
+    chain = CHAINED * 2 * q**3 * card.processors / card.rates["fp64"] + FACTORS * FACTOR_SECONDS
+    path = math.ceil(matrices / card.processors) * chain
     return [
-        Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision)
+        Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision,
+             path if precision == "fp64" and kernels > PRECISE else 0.0)
         for name, operations, passed, kernels, precision in lines
-    ]
+    ]  # fmt: skip
 
 
 def products_lines(n: int, clipped: int, measured: int) -> list[Line]:
@@ -226,7 +233,7 @@ def measured_card(rate: float, bandwidth: float, precision: str, device: torch.d
     """A card of which the rate of products and the bandwidth were measured; of the rest the H100's figures, or on a CPU
     none, where a call costs what its work costs."""
     if device.type == "cpu":
-        return Card({**dict.fromkeys(H100.rates, rate), "fp64": rate / 2}, bandwidth, 32e6, 0.0)
+        return Card({**dict.fromkeys(H100.rates, rate), "fp64": rate / 2}, bandwidth, 32e6, 0.0, processors=1)
     cache = float(torch.cuda.get_device_properties(device).L2_cache_size)
     return Card({**H100.rates, precision: rate}, bandwidth, cache, H100.kernel)
 

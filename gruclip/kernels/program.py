@@ -16,10 +16,11 @@ from gruclip.kernels import fused
 
 #: Of A100, H100 and H200.
 CARDS = ((8, 0), (9, 0))
-#: q of a matrix that one program has in its registers, and the tiles of a larger Gram matrix.
+#: q of a matrix that one program has in its registers.
 SIDE = 64
-#: Of a product with W a program takes so many rows, and where there are few programs, fewer rows; terms at a time.
-ROWS, FEW_ROWS, TERMS = 64, 16, 32
+#: Of a product with W a program takes so many rows, and where there are few programs, fewer; terms at a time, also of a
+#: Gram matrix, and its tiles.
+ROWS, FEW_ROWS, TERMS, TILE = 64, 16, 32, 32
 FEW_PROGRAMS = 132
 #: The rows of W should be whole multiples of so many numbers, or no load takes 16 bytes at once.
 STEP = 16
@@ -38,7 +39,9 @@ def takes(array: Tensor) -> bool:
     which Triton makes use of it."""
     if array.dtype not in (torch.float32, torch.float64) or not fused.runs_on(array.device):
         return False
-    return fused.INTERPRETED or torch.cuda.get_device_capability(array.device) in CARDS
+    return fused.INTERPRETED or (
+        torch.version.cuda is not None and torch.cuda.get_device_capability(array.device) in CARDS
+    )
 
 
 def _takes_square(matrix: Tensor) -> bool:
@@ -49,10 +52,8 @@ def filter_step(W: Tensor, x: Tensor, before: Tensor | None, scale: Tensor) -> T
     """``2 (scale W^T W x - x) - before``, and half of that for None: a step of Chebyshev's recurrence. x (R, n, q),
     scale (R,)."""
     if _takes_thin(W, x):
-        factor = 1.0 if before is None else 2.0
-        x = x.contiguous()
-        image = _product(W, x, scale)
-        return _product(W.mT, image, None, x, before, factor)
+        factor, x = (1.0 if before is None else 2.0), _apart(x)
+        return _product(W.mT, _product(W, x, scale), base=x, before=before, factor=factor)
     image = W @ x
     image *= scale[:, None, None]
     if before is None:
@@ -63,7 +64,7 @@ def filter_step(W: Tensor, x: Tensor, before: Tensor | None, scale: Tensor) -> T
 def exact_product(W: Tensor, x: Tensor) -> Tensor:
     """W x, float32, of sums whose error does not grow with the number of equal terms; x (R, n, q)."""
     if _takes_thin(W, x):
-        return _product(W, x.contiguous(), exact=True)
+        return _product(W, _apart(x), exact=True)
     # Of sums of few terms, added up in float64.
     parts = -(-W.shape[-1] // FEW_TERMS)
     missing = parts * FEW_TERMS - W.shape[-1]
@@ -73,7 +74,13 @@ def exact_product(W: Tensor, x: Tensor) -> Tensor:
 
 
 def _takes_thin(W: Tensor, x: Tensor) -> bool:
-    return takes(W) and W.dtype == torch.float32 and W.is_contiguous() and x.shape[-1] % STEP == 0
+    columns = x.shape[-1]
+    return takes(W) and W.dtype == torch.float32 and W.is_contiguous() and (columns == STEP or columns % SIDE == 0)
+
+
+def _apart(x: Tensor) -> Tensor:
+    """Columns (R, n, q), the numbers of each one after another in memory."""
+    return x.mT.contiguous().mT
 
 
 def _product(
@@ -83,11 +90,12 @@ def _product(
     runs, rows, terms = A.shape
     columns = x.shape[-1]
     width = min(columns, SIDE)
-    tile = ROWS if runs * -(-rows // ROWS) * (columns // width) >= FEW_PROGRAMS else FEW_ROWS
-    out = x.new_empty(runs, rows, columns)
+    programs = runs * (columns // width)
+    tile = ROWS if programs * -(-rows // ROWS) >= FEW_PROGRAMS else FEW_ROWS
+    out = x.new_empty(runs, columns, rows).mT
     fused.launch(
-        "thin_product", (-(-rows // tile), runs, columns // width), A, x, x if scale is None else scale,
-        x if base is None else base, x if before is None else before, out, rows=rows, terms=terms,
+        "thin_product", (programs * -(-rows // tile),), A, x, x if scale is None else scale,
+        x if base is None else base, x if before is None else _apart(before), out, rows=rows, terms=terms,
         row_stride=A.stride(1), term_stride=A.stride(2), SCALED=scale is not None, FACTOR=factor,
         BASE=base is not None, BEFORE=before is not None, EXACT=exact, COLUMNS=columns, WIDTH=width, ROWS=tile,
         TERMS=TERMS, num_warps=4, num_stages=4,
@@ -98,12 +106,12 @@ def _product(
 def gram(x: Tensor) -> Tensor:
     """x^T x in float64 (R, q, q) for x (R, n, q)."""
     runs, rows, columns = x.shape
-    if takes(x) and columns % SIDE == 0 and x.is_contiguous():
-        out = x.new_empty(runs, columns, columns, dtype=torch.float64)
-        tiles = columns // SIDE
+    if takes(x) and columns % TILE == 0 and (x.is_contiguous() or x.mT.is_contiguous()):
+        out, tiles = x.new_empty(runs, columns, columns, dtype=torch.float64), columns // TILE
         fused.launch(
-            "column_gram", (runs, tiles, tiles), x, out, rows=rows, COLUMNS=columns, TILE=SIDE, ROWS=STEP, num_warps=8
-        )
+            "column_gram", (runs, tiles, tiles), x, out, rows=rows, row_stride=x.stride(1), column_stride=x.stride(2),
+            COLUMNS=columns, TILE=TILE, ROWS=TERMS, num_warps=4,
+        )  # fmt: skip
         return out
     wide = x.double()
     return wide.mT @ wide
@@ -119,7 +127,7 @@ def inverse_factor(matrix: Tensor, shift: float | None = None) -> Tensor:
         out = matrix.new_empty(matrix.shape)
         fused.launch(
             "inverse_factor", (len(matrix),), matrix.contiguous(), out, UNIT=shift is not None, SHIFT=shift or 0.0,
-            LEAST=LEAST_SQUARE, Q=SIDE, num_warps=8,
+            LEAST=LEAST_SQUARE, Q=SIDE, num_warps=4,
         )  # fmt: skip
         return out
     size = None
@@ -138,7 +146,8 @@ def is_positive_definite(matrix: Tensor) -> Tensor:
     """Whether each of some symmetric matrices (R, q, q) has a Cholesky factor."""
     if _takes_square(matrix):
         return inverse_factor(matrix).diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
-    return torch.linalg.cholesky_ex(matrix).info == 0
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return (info == 0) & factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
 
 
 def sign(x: Tensor, polynomials: Polynomials) -> Tensor:
@@ -146,7 +155,9 @@ def sign(x: Tensor, polynomials: Polynomials) -> Tensor:
     if _takes_square(x):
         out = x.new_empty(x.shape)
         numbers = coefficients(x.device, tuple(polynomials))
-        fused.launch("sign", (len(x),), x.contiguous(), numbers, out, count=len(numbers), Q=SIDE, num_warps=4)
+        fused.launch(
+            "sign", (len(x),), x.contiguous(), numbers, out, count=len(numbers), Q=SIDE, num_warps=4, num_stages=1
+        )
         return out
     for a, b, c in polynomials:
         square = x @ x
@@ -157,9 +168,12 @@ def sign(x: Tensor, polynomials: Polynomials) -> Tensor:
 def coupled_roots(x: Tensor, polynomials: Polynomials) -> tuple[Tensor, Tensor]:
     """x^(1/2) and x^(-1/2) for symmetric matrices (R, q, q) with values in what the polynomials take to 1."""
     if _takes_square(x):
-        root, inverse = x.clone(memory_format=torch.contiguous_format), x.new_empty(x.shape)
+        root, inverse = x.new_empty(x.shape), x.new_empty(x.shape)
         numbers = coefficients(x.device, tuple(polynomials))
-        fused.launch("coupled_roots", (len(x),), root, numbers, inverse, count=len(numbers), Q=SIDE, num_warps=4)
+        fused.launch(
+            "coupled_roots", (len(x),), x.contiguous(), numbers, root, inverse, count=len(numbers), Q=SIDE,
+            num_warps=4, num_stages=1,
+        )  # fmt: skip
         return root, inverse
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     made = None

@@ -93,8 +93,10 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     unit = torch.where(limited, limits, largest).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.ldexp(torch.ones_like(unit), -torch.frexp(unit).exponent)
     # With rows and columns of zeros, so that the rows of all arrays begin at whole 16 bytes.
-    W = weight.new_zeros(matrices, m + -m % STEP, n + -n % STEP)
+    W = weight.new_empty(matrices, m + -m % STEP, n + -n % STEP)
     torch.mul(weight, _over(scale).to(W.dtype), out=W[:, :m, :n])
+    W[:, m:].zero_()
+    W[:, :, n:].zero_()
     size = torch.linalg.vector_norm(W, dim=(-2, -1)).double()
     # Nothing of a matrix that is only measured is above twice its norm.
     limit = torch.where(limited, limits * scale, 2 * size.clamp(min=torch.finfo(torch.float32).tiny))
@@ -104,8 +106,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     vectors, probes = gaussian(state.draws * 2 + 1, n, SKETCH + PROBES).to(W.dtype).split((SKETCH, PROBES), -1)
     moved = W[:, :m, :n] @ vectors - (state.previous @ vectors) * _over(scale).to(W.dtype)
     sketch = _unit(W[:, :m, :n].mT @ moved) + (STIR / n**0.5) * vectors
-    X = W.new_zeros(matrices, W.shape[-1], SKETCH + state.carried)
-    torch.cat((sketch, state.right), -1, out=X[:, :n])
+    X = torch.nn.functional.pad(torch.cat((sketch.mT, state.right.mT), 1), (0, -n % STEP)).mT
     # Not below the values' root mean square, nor above what so many values can be at most.
     end = torch.maximum(state.bulk * scale, size / min(m, n) ** 0.5)
     end = torch.minimum(end, torch.minimum(NEAR * limit, size / state.carried**0.5))
@@ -126,11 +127,11 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
 
     # The leading directions first.
     turn = _ordered(factor @ squares @ factor)
-    X = X @ turn.to(X.dtype)
+    X = (turn.mT.to(X.dtype) @ X.mT).mT
     image = exact_product(clipped, X)
     back = clipped.mT @ image
     basis = Basis(X, image, gram(X), gram(image), gram(back - X @ (X.mT @ back)))
-    probes = torch.nn.functional.pad(probes, (0, 0, 0, -n % STEP))
+    probes = torch.nn.functional.pad(probes.mT, (0, -n % STEP)).mT
     beta, inside = _certificate(clipped, basis, limit, ceiling, end, probes)
     above, sign = (turn.mT @ part @ turn for part in (above, made.sign))
     precise = _imprecision(basis, above, sign, limit, beta, norm) <= PRECISION[W.dtype] * torch.maximum(size, limit)
@@ -188,8 +189,10 @@ def _certificate(
     left_out = torch.minimum(left_out, limit)
     rest = torch.baddbmm(W, image * counted[:, None].to(X.dtype), X.mT, alpha=-1)
     beta = _bound(rest, left_out + GUESS * (limit - left_out), vectors)
-    # (17) for the columns that are counted, and 1 for the others.
-    coupling = J + (H * (1 - counted)[:, None]) @ H
+    # (17) for the columns that are counted, and 1 for the others. F^T F with what X lacks of orthonormal columns.
+    others = H * (1 - counted)[:, :, None]
+    leaning = others.mT @ (H - G @ H)
+    coupling = J + others.mT @ G @ others + leaning + leaning.mT
     schur = _over(ceiling.square()) * G - H - coupling / _over(ceiling.square() - beta.square())
     schur = schur * counted[:, None] * counted[:, :, None] + torch.diag_embed(1 - counted)
     return beta, is_positive_definite(schur) & (beta <= highest)
@@ -235,7 +238,7 @@ def _orthonormal(x: Tensor) -> Tensor:
 def _spread(x: Tensor) -> Tensor:
     """Columns that span the same, by the Cholesky factor of the Gram matrix: orthonormal but for rounding times their
     condition, which is enough to filter on."""
-    return x @ inverse_factor(gram(x), SHIFT).to(x.dtype)
+    return (inverse_factor(gram(x), SHIFT).mT.to(x.dtype) @ x.mT).mT
 
 
 def _ordered(squares: Tensor) -> Tensor:

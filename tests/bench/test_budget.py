@@ -207,7 +207,8 @@ def test_time_grows_with_the_runs_but_for_what_the_start_of_kernels_takes() -> N
     )
     assert one > many / 45
     assert many < more < 2 * many
-    assert more_at_once == pytest.approx(2 * many_at_once, rel=0.01)
+    # But for what a multiprocessor does for its matrix, whatever the others do.
+    assert more_at_once == pytest.approx(2 * many_at_once, rel=0.02)
     # A small model's iteration is the start of its kernels.
     tiny = budget.budget(shape, 1, "fp32", H100)
     assert sum(budget.phases(tiny, H100).values()) == pytest.approx(sum(line.kernels for line in tiny) * H100.kernel)

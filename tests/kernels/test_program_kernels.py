@@ -58,7 +58,7 @@ def symmetric(values: Tensor, seed: int) -> Tensor:
 
 
 @given(
-    st.integers(1, 3), st.sampled_from([(19, 101), (80, 64), (150, 176)]), st.sampled_from([16, 64, 128]),
+    st.integers(1, 3), st.sampled_from([(19, 101), (80, 64), (150, 176)]), st.sampled_from([16, 64, 80, 128]),
     st.booleans(), st.floats(1e-3, 1e3), st.sampled_from([1, 1 << 30]), st.integers(0, 2**31),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
@@ -184,6 +184,13 @@ def test_a_high_power_and_the_norm_by_it(runs: int, squarings: int, exponent: fl
             torch.testing.assert_close(norm.cpu() ** 2, exact, rtol=1e-12, atol=0)
         else:
             torch.testing.assert_close(norm.cpu(), values.amax(-1).sqrt(), rtol=2e-4, atol=0)
+
+
+def test_what_is_no_number_has_no_norm() -> None:
+    matrices = torch.eye(Q, dtype=torch.float64, device=DEVICE).repeat(2, 1, 1)
+    matrices[1, 3, 5] = torch.nan
+    for _, norm in both_ways(lambda: program.high_power(matrices, 4)):
+        assert norm.isfinite().tolist() == [True, False]
 
 
 def test_arrays_of_zeros_have_a_norm_of_nearly_zero() -> None:
