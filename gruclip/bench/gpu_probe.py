@@ -1,22 +1,24 @@
 """What only a card can tell, in the first seconds of a loan: a line each, whatever fails.
 
-Whether the projection's factorisations can be captured in a CUDA graph, and what those and other small parts take whose
-times `gruclip.bench.budget` does not know: decompositions, norms of rows.
+What the projection's parts take in a CUDA graph, with and without Triton, and others whose times `gruclip.bench.budget`
+does not know: decompositions, norms of rows.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from gruclip.bench.timing import seconds_of
+from gruclip.kernels import program
 from gruclip.kernels.graphs import cuda_graphs
-from gruclip.spectral.program import widths
+from gruclip.spectral.bound import PROBES
+from gruclip.spectral.program import COLUMNS, ROOT, SHIFT, SIGN, SQUARINGS, widths
 from gruclip.spectral.tracked import SKETCH
 
 
@@ -26,8 +28,8 @@ def main(argv: list[str]) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes, runs = ((20,), (1, 2)) if tiny else ((200, 650), (1, 9, 90))
     for count in runs:
-        for q in (carried + SKETCH for carried in widths(650, 650)):
-            _tell(f"{count} factorisations and solves of {q} x {q} in a graph", partial(captured, count, q, device))
+        for q in (COLUMNS,) if tiny else (carried + SKETCH for carried in widths(650, 650)):
+            _tell(f"{count} matrices, {q} columns", partial(program_kernels, count, q, 64 if tiny else 656, device))
     _tell("ldexp of float64 is exact", partial(exact_powers, device))
     for n in sizes:
         _tell(f"n = {n}, a decomposition in float64", partial(decompositions, n, device))
@@ -47,39 +49,33 @@ def milliseconds(call: Callable[[], object], device: torch.device, times: int = 
     return 1e3 * median(seconds_of(call, device) for _ in range(times))
 
 
-def captured(count: int, q: int, device: torch.device) -> str:
-    """`gruclip.spectral.program`'s Cholesky factors and their inverses, replayed on other matrices, of which one is not
-    positive definite, and on NaN."""
-
-    def positive() -> Tensor:
-        x = torch.randn(count, 3 * q, q, dtype=torch.float64, device=device)
-        return x.mT @ x / (3 * q)
-
-    memory, identity = positive(), torch.eye(q, dtype=torch.float64, device=device)
-    made: list[Tensor] = []
-
-    def factorise() -> None:
-        factor, info = torch.linalg.cholesky_ex(memory, upper=True)
-        made[:] = [torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=True), info]
-
-    for _ in range(3):
-        factorise()
-    replay = cuda_graphs([factorise])[0] if device.type == "cuda" else factorise
-    memory.copy_(positive())
-    replay()
-    inverse = made[0]
-    error = float((inverse.mT @ memory @ inverse - identity).abs().max())
-    memory[-1, 5, 5] = -1.0
-    replay()
-    flags = [int(flag) for flag in made[1].tolist()]
-    memory.fill_(torch.nan)
-    replay()
-    of_nan = set(made[1].tolist())
-    memory.copy_(positive())
-    return (
-        f"error {error:.0e}; not positive definite: {flags[-1]}, the others: {set(flags[:-1])}; NaN: {of_nan}; "
-        f"{milliseconds(replay, device, 20):.3f} ms"
-    )
+def program_kernels(count: int, q: int, n: int, device: torch.device) -> str:
+    """What `gruclip.kernels.program` does, replayed from a graph: by Triton's kernels / by torch's operations, ms."""
+    W, x = torch.randn(count, n, n, device=device) / n**0.5, torch.randn(count, n, q, device=device).mT.contiguous().mT
+    probes, scale = x[..., :PROBES].mT.contiguous().mT, torch.ones(count, device=device)
+    x = (program.inverse_factor(program.gram(x), SHIFT).mT.float() @ x.mT).mT
+    positive = program.gram(program.exact_product(W, x)) / 8 + torch.eye(q, dtype=torch.float64, device=device) / 16
+    calls: dict[str, Callable[[], object]] = {
+        "filter step": partial(program.filter_step, W, x, x, scale),
+        "bound step": partial(program.filter_step, W, probes, probes, scale),
+        "exact product": partial(program.exact_product, W, x),
+        "Gram matrix": partial(program.gram, x),
+        "inverse factor": partial(program.inverse_factor, positive, SHIFT),
+        "sign": partial(program.sign, positive, SIGN),
+        "roots": partial(program.coupled_roots, positive, ROOT),
+        "power": partial(program.high_power, positive, SQUARINGS),
+    }
+    found = []
+    for name, call in calls.items():
+        times = []
+        for kernels in ("1", "0"):
+            os.environ["GRUCLIP_TRITON"] = kernels
+            call()
+            replay = cuda_graphs([call])[0] if device.type == "cuda" else call
+            times.append(f"{milliseconds(replay, device, 20):.3f}")
+        found.append(f"{name} {' / '.join(times)}")
+    del os.environ["GRUCLIP_TRITON"]
+    return ", ".join(found)
 
 
 def exact_powers(device: torch.device) -> str:

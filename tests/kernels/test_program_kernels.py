@@ -20,6 +20,8 @@ INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 Q = program.SIDE
 V = TypeVar("V")
+#: Each shape is a kernel of its own, which a GPU compiles in half a second.
+EXAMPLES = 12 if INTERPRETED else 3
 
 pytestmark = pytest.mark.skipif(
     not INTERPRETED and torch.cuda.get_device_capability() not in program.CARDS,
@@ -61,7 +63,7 @@ def symmetric(values: Tensor, seed: int) -> Tensor:
     st.integers(1, 3), st.sampled_from([(19, 101), (80, 64), (150, 176)]), st.sampled_from([16, 64, 80, 128]),
     st.booleans(), st.floats(1e-3, 1e3), st.sampled_from([1, 1 << 30]), st.integers(0, 2**31),
 )  # fmt: skip
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_a_step_of_the_filter_is_chebyshev_s_recurrence(
     runs: int, shape: tuple[int, int], columns: int, first: bool, scale: float, few: int, seed: int
 ) -> None:
@@ -85,7 +87,7 @@ def test_a_step_of_the_filter_is_chebyshev_s_recurrence(
 @given(
     st.integers(1, 3), st.sampled_from([1, 150, 176]), st.sampled_from([64, 192]), st.booleans(), st.integers(0, 2**31)
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_gram_matrices_are_summed_in_float64(runs: int, rows: int, columns: int, wide: bool, seed: int) -> None:
     x = normal(runs, rows, columns, seed=seed, dtype=torch.float64 if wide else torch.float32)
     expected = x.double().mT @ x.double()
@@ -95,7 +97,7 @@ def test_gram_matrices_are_summed_in_float64(runs: int, rows: int, columns: int,
 
 
 @given(st.integers(1, 3), st.floats(0, 8), st.floats(-8, 8), st.integers(0, 2**31))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_columns_become_orthonormal_by_the_factor_of_their_gram_matrix(
     runs: int, range_: float, size: float, seed: int
 ) -> None:
@@ -116,7 +118,7 @@ def test_columns_become_orthonormal_by_the_factor_of_their_gram_matrix(
 
 
 @given(st.integers(1, 3), st.floats(1, 8), st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_the_inverse_factor_of_a_positive_definite_matrix(runs: int, exponent: float, seed: int) -> None:
     values = 10 ** (-exponent * torch.rand(runs, Q, generator=generator(seed), dtype=torch.float64))
     matrix = symmetric(values, seed + 1)
@@ -150,7 +152,7 @@ def test_a_pivot_of_zero_is_not_positive(place: int) -> None:
 
 
 @given(st.integers(1, 3), st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_the_sign_of_a_matrix(runs: int, seed: int) -> None:
     sizes = 10 ** (-8.9 * torch.rand(runs, Q, generator=generator(seed), dtype=torch.float64))
     signs = torch.where(torch.rand(runs, Q, generator=generator(seed + 1)) < 0.5, -1.0, 1.0).double()
@@ -160,7 +162,7 @@ def test_the_sign_of_a_matrix(runs: int, seed: int) -> None:
 
 
 @given(st.integers(1, 3), st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_a_root_and_its_inverse(runs: int, seed: int) -> None:
     values = 16 ** (-2 * torch.rand(runs, Q, generator=generator(seed), dtype=torch.float64)) / 1.003
     matrix = symmetric(values, seed + 1)
@@ -170,7 +172,7 @@ def test_a_root_and_its_inverse(runs: int, seed: int) -> None:
 
 
 @given(st.integers(1, 3), st.sampled_from([0, 4, 14]), st.floats(-20, 20), st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_a_high_power_and_the_norm_by_it(runs: int, squarings: int, exponent: float, seed: int) -> None:
     values = 10**exponent * torch.rand(runs, Q, generator=generator(seed), dtype=torch.float64).clamp(min=0.1)
     matrix = symmetric(values, seed + 1)
