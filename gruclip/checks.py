@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gruclip.choices import BIAS_FREE_LIMIT, METHODS, OWN_DATASETS
+from gruclip.choices import CELLS, METHODS, OWN_DATASETS
 from gruclip.errors import ConfigError
 from gruclip.rules import Rule
 
@@ -85,7 +85,7 @@ def _check_threshold(run: RunConfig) -> None:
 
 
 def _check_delta(run: RunConfig) -> None:
-    name, delta, limit = run.optimizer.name, run.optimizer.delta, BIAS_FREE_LIMIT[run.model.cell]
+    name, delta, limit = run.optimizer.name, run.optimizer.delta, CELLS[run.model.cell].bias_free_limit
     if METHODS[name].delta:
         if delta is None:
             raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")

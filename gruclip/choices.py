@@ -30,10 +30,22 @@ def foreign_settings(dataset: str) -> set[str]:
     return {name for owner, names in OWN_DATASETS.items() if owner != dataset for name in names}
 
 
-CELLS = ("gru", "gru_reset_after", "lstm", "tanh_rnn")
+class Cell(NamedTuple):
+    """A recurrent cell: what the rows of its matrices are, its state, and where it is stable."""
 
-#: Of sigma_1(W_hh), below which a cell without biases is stable at the origin (why: `gruclip.dynamics`).
-BIAS_FREE_LIMIT = {"gru": 2.0, "gru_reset_after": 2.0, "lstm": 2.0, "tanh_rnn": 1.0}
+    gates: str  #: stacked in the rows of weight_hh, in torch's order; h is the tanh RNN's only one
+    candidate: str  #: the one through which the state is fed back, whose matrix is clipped
+    vectors: int = 1  #: of size n in a layer's state: the LSTM carries (h, c)
+    #: Of sigma_1(W_hh), below which it is stable at the origin without biases (why: `gruclip.dynamics`).
+    bias_free_limit: float = 2.0
+
+
+CELLS = {
+    "gru": Cell("rzn", "n"),
+    "gru_reset_after": Cell("rzn", "n"),
+    "lstm": Cell("ifgo", "g", vectors=2),
+    "tanh_rnn": Cell("h", "h", bias_free_limit=1.0),
+}
 
 #: Algorithms of the projection (what each is: `gruclip.spectral.clip_singular_values_`).
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program")

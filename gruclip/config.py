@@ -18,7 +18,6 @@ from typing import Any
 from gruclip import checks
 from gruclip.choices import (
     ALGORITHMS,
-    BIAS_FREE_LIMIT,
     BUDGETS,
     CELLS,
     DATASETS,
@@ -195,7 +194,7 @@ class RunConfig:
         """The largest singular value that the projection leaves in ``W_hh``; None where there is none."""
         if self.optimizer.delta is None:
             return None
-        return BIAS_FREE_LIMIT[self.model.cell] - self.optimizer.delta
+        return CELLS[self.model.cell].bias_free_limit - self.optimizer.delta
 
     # -- checks ---------------------------------------------------------------------------------------
 

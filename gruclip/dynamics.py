@@ -31,9 +31,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gruclip.choices import BIAS_FREE_LIMIT
+from gruclip.choices import CELLS
 from gruclip.errors import UserError
-from gruclip.layers import GATES, RecurrentLayer, clipped_block, gate_rows, recurrent_layers
+from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, recurrent_layers
 from gruclip.spectral.products import radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
@@ -62,7 +62,7 @@ def _eye(like: Tensor) -> Tensor:
 def cell_jacobian(cell: str, weight_hh: Tensor) -> Tensor:
     """Jacobian at the origin of a cell without biases, from weight_hh (..., gates n, n), by the module's formulas.
 
-    (..., n, n), for the LSTM (..., 2n, 2n) over (h, c). Raises KeyError for a cell that `gruclip.layers.GATES` lacks.
+    (..., n, n), for the LSTM (..., 2n, 2n) over (h, c). Raises KeyError for a cell that `gruclip.choices.CELLS` lacks.
     """
     n = weight_hh.shape[-1]
     W = weight_hh[..., clipped_block(cell, n), :]
@@ -133,13 +133,13 @@ def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
     """Of a layer whose fixed point is the origin, or another."""
     cell, n = layer.cell, layer.hidden_size
     if cell == "tanh_rnn":
-        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
+        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=True)
     if not at_origin:
-        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=False)
+        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=False)
     if layer.bias_ih is None or layer.bias_hh is None:
-        return StabilityLimit(BIAS_FREE_LIMIT[cell], guaranteed=True)
+        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=True)
     bias = layer.bias_ih.detach().double() + layer.bias_hh.detach().double()
-    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in GATES[cell]}
+    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in CELLS[cell].gates}
     if cell == "lstm":
         return StabilityLimit(float(((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()), guaranteed=True)
     return StabilityLimit(float(1 / gate["r"].max()), guaranteed=True)
@@ -186,7 +186,7 @@ def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
         bias = (layer.bias_ih + layer.bias_hh).detach()
     if cell == "tanh_rnn":
         return W.clone()
-    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in GATES[cell]}
+    gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in CELLS[cell].gates}
     if cell == "lstm":
         into_c = torch.cat((gate["i"][:, None] * W, torch.diag(gate["f"])), dim=1)
         return torch.cat((gate["o"][:, None] * into_c, into_c))
@@ -208,7 +208,7 @@ def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> 
     h = state[..., :n]
     if cell == "tanh_rnn":
         return torch.tanh(h @ weight_hh.mT + given + recurrent_bias)
-    rows = {name: gate_rows(cell, name, n) for name in GATES[cell]}
+    rows = {name: gate_rows(cell, name, n) for name in CELLS[cell].gates}
     a = h @ weight_hh.mT + recurrent_bias
     if cell == "lstm":
         i, f, o = (torch.sigmoid(a[..., rows[g]] + given[rows[g]]) for g in "ifo")

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.gru import GRU
-
-#: Gates stacked in the rows of weight_hh, in torch's order; h is the tanh RNN's only one.
-GATES = {"gru": "rzn", "gru_reset_after": "rzn", "lstm": "ifgo", "tanh_rnn": "h"}
-#: The gate whose matrix is clipped: the one through which the state is fed back.
-CANDIDATE = {"gru": "n", "gru_reset_after": "n", "lstm": "g", "tanh_rnn": "h"}
 
 
 def clipped_block(cell: str, hidden_size: int) -> slice:
@@ -22,12 +18,12 @@ def clipped_block(cell: str, hidden_size: int) -> slice:
     >>> clipped_block("lstm", 100)  # gates i, f, g, o
     slice(200, 300, None)
     """
-    return gate_rows(cell, CANDIDATE[cell], hidden_size)
+    return gate_rows(cell, CELLS[cell].candidate, hidden_size)
 
 
 def gate_rows(cell: str, gate: str, hidden_size: int) -> slice:
     """The rows of a gate in weight_hh, weight_ih and the biases, which have hidden_size of them for each gate."""
-    start = GATES[cell].index(gate) * hidden_size
+    start = CELLS[cell].gates.index(gate) * hidden_size
     return slice(start, start + hidden_size)
 
 
@@ -36,7 +32,7 @@ class RecurrentLayer:
     """One direction of one layer of a recurrent module, whose tensors are looked up whenever they are asked for."""
 
     name: str  #: of weight_hh in the module, e.g. "rnn.weight_hh_l0_reverse"
-    cell: str  #: of `GATES`
+    cell: str  #: of `gruclip.choices.CELLS`
     root: nn.Module  #: the module that was searched
     path: str  #: of the recurrent module in it
     suffix: str  #: of the parameters, e.g. "_l0_reverse"; none of a single cell's

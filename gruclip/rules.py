@@ -9,7 +9,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gruclip.errors import ConfigError
@@ -34,7 +34,7 @@ def _as_float(name: str, value: Any) -> float:
         raise ConfigError(f"{name}={str(value)[:20]}...: should be a number below 1e308") from None
 
 
-def one_of(names: tuple[str, ...]) -> Rule:
+def one_of(names: Collection[str]) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from gruclip.choices import BIAS_FREE_LIMIT
+from gruclip.choices import CELLS
 from gruclip.config import NOT_IDENTITY, RunConfig
 from gruclip.spectral import ALGORITHMS
 
@@ -25,7 +25,7 @@ PAGE = CONF / "README.md"
 OTHER_RULES = {
     "optimizer.algorithm": f"one of {', '.join(ALGORITHMS)}",
     "optimizer.delta": "a number inside (0, limit of `model.cell`): "
-    + ", ".join(f"{limit:g} of {cell}" for cell, limit in BIAS_FREE_LIMIT.items()),
+    + ", ".join(f"{cell.bias_free_limit:g} of {name}" for name, cell in CELLS.items()),
 }
 TYPES = {int: "whole number", float: "number", str: "word", tuple[str, ...]: "words"}
 

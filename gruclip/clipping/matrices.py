@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from gruclip.choices import CELLS
 from gruclip.clipping.selection import Select, pick
 from gruclip.dynamics import limits_of
 from gruclip.errors import UserError
 from gruclip.gru import GRU
-from gruclip.layers import CANDIDATE, GATES, RecurrentLayer, find_recurrent, full_name
+from gruclip.layers import RecurrentLayer, find_recurrent, full_name
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -72,7 +73,7 @@ class ClippedParameter:
         """Which of the chosen matrices is the recurrent layer's candidate's."""
         if self.layer is None:
             return None
-        return GATES[self.layer.cell].index(CANDIDATE[self.layer.cell]) if len(self.limits) > 1 else 0
+        return CELLS[self.layer.cell].gates.index(CELLS[self.layer.cell].candidate) if len(self.limits) > 1 else 0
 
     def _gone(self) -> UserError:
         return UserError(f"{self.name}: the module has no such parameter any more; {AGAIN}")
@@ -112,7 +113,7 @@ def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParam
     """The candidates' blocks at their stability limits minus delta."""
     entries = []
     for layer in layers:
-        gates, candidate = GATES[layer.cell], CANDIDATE[layer.cell]
+        gates, candidate = CELLS[layer.cell].gates, CELLS[layer.cell].candidate
         chosen = slice(gates.index(candidate), gates.index(candidate) + 1)
         attribute = f"weight_hh{layer.suffix}"
         entries.append(ClippedParameter(layer.name, layer.root, layer.path, attribute, len(gates), chosen, (), layer))

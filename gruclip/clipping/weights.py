@@ -25,7 +25,7 @@ class ClippedMatrix(NamedTuple):
     """A line of `SpectralClipping.report`: one parameter; of several matrices in it, the one nearest to its limit."""
 
     name: str  #: in the module, e.g. "rnn.weight_hh_l0"
-    cell: str | None  #: of `gruclip.layers.GATES`, for a recurrent layer's matrix clipped by delta
+    cell: str | None  #: of `gruclip.choices.CELLS`, for a recurrent layer's matrix clipped by delta
     spectral_norm: float  #: NaN for a matrix that is not finite
     limit: float  #: it is clipped at: the one given, or the stability limit minus delta
     stability: StabilityLimit | None  #: of that layer, for the biases of now

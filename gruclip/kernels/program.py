@@ -24,8 +24,6 @@ ROWS, FEW_ROWS, TERMS, TILE = 64, 16, 32, 32
 FEW_PROGRAMS = 132
 #: The rows of W should be whole multiples of so many numbers, or no load takes 16 bytes at once.
 STEP = 16
-#: Of a sum, that are added up in float32 where its digits count (`RUN` in gruclip/kernels/panels.h).
-FEW_TERMS = 32
 #: Squarings after which torch's operations make the norm 1 again: q^-(2^4) is far from the least number.
 NORMED = 5
 #: Squared lengths up to which a column is taken for zero.
@@ -62,15 +60,10 @@ def filter_step(W: Tensor, x: Tensor, before: Tensor | None, scale: Tensor) -> T
 
 
 def exact_product(W: Tensor, x: Tensor) -> Tensor:
-    """W x, float32, of sums whose error does not grow with the number of equal terms; x (R, n, q)."""
+    """W x in float64, rounded once; x (R, n, q)."""
     if _takes_thin(W, x):
         return _product(W, _apart(x), exact=True)
-    # Of sums of few terms, added up in float64.
-    parts = -(-W.shape[-1] // FEW_TERMS)
-    missing = parts * FEW_TERMS - W.shape[-1]
-    left = torch.nn.functional.pad(W, (0, missing)).unflatten(-1, (parts, FEW_TERMS)).transpose(-2, -3)
-    right = torch.nn.functional.pad(x, (0, 0, 0, missing)).unflatten(-2, (parts, FEW_TERMS))
-    return (left @ right).sum(-3, dtype=torch.float64).to(W.dtype)
+    return (W.double() @ x.double()).to(W.dtype)
 
 
 def _takes_thin(W: Tensor, x: Tensor) -> bool:

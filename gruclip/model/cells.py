@@ -11,9 +11,6 @@ from torch import Tensor
 
 from gruclip.gru import gru_layer
 
-#: Vectors of size n in a layer's state: the LSTM carries (h, c).
-STATE_VECTORS = {"gru": 1, "gru_reset_after": 1, "lstm": 2, "tanh_rnn": 1}
-
 
 def recurrent_layer(
     cell: str,

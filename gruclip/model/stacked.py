@@ -21,13 +21,14 @@ import math
 import torch
 from torch import Tensor
 
+from gruclip.choices import CELLS
 from gruclip.config import ModelConfig
 from gruclip.data import Lanes
 from gruclip.kernels import fused
 from gruclip.kernels.dropout import factors, random_bits
 from gruclip.kernels.products import product
-from gruclip.layers import GATES, clipped_block
-from gruclip.model.cells import STATE_VECTORS, recurrent_layer
+from gruclip.layers import clipped_block
+from gruclip.model.cells import recurrent_layer
 from gruclip.model.losses import logistic_nll, softmax_nll
 
 Parameters = dict[str, Tensor]
@@ -40,7 +41,7 @@ def initial_parameters(config: ModelConfig, num_outputs: int, generator: torch.G
     acts on (the paper's W_hh) is orthogonal: the left singular vectors of a random matrix; the output
     bias is zero.
     """
-    n, gates = config.hidden_size, len(GATES[config.cell])
+    n, gates = config.hidden_size, len(CELLS[config.cell].gates)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) / n**0.5
@@ -61,7 +62,7 @@ def initial_parameters(config: ModelConfig, num_outputs: int, generator: torch.G
 
 def parameter_shapes(config: ModelConfig, num_outputs: int) -> dict[str, tuple[int, ...]]:
     """The shapes of `initial_parameters`, by name."""
-    n, rows = config.hidden_size, len(GATES[config.cell]) * config.hidden_size
+    n, rows = config.hidden_size, len(CELLS[config.cell].gates) * config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {"input": (num_outputs, n)}
     for layer in range(config.num_layers):
         shapes |= {f"weight_{kind}_l{layer}": (rows, n) for kind in ("ih", "hh")}
@@ -70,7 +71,7 @@ def parameter_shapes(config: ModelConfig, num_outputs: int) -> dict[str, tuple[i
 
 def zero_states(config: ModelConfig, runs: int, batch: int, like: Tensor) -> list[Tensor]:
     """A zero state for every layer, each (R, B, n), for the LSTM (R, B, 2n)."""
-    size = STATE_VECTORS[config.cell] * config.hidden_size
+    size = CELLS[config.cell].vectors * config.hidden_size
     return [like.new_zeros(runs, batch, size) for _ in range(config.num_layers)]
 
 

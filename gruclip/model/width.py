@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gruclip.choices import CELLS
 from gruclip.config import ModelConfig
-from gruclip.layers import GATES
 from gruclip.model.stacked import Parameters, parameter_shapes
 
 #: Numbers of bf16 in 16 bytes. By rows of 656 numbers the products over a vocabulary of 10,000 words take a third of
@@ -42,7 +42,7 @@ class Width:
         """
         n = self.model.hidden_size
         if name.startswith("weight"):
-            return stored.unflatten(-2, (len(GATES[self.model.cell]), -1))[..., :n, :n]
+            return stored.unflatten(-2, (len(CELLS[self.model.cell].gates), -1))[..., :n, :n]
         if name in ("output", "output_bias"):
             return stored[..., :n, :] if name == "output" else stored
         return stored[..., :n] if self.padded else stored  # an LSTM's states are (h, c)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gruclip.choices import BIAS_FREE_LIMIT, DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
+from gruclip.choices import CELLS, DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATASETS
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import MissingRuns
 from gruclip.report import recalled
@@ -177,7 +177,7 @@ def label(row: Mapping[str, Any] | pd.Series) -> str:
 
 def delta_fraction(row: Mapping[str, Any]) -> float:
     """Delta as a fraction of the cell's stability limit; NaN for a method that has no delta."""
-    return row["optimizer.delta"] / BIAS_FREE_LIMIT[row["model.cell"]]
+    return row["optimizer.delta"] / CELLS[row["model.cell"]].bias_free_limit
 
 
 def _length(run: pd.Series) -> str:

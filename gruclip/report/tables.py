@@ -147,7 +147,7 @@ def _at_protocol_rate(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
 def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
     summary = in_order(summarise(part.runs, rows))
     if "model.cell" in rows:
-        summary = summary.sort_values("model.cell", key=lambda cells: cells.map(CELLS.index), kind="stable")
+        summary = summary.sort_values("model.cell", key=lambda cells: cells.map(list(CELLS).index), kind="stable")
     records = summary.to_dict("records")
     cells = {
         "method": [METHOD_NAMES[row["optimizer.name"]] for row in records],

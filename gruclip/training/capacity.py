@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from gruclip.choices import CELLS
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError, UserError
-from gruclip.layers import GATES
 from gruclip.model.evaluation import EVALUATION_STEPS
 
 #: Share of the free memory that a stack may take: allocators round up, and others may want some.
@@ -30,7 +30,7 @@ def run_bytes(config: RunConfig, num_outputs: int) -> int:
     """Memory that the training of one run takes at its peak, without the program and the corpus."""
     model, trainer = config.model, config.trainer
     each = 8 if config.precision == "fp64" else 4
-    n, gates, layers = model.hidden_size, len(GATES[model.cell]), model.num_layers
+    n, gates, layers = model.hidden_size, len(CELLS[model.cell].gates), model.num_layers
     weights = 2 * num_outputs * n + num_outputs + layers * 2 * gates * n * n
     rows = trainer.bptt * trainer.batch_size
     activations = layers * rows * n * (LAYER_ARRAYS + 2 * gates)

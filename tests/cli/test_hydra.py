@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gruclip.choices import BIAS_FREE_LIMIT, DATASETS, OPTIMIZERS, OWN_DATASETS
+from gruclip.choices import CELLS, DATASETS, OPTIMIZERS, OWN_DATASETS
 from gruclip.cli.training import CONFIG_MODULE, CONFIG_NAME, planned_runs, register_plugins, to_run
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
@@ -188,9 +188,9 @@ def test_learning_rates_span_two_decades_around_the_experiments_own(experiment: 
 
 def test_the_cells_are_swept_over_fractions_of_their_limits() -> None:
     runs = planned_runs(["+experiment=demo", "+sweep=cells", "optimizer=spectral_clipping"])
-    for cell, limit in BIAS_FREE_LIMIT.items():
-        deltas = {run.optimizer.delta for run in runs if run.model.cell == cell}
-        assert sorted(delta / limit for delta in deltas) == pytest.approx([0.1, 0.25, 0.4, 0.55, 0.7])
+    for name, cell in CELLS.items():
+        deltas = {run.optimizer.delta for run in runs if run.model.cell == name}
+        assert sorted(delta / cell.bias_free_limit for delta in deltas) == pytest.approx([0.1, 0.25, 0.4, 0.55, 0.7])
 
 
 @pytest.mark.parametrize("experiment", ["ptb", "nottingham"])

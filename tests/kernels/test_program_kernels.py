@@ -85,6 +85,24 @@ def test_a_step_of_the_filter_is_chebyshev_s_recurrence(
 
 
 @given(
+    st.integers(1, 3), st.sampled_from([(19, 101), (80, 64), (150, 176)]), st.sampled_from([64, 72, 128]),
+    st.booleans(), st.integers(0, 2**31),
+)  # fmt: skip
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_an_exact_product_is_rounded_once(
+    runs: int, shape: tuple[int, int], columns: int, equal: bool, seed: int
+) -> None:
+    m, n = shape
+    W, x = normal(runs, m, n, seed=seed), normal(runs, n, columns, seed=seed + 1)
+    if equal:  # terms, of which each addition in float32 would be rounded the same way
+        W, x = W[:, :1, :1].expand_as(W).contiguous(), x[:, :1, :1].expand_as(x).contiguous()
+    expected = W.double() @ x.double()
+    sizes = W.double().abs() @ x.double().abs()
+    for made in both_ways(lambda: program.exact_product(W, x)):
+        assert bool(((made.double() - expected).abs() <= 0.6e-7 * expected.abs() + 1e-14 * sizes).all())
+
+
+@given(
     st.integers(1, 3), st.sampled_from([1, 150, 176]), st.sampled_from([64, 192]), st.booleans(), st.integers(0, 2**31)
 )
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -10,8 +10,8 @@ from gruclip.choices import CELLS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import Lanes, load
 from gruclip.gru import plain_gru
-from gruclip.layers import GATES, clipped_block
-from gruclip.model.cells import STATE_VECTORS, recurrent_layer
+from gruclip.layers import clipped_block
+from gruclip.model.cells import recurrent_layer
 from gruclip.model.stacked import dropout_masks, embed, initial_parameters, nll, zero_states
 from gruclip.training.engine import Engine
 
@@ -135,8 +135,8 @@ def test_every_cell_resets_its_state_where_a_tune_begins(cell: str) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    x, state = normal(1, 6, 2, 3), normal(1, 2, STATE_VECTORS[cell] * n)
-    weights = normal(1, len(GATES[cell]) * n, 3), normal(1, len(GATES[cell]) * n, n)
+    x, state = normal(1, 6, 2, 3), normal(1, 2, CELLS[cell].vectors * n)
+    weights = normal(1, len(CELLS[cell].gates) * n, 3), normal(1, len(CELLS[cell].gates) * n, n)
     keep = torch.ones(1, 6, 2, dtype=torch.float64)
     keep[0, 3, 1] = 0
     outputs, last = recurrent_layer(cell, x, state, *weights, keep=keep)

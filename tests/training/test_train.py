@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 
-from gruclip.choices import BIAS_FREE_LIMIT, CELLS
+from gruclip.choices import CELLS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
 from gruclip.data import Lanes, load
 from gruclip.errors import ConfigError, UserError
@@ -371,7 +371,7 @@ def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iteration
     made = dataclasses.replace(made, precision="fp64", model=dataclasses.replace(made.model, cell=cell))
     optimizers = [
         OptimizerConfig("gradient_clipping", lr=0.1, threshold=2.0),
-        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05 * BIAS_FREE_LIMIT[cell] / 2),
+        OptimizerConfig("spectral_clipping", lr=0.2, delta=1.05 * CELLS[cell].bias_free_limit / 2),
         OptimizerConfig("combined_clipping", lr=0.1, threshold=5.0, delta=0.4),
     ]
     runs = [dataclasses.replace(made, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
