@@ -21,7 +21,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 Q = program.SIDE
 V = TypeVar("V")
 #: Each shape is a kernel of its own, which a GPU compiles in half a second.
-EXAMPLES = 12 if INTERPRETED else 3
+EXAMPLES = 6 if INTERPRETED else 3
 
 pytestmark = pytest.mark.skipif(
     not INTERPRETED and torch.cuda.get_device_capability() not in program.CARDS,
@@ -223,7 +223,7 @@ def test_arrays_of_zeros_have_a_norm_of_nearly_zero() -> None:
 
 def test_the_program_gives_the_same_with_and_without_these_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "FEW_PROGRAMS", 1)  # larger tiles, of which the interpreter takes fewer
-    (by_kernels, flags), (by_torch, plain) = both_ways(lambda: walk(150, 3))
+    (by_kernels, flags), (by_torch, plain) = both_ways(lambda: walk(120, 2))
     torch.testing.assert_close(by_kernels, by_torch, rtol=0, atol=3e-6)
     assert flags == plain
     assert flags[-1] == [True]
