@@ -314,6 +314,7 @@ def test_what_a_process_of_a_stack_refuses_is_refused_in_its_words(
     # The corpus disappears between the check and the workers' start.
     runs = [config(tmp_path, seed=seed) for seed in range(2)]
     monkeypatch.setattr("gruclip.training.runner.train_in_processes", _without_data)
+    monkeypatch.setattr("gruclip.training.capacity.cores", lambda: 2)  # wherever this runs
     with pytest.raises(UserError, match=r"^dataset\.root=/nowhere: no such folder"):
         train(runs, stack=True, quiet=True)
 
