@@ -21,7 +21,7 @@ INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 #: On a lent GPU a minute is for all tests.
-EXAMPLES = 15 if INTERPRETED else 5
+EXAMPLES = 8 if INTERPRETED else 5
 
 
 @pytest.fixture(autouse=True, scope="module")
