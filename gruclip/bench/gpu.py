@@ -87,7 +87,7 @@ class Stages:
         }
         device = "cpu" if self.tiny else "cuda"
         runs = [replace(run, output_dir=str(self.outputs), device=device) for run in made[stage]]
-        return [_tiny(run) for run in runs][:9:4] if self.tiny else runs
+        return [_tiny(run) for run in runs][:5:4] if self.tiny else runs
 
     def tell(self, text: str) -> None:
         """To the terminal, and to the end of gpu.md."""
