@@ -201,11 +201,11 @@ def program_lines(n: int, matrices: int, card: Card = H100) -> list[Line]:
     )  # fmt: skip
     chain = CHAINED * 2 * q**3 * card.processors / card.rates["fp64"] + FACTORS * FACTOR_SECONDS
     path = math.ceil(matrices / card.processors) * chain
-    return [
-        Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision,
-             path if precision == "fp64" and kernels > PRECISE else 0.0)
+    made = [
+        Line("clipping", name, float(matrices * operations), float(matrices * passed), kernels, precision)
         for name, operations, passed, kernels, precision in lines
-    ]  # fmt: skip
+    ]
+    return [*made[:-1], replace(made[-1], path=path)]
 
 
 def products_lines(n: int, clipped: int, measured: int) -> list[Line]:

@@ -131,16 +131,21 @@ def inverse_factor(
 
 
 @triton.jit
+def _polynomial(square: T, polynomials: T, number: T) -> tuple[T, T]:
+    """a, and b square + c square^2, of a polynomial a x + b x^3 + c x^5."""
+    first = polynomials + 3 * number
+    a, b, c = tl.load(first), tl.load(first + 1), tl.load(first + 2)
+    return a, b * square + c * tl.dot(square, square, out_dtype=tl.float64)
+
+
+@triton.jit
 def sign(x: T, polynomials: T, out: T, count: tl.constexpr, Q: tl.constexpr) -> None:
     """A program for the odd polynomials a x + b x^3 + c x^5 of a symmetric matrix, one after another."""
     run = tl.program_id(0).to(tl.int64)
     place = run * Q * Q + tl.arange(0, Q)[:, None] * Q + tl.arange(0, Q)[None, :]
     s = tl.load(x + place)
     for number in range(count):
-        a, b = tl.load(polynomials + 3 * number), tl.load(polynomials + 3 * number + 1)
-        c = tl.load(polynomials + 3 * number + 2)
-        square = tl.dot(s, s, out_dtype=tl.float64)
-        step = b * square + c * tl.dot(square, square, out_dtype=tl.float64)
+        a, step = _polynomial(tl.dot(s, s, out_dtype=tl.float64), polynomials, number)
         s = a * s + tl.dot(s, step, out_dtype=tl.float64)
     tl.store(out + place, s)
 
@@ -154,10 +159,7 @@ def coupled_roots(x: T, polynomials: T, roots: T, inverses: T, count: tl.constex
     root = tl.load(x + place)
     inverse = tl.where(row == column, 1.0, 0.0).to(tl.float64)
     for number in range(count):
-        a, b = tl.load(polynomials + 3 * number), tl.load(polynomials + 3 * number + 1)
-        c = tl.load(polynomials + 3 * number + 2)
-        both = tl.dot(inverse, root, out_dtype=tl.float64)
-        step = b * both + c * tl.dot(both, both, out_dtype=tl.float64)
+        a, step = _polynomial(tl.dot(inverse, root, out_dtype=tl.float64), polynomials, number)
         root = a * root + tl.dot(root, step, out_dtype=tl.float64)
         inverse = a * inverse + tl.dot(step, inverse, out_dtype=tl.float64)
     tl.store(roots + place, root)

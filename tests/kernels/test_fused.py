@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,15 +17,7 @@ from gruclip.training.engine import WARM_UP, Engine
 INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreted() -> Iterator[None]:
-    if not fused._installed():
-        pytest.fail("needs triton, of the dev extra: pip install triton==3.6.0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "INTERPRETED", INTERPRETED)
-        yield
-
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 

@@ -25,11 +25,8 @@ EXAMPLES = 8 if INTERPRETED else 5
 
 
 @pytest.fixture(autouse=True, scope="module")
-def interpreted() -> Iterator[None]:
-    if not fused._installed():
-        pytest.fail("needs triton, of the dev extra: pip install triton==3.6.0")
+def by_triton(interpreted: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "INTERPRETED", INTERPRETED)
         patch.setattr(compiled, "takes", lambda *_: False)
         # Slow where the processor has none, and the same everywhere.
         patch.setattr(products_module, "has_bf16_products", lambda _: True)

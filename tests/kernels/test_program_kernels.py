@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gruclip.kernels import fused, program
+from gruclip.kernels import program
 from gruclip.spectral import SubspaceState, clip_singular_values_deferred_
 from gruclip.spectral.program import ROOT, SHIFT, SIGN
 
@@ -23,19 +23,13 @@ V = TypeVar("V")
 #: Each shape is a kernel of its own, which a GPU compiles in half a second.
 EXAMPLES = 6 if INTERPRETED else 3
 
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and torch.cuda.get_device_capability() not in program.CARDS,
-    reason="the tensor cores of this card have no float64",
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreted() -> Iterator[None]:
-    if not fused._installed():
-        pytest.fail("needs triton, of the dev extra: pip install triton==3.6.0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "INTERPRETED", INTERPRETED)
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("interpreted"),
+    pytest.mark.skipif(
+        not INTERPRETED and torch.cuda.get_device_capability() not in program.CARDS,
+        reason="the tensor cores of this card have no float64",
+    ),
+]
 
 
 @contextmanager
