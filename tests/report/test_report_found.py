@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gruclip.report import recalled
+
 OUTPUTS = Path(__file__).parents[2] / "outputs"
 
 #: What the page calls otherwise than the tables' captions do.
@@ -58,6 +60,32 @@ def test_a_row_of_the_page_is_a_row_of_the_kept_table(row: Row) -> None:
     assert len(kept) == 1, f"{len(kept)} rows of {file} are of {row['experiment']}, {row['setting']}"
     shown = {name: cell for name, cell in row.items() if name not in ("experiment", "table")}
     assert shown.items() <= kept[0].items()
+
+
+def recalled_of(dataset: str, setting: str) -> recalled.Recalled:
+    parameter, value = setting.split()
+    method = {"threshold": "gradient_clipping", "delta": "spectral_clipping"}[parameter]
+    return recalled.VALUES[dataset][method, float(value)]
+
+
+def test_the_papers_numbers_stand_beside_those_of_the_kept_tables() -> None:
+    page = (OUTPUTS / "README.md").read_text(encoding="utf-8")
+    section = page[page.index("\n## The paper's numbers and ours") : page.index("\n## What we found")]
+    kept = {
+        file: {row["setting"]: row for row in next(tables((OUTPUTS / "paper" / file).read_text(encoding="utf-8")))[1]}
+        for file in ("h200/cut_off.md", "table_1.md", "table_2.md")
+    }
+    words, music = (rows for _, rows in tables(section))
+    assert [len(words), len(music)] == [len(recalled.VALUES[dataset]) for dataset in ("ptb", "nottingham")]
+    for row in words:
+        setting, success, ours, loss, our_loss = row.values()
+        assert recalled_of("ptb", setting) == (success, loss)
+        assert ours == kept["h200/cut_off.md"][setting]["success"]
+        assert our_loss == kept["table_1.md"][setting]["test perplexity"]
+    for setting, *numbers in (list(row.values()) for row in music):
+        ours = kept["table_2.md"][setting]
+        theirs = recalled_of("nottingham", setting)
+        assert numbers == [theirs.success, ours["success"], theirs.loss, ours["validation loss"]]
 
 
 def test_the_table_of_runs_that_were_cut_off_is_what_the_code_beside_it_prints() -> None:
