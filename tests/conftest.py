@@ -56,9 +56,11 @@ def kernels_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         assert compiled.library() is not None, compiled.description()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """For a test that sets torch's number of threads."""
+    """Commands set torch's number of threads for their process. Left behind in one of two workers on two cores, more
+    threads than one make later tests up to ten times as slow: they wait for each other on cores that they have not.
+    """
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -92,11 +92,11 @@ def test_a_result_that_is_no_number_is_no_exact_one():
 
 
 def config(path: Path, steps: int | None = None, epochs: int | None = None, **changes) -> RunConfig:
-    """Eight units on the demo, two iterations an epoch."""
+    """Eight units on the demo, 29 iterations an epoch."""
     base = RunConfig(
         model=ModelConfig(hidden_size=8, num_layers=2),
         optimizer=OptimizerConfig("spectral_clipping", lr=1.0, delta=1.05),
-        trainer=TrainerConfig(max_epochs=epochs, max_steps=steps, bptt=150, batch_size=400),
+        trainer=TrainerConfig(max_epochs=epochs, max_steps=steps, bptt=75, batch_size=40),
         output_dir=str(path),
         device="cpu",
     )

@@ -75,7 +75,7 @@ def test_what_is_not_a_number_is_kept_and_an_infinity_that_meets_zero_is_not() -
     assert found[1].tolist() == [1.0, 2.0]
 
 
-def test_a_thread_more_changes_no_bit(threads: None) -> None:
+def test_a_thread_more_changes_no_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = mask_of(700, 650, kept=0.5, generator=generator)
     right, left = torch.randn(650, 333, generator=generator), torch.randn(700, 333, generator=generator)

@@ -182,8 +182,7 @@ def test_in_bf16_products_read_copies_that_the_update_writes(data_root: Path, da
         assert torch.equal(copy, engine.parameters[name].bfloat16())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("dataset", ["pydoc", "jsb_chorales"])
+@pytest.mark.parametrize(("dataset", "precision"), [("pydoc", "bf16"), ("jsb_chorales", "fp32")])
 def test_a_replayed_iteration_with_triton_s_kernels_computes_what_it_computes_without(
     data_root: Path, dataset: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +196,7 @@ def test_a_replayed_iteration_with_triton_s_kernels_computes_what_it_computes_wi
         monkeypatch.setattr(fused, "INTERPRETED", kernels)
         engine = RecordedEngine(runs, corpus)
         engine.begin_epoch([1, 1])
-        found.append([numbers(engine.step(iteration, with_radius=False)) for iteration in range(WARM_UP + 3)])
+        found.append([numbers(engine.step(iteration, with_radius=False)) for iteration in range(WARM_UP + 2)])
         assert engine.phases_captured == 4
     # Bf16's roundings in another order, and the interpreter's casts cut off.
     for one, other in zip(*found, strict=True):

@@ -86,7 +86,7 @@ def test_in_bf16_every_output_and_gradient_is_that_of_the_equations_to_its_preci
 
 @pytest.mark.parametrize("compute", [None, torch.bfloat16])
 @pytest.mark.parametrize("n", [13, 200])
-def test_a_thread_more_changes_no_bit_of_the_recurrence(n: int, compute: torch.dtype | None, threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_the_recurrence(n: int, compute: torch.dtype | None) -> None:
     arguments, keep = made_layer(7, 20, 5, n, 0, True, True)
     arguments[0].data.zero_()  # the input's product is torch's, and may be summed in another order
     results = []

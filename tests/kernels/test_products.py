@@ -64,7 +64,7 @@ def test_the_error_of_a_gram_matrix_does_not_grow_with_the_number_of_equal_terms
     assert float(((lower_gram(x) - exact) / exact).tril().abs().max()) <= 2e-6
 
 
-def test_a_thread_more_changes_no_bit(threads: None) -> None:
+def test_a_thread_more_changes_no_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = made_matrix(500, 700, True, generator), made_matrix(700, 333, False, generator)
     made = []
@@ -76,7 +76,7 @@ def test_a_thread_more_changes_no_bit(threads: None) -> None:
         assert torch.equal(lower, made[0][1])
 
 
-def test_a_factor_that_no_cache_holds_is_multiplied_as_well(threads: None) -> None:
+def test_a_factor_that_no_cache_holds_is_multiplied_as_well() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = made_matrix(193, 50_000, False, generator), made_matrix(50_000, 31, True, generator)
     thin = made_matrix(4_000, 401, True, generator)

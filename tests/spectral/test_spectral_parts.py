@@ -119,7 +119,7 @@ def test_pairs_that_inverse_iteration_did_not_find_come_from_a_full_decompositio
 
 
 @pytest.mark.parametrize("n", [90, 331])  # a band made by one thread, and by as many as there are
-def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int, threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_the_eigenpairs(n: int) -> None:
     matrix, found = SYMMETRIC["random"](n, 0).float(), []
     for count in range(1, 6):
         torch.set_num_threads(count)

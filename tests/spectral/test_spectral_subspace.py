@@ -72,7 +72,7 @@ def test_thin_products_are_those_of_float64(m: int, n: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 21])
-def test_a_thread_more_changes_no_bit_of_a_thin_product(width: int, threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_a_thin_product(width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, columns = torch.randn(300, 1100, generator=generator), torch.randn(1100, width, generator=generator)
     made = []
@@ -178,7 +178,7 @@ def test_the_filter_is_chebyshevs_polynomial(m: int, n: int, width: int) -> None
     assert largest == pytest.approx(float(further.double().norm(dim=0).max()), rel=1e-5)
 
 
-def test_a_thread_more_changes_no_bit_of_the_filter(threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_the_filter() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(700, 650, generator=generator) / 25
     columns, made = torch.randn(650, 21, generator=generator), []
@@ -221,7 +221,7 @@ def test_the_columns_squares_are_those_of_float64(m: int, n: int) -> None:
         torch.testing.assert_close(column_squares(matrix), expected, rtol=1e-14, atol=0)
 
 
-def test_a_thread_more_changes_no_bit_of_gram_matrix_and_triplets(threads: None) -> None:
+def test_a_thread_more_changes_no_bit_of_gram_matrix_and_triplets() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(700, 650, generator=generator)
     columns = torch.randn(650, 50, generator=generator)

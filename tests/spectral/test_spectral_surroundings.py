@@ -117,7 +117,7 @@ def test_a_compiled_function_clips_as_it_does_by_itself(n: int, fresh_compiler: 
         assert torch.equal(*(step(weight, 0.1 * far_outside(n, seed), state) for weight, state, step in both))
 
 
-def test_threads_of_python_clip_at_once(threads: None) -> None:
+def test_threads_of_python_clip_at_once() -> None:
     torch.set_num_threads(2)
     alone, found = clipped(200), []
     before = sys.getswitchinterval()

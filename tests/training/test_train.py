@@ -283,17 +283,17 @@ def test_the_run_of_a_worker_that_is_ended_from_outside_is_continued_by_another(
     number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killer = signal_a_worker(tmp_path / "broken", number)
-    results = train([long_run(tmp_path / "broken", seed, 600) for seed in (0, 1)], stack=True, stack_size=2)
+    results = train([long_run(tmp_path / "broken", seed, 300) for seed in (0, 1)], stack=True, stack_size=2)
     killer.join()
     assert "a process of the stack was ended from outside" in capsys.readouterr().err
-    whole = train([long_run(tmp_path / "whole", seed, 600) for seed in (0, 1)], quiet=True)
+    whole = train([long_run(tmp_path / "whole", seed, 300) for seed in (0, 1)], quiet=True)
     assert [content(run.folder) for run in results] == [content(run.folder) for run in whole]
 
 
 def test_where_no_worker_is_left_that_is_said(tmp_path: Path) -> None:
     killer = signal_a_worker(tmp_path, signal.SIGKILL, all_of_them=True)
     with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
-        train([long_run(tmp_path, seed, 600) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
+        train([long_run(tmp_path, seed, 300) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
     killer.join()
 
 
