@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled
 from gruclip.kernels.arguments import ROOM, WIDTH, band_rows
-from gruclip.spectral.thin import thin_product
+from gruclip.spectral.thin import FEW_COLUMNS, column_gram, thin_product
 
 #: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
 LARGEST_SHARE = 0.5
@@ -85,14 +85,14 @@ class Spectrum:
         """The numbers of eigenvalues above each of the `thresholds`."""
         if self._all is not None:
             return [int((self._all[0] > threshold).sum()) for threshold in thresholds]
-        bounds = torch.tensor(thresholds, dtype=torch.float64) / self._size
+        bounds = torch.tensor([threshold / self._size for threshold in thresholds], dtype=torch.float64)
         counts = torch.empty_like(bounds, dtype=torch.int64)
         compiled.call("gruclip_count_above", [counts, self._band, bounds], [len(self._band), len(bounds)])
         found: list[int] = counts.tolist()
         return found
 
-    def leading(self, count: int, rough: bool = False) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalues (count,), float64 and descending, and their eigenvectors (n, count), float32.
+    def leading(self, count: int, rough: bool = False) -> tuple[list[float], Tensor]:
+        """The largest `count` eigenvalues, descending, and their eigenvectors (n, count), float32.
 
         `rough`: the vectors need not be orthogonal, and are not looked at.
         """
@@ -104,20 +104,22 @@ class Spectrum:
             compiled.call("gruclip_eigenpairs", made, counts, int(rough), torch.get_num_threads())
             values *= self._size
             if rough or self._is_precise(values, vectors):
-                return values, vectors
+                return values.tolist(), vectors
         if self._all is None:
             self._all = self._eigh()
-        return self._all[0][:count], self._all[1][:, :count]
+        return self._all[0][:count].tolist(), self._all[1][:, :count]
 
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
-        apart = (vectors.mT @ vectors).sub_(torch.eye(vectors.shape[1])).abs().max()
         compiled.call("gruclip_mirror", [self.matrix], [len(self.matrix)] * 2, torch.get_num_threads())
         sizes = values * self.unit
-        images = thin_product(self.matrix, vectors, roughly=True)
-        residuals = (images - vectors * sizes.float()).abs().amax(0)
+        residuals = thin_product(self.matrix, vectors, roughly=True).addcmul_(vectors, sizes.float(), value=-1)
         allowed = PRECISION * sizes.abs().clamp(min=self._size * self.unit)
-        return float(apart) <= PRECISION and bool((residuals <= allowed).all())
+        if not bool((residuals.abs_().amax(0) <= allowed).all()):
+            return False
+        apart = column_gram(vectors) if vectors.shape[1] <= FEW_COLUMNS else vectors.mT @ vectors
+        apart.diagonal().sub_(1)
+        return float(apart.abs_().max()) <= PRECISION
 
     def _eigh(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.matrix)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,11 @@ LARGEST_THIN = 1024
 
 
 class Decomposition(NamedTuple):
-    """W = left diag(values) right^T in float64, values (..., r) descending."""
+    """W = left diag(values) right^T, in float64."""
 
-    left: Tensor | None  #: (..., m, r); None where it is W right diag(values)^-1
-    values: Tensor
-    right: Tensor  #: (..., n, r)
+    left: Tensor | None  #: (m, r); None where it is W right diag(values)^-1
+    values: list[float]  #: r of them, descending
+    right: Tensor  #: (n, r)
 
 
 def svd(weight: Tensor) -> Decomposition:
@@ -38,8 +39,8 @@ def svd(weight: Tensor) -> Decomposition:
     except torch.linalg.LinAlgError:
         # LAPACK's iteration does not converge for every matrix; on the transposed one it takes another way.
         right, values, left_t = torch.linalg.svd(wide.mT.contiguous(), full_matrices=False)
-        return Decomposition(left_t.mT, values, right)
-    return Decomposition(left, values, right_t.mT)
+        return Decomposition(left_t.mT, values.tolist(), right)
+    return Decomposition(left, values.tolist(), right_t.mT)
 
 
 def gram(weight: Tensor) -> Decomposition:
@@ -56,35 +57,36 @@ def gram(weight: Tensor) -> Decomposition:
         squares = wide.mT @ wide
     # The negative's, which ascend.
     squares, right = torch.linalg.eigh(squares.neg_())
-    values = squares.clamp_(max=0).abs_().sqrt_()
-    return Decomposition(None, values if scale == 1 else values.mul_(scale), right)
+    return Decomposition(None, [scale * math.sqrt(max(-square, 0.0)) for square in squares.tolist()], right)
 
 
-def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, Tensor]:
+def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, list[float]]:
     """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it.
 
     A matrix up to limit (1 + tolerance) is left alone. Of any other, what is above half the tolerance is clipped,
     so that rounding carries no value over the whole of it: clipping is idempotent.
     """
     left, values, right = parts
-    known = values.tolist()
-    if not known[0] > limit * (1 + tolerance):
+    if not values[0] > limit * (1 + tolerance):
         return 0, values
-    count = number_above(known, limit * (1 + tolerance / 2))
-    lost = count * (known[0] / limit - 1) if weight.dtype == torch.float32 else 0
-    if known[0] > FARTHEST * limit or lost > MOST_LOST:
+    count = number_above(values, limit * (1 + tolerance / 2))
+    clipped = [min(value, limit) for value in values]
+    lost = count * (values[0] / limit - 1) if weight.dtype == torch.float32 else 0
+    if values[0] > FARTHEST * limit or lost > MOST_LOST:
         # Put together anew: from far above the limit, or in a long sum, a difference would lose the digits.
-        image = weight.double() @ right if left is None else left * values
-        weight.copy_((image * (limit / values).clamp(max=1)) @ right.mT)
-        return count, values.clamp(max=limit)
-    right, excess = right[:, :count], values.new_tensor([1 - limit / value for value in known[:count]])
+        image = weight.double() @ right if left is None else left * left.new_tensor(values)
+        image *= image.new_tensor([limit / max(value, limit) for value in values])
+        weight.copy_(image @ right.mT)
+        return count, clipped
+    right, excess = right[:, :count], [1 - limit / value for value in values[:count]]
     if left is None and weight.dtype == torch.float32 and weight.shape[1] <= LARGEST_THIN:
         columns = right.float()
-        take_off(weight, thin_product(weight, columns * excess.float()), columns)
-        return count, values.clamp(max=limit)
-    image = weight.double() @ right if left is None else left[:, :count] * values[:count]
+        take_off(weight, thin_product(weight, columns * columns.new_tensor(excess)), columns)
+        return count, clipped
+    image = weight.double() @ right if left is None else left[:, :count] * left.new_tensor(values[:count])
+    image *= image.new_tensor(excess)
     if weight.dtype == torch.float32:
-        take_off(weight, (image * excess).float(), right.float())
+        take_off(weight, image.float(), right.float())
     else:
-        weight.copy_(weight.double() - (image * excess) @ right.mT)
-    return count, values.clamp(max=limit)
+        weight.copy_(weight.double() - image @ right.mT)
+    return count, clipped

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.deferred import tolerance
+from gruclip.spectral.subspace import number_above
 from gruclip.spectral.thin import distance, thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
@@ -67,10 +68,10 @@ def clip_one(
     quick, far = single.clip(tall, norm, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
     if quick is None:
         count, values, right = _decomposed(tall, limit, slack, algorithm)
-        count, after, rests = count + far, float(values[0]), 0
+        count, after, rests = count + far, values[0], 0
     else:
         count, right = quick.clipped, quick.right
-        values = quick.values.clamp(max=limit) if quick.clipped else quick.values
+        values = [min(value, limit) for value in quick.values] if quick.clipped else quick.values
         after = min(quick.norm, limit) if quick.clipped else quick.norm
     if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
         _track(held, tall, weight, limit, values, right)
@@ -104,21 +105,23 @@ def _followed(
     return None
 
 
-def _decomposed(tall: Tensor, limit: float, slack: float, algorithm: str) -> tuple[int, Tensor, Tensor]:
+def _decomposed(tall: Tensor, limit: float, slack: float, algorithm: str) -> tuple[int, list[float], Tensor]:
     """Clip by a decomposition in float64: values clipped, all values after it, and the right singular vectors."""
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
-    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[tall.dtype] * limit:
+    if algorithm != "full" and parts.values[0] > exact.GRAM_RANGE[tall.dtype] * limit:
         parts = exact.svd(tall)
     return *exact.clip(tall, limit, parts, slack), parts.right
 
 
-def _track(held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: Tensor, right: Tensor) -> None:
+def _track(
+    held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: list[float], right: Tensor
+) -> None:
     """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
     vectors of `tall`, which is the matrix or its transpose.
     """
     draws = _draws(held)
     if tall is not weight:
-        wanted = tracked.pairs_wanted(weight, int((values > tracked.NEAR * limit).sum()))
+        wanted = tracked.pairs_wanted(weight, number_above(values, tracked.NEAR * limit))
         right = thin_product(tall, right[:, :wanted].to(tall.dtype), roughly=True)
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()

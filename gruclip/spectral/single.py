@@ -18,7 +18,7 @@ from gruclip.kernels.products import lower_gram
 from gruclip.spectral import subspace
 from gruclip.spectral.certificate import certifies, left_out
 from gruclip.spectral.eigen import Spectrum
-from gruclip.spectral.thin import column_squares, take_off, thin_product
+from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, take_off, thin_product
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
@@ -56,7 +56,7 @@ class Clipped(NamedTuple):
 
     clipped: int  #: values
     norm: float  #: sigma_1 before clipping, to `NOISE`
-    values: Tensor  #: upper bounds of the leading values before clipping (k,), near them, float64, descending
+    values: list[float]  #: upper bounds of the leading k values before clipping, near them, descending
     right: Tensor  #: their right singular vectors (n, k), float32
 
 
@@ -98,7 +98,7 @@ def clip(
         done = clip_near(weight, norm, squares, tolerance, near, wanted)
     if far and done is not None:
         # Those are at the limit now, some by rounding above it.
-        again = min(done.clipped, int((done.values > limit * (1 + tolerance + NOISE)).sum()))
+        again = min(done.clipped, subspace.number_above(done.values, limit * (1 + tolerance + NOISE)))
         done = done._replace(clipped=far + again)
     return done, far
 
@@ -125,26 +125,27 @@ def clip_near(
             squares.far = spectrum.leading(apart + 1)[1]
         return None
     x, right = spectrum.leading(max(1, above, wanted(beside)))
-    relative = (1 + x).clamp(min=0).sqrt()
-    leading = float(relative[0]) - 1
+    relative = [math.sqrt(max(1 + one, 0.0)) for one in x]
+    leading = relative[0] - 1
     if abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
         return None
-    if int((relative > 1).sum()) < above:
+    if subspace.number_above(relative, 1.0) < above:
         return None  # one of those that were counted was not found
     count = above if leading > tolerance else 0
     if count:
-        columns, excess = right[:, :count], (1 - 1 / relative[:count]).float()
+        columns, excess = right[:, :count], right.new_tensor([1 - 1 / one for one in relative[:count]])
         if leading > NEAREST - 1:
-            columns = torch.addmm(columns, columns, _lacking(columns, torch.ones_like(excess)))
+            ones = torch.ones_like(excess)
+            columns = _mixed(columns, ones, _lacking(columns, ones))
             image = thin_product(weight, columns)
             # Their images, at length 1, are what is left of them: made orthonormal, too, they lose the errors of X.
             length = 1 - excess
-            lost = torch.addmm(image * excess, image, length[:, None] * _lacking(image, length / limit), alpha=-1)
+            lost = _mixed(image, excess, -length[:, None] * _lacking(image, length / limit))
         else:
             lost = thin_product(weight, columns * excess)
         take_off(weight, lost, columns)
-    values = limit * (1 + x + 2 * NOISE).clamp(min=0).sqrt()
-    return Clipped(count, float(values[0]), values, right)
+    values = [limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)) for one in x]
+    return Clipped(count, values[0], values, right)
 
 
 def _lacking(columns: Tensor, length: Tensor) -> Tensor:
@@ -152,10 +153,22 @@ def _lacking(columns: Tensor, length: Tensor) -> Tensor:
 
     Each times its number of `length` (k,), they are nearly orthonormal; a step squares what they lack.
     """
+    if columns.shape[1] <= FEW_COLUMNS:
+        scales = length.double()
+        lacking = column_gram(columns).mul_(scales).mul_(scales[:, None])
+        lacking.diagonal().sub_(1)
+        return lacking.mul_(-0.5).float()
     below = lower_gram(columns).tril_(-1)
     lacking = (below + below.mT) * (length * length[:, None])
     lacking.diagonal().copy_(column_squares(columns) * length.double() ** 2 - 1)
     return lacking.mul_(-0.5)
+
+
+def _mixed(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
+    """Some columns (m, k), each times its own of `factors` (k,), and of all of them what `others` (k, k) says."""
+    if columns.shape[1] <= FEW_COLUMNS:
+        return thin_product(columns, factors.diag() + others)
+    return torch.addmm(columns * factors, columns, others)
 
 
 def _clip_few(
@@ -165,10 +178,10 @@ def _clip_few(
     ceiling = limit * (1 + tolerance)
     x, right = spectrum.leading(count, rough=True)
     # The widest gap: `last` eigenvalues of X are above its lower end, which no other count may contradict.
-    last = close + int((x[close - 1 : -1] - x[close:]).argmax())
-    if spectrum.count_above(float(x[last]) + ROUGH * (1 + float(x[0])) / 2)[0] > last:
+    last = max(range(close, count), key=lambda i: x[i - 1] - x[i])
+    if spectrum.count_above(x[last] + ROUGH * (1 + x[0]) / 2)[0] > last:
         return None
-    below = max(1 + float(x[last]), 0.0) * limit**2
+    below = max(1 + x[last], 0.0) * limit**2
 
     def judge(block: subspace.Block) -> list[float]:
         precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
@@ -192,7 +205,7 @@ def _clip_few(
         exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
         clipped = clipped or exactly
         # Of the eigenvalues, whose ranks are known, and not of the Ritz values, of which one may be missing.
-        bounds = limit * (1 + x + ROUGH * (1 + x[0])).clamp(min=0).sqrt()
+        bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
         return Clipped(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
     if before is not None:
         weight.copy_(before)

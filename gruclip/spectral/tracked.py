@@ -94,17 +94,17 @@ def width_for(weight: Tensor, near: int) -> int:
     return width if width + SKETCH <= widest else 0
 
 
-def start(weight: Tensor, limit: float, values: Tensor, right: Tensor, draws: int) -> Tracked | None:
+def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draws: int) -> Tracked | None:
     """Track `weight`, clipped at `limit`: its leading singular values (the first one not too small) and right vectors
     (n, k), descending, and the number of draws so far.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    width = width_for(weight, number_above(values.tolist(), NEAR * limit))
-    if not 0 < width < values.shape[0]:
+    width = width_for(weight, number_above(values, NEAR * limit))
+    if not 0 < width < len(values):
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
-    known = [value * (1 + ROUNDED) for value in values[: width + 1].tolist()]
+    known = [value * (1 + ROUNDED) for value in values[: width + 1]]
     held = apart(known, limit, 1, 0.0)
     shown = Certificate(known[0], held, known[held] if held else torch.inf)
     return _carried(leading, weight.clone(), known[width], shown, torch.tensor(draws), 0)

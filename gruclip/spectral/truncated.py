@@ -46,10 +46,10 @@ def clip(
             bounds[s:].clamp_(max=found.values[s - 1])
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
             return count, float(values[0]), False
-    count, values = exact.clip(weight, limit, exact.svd(weight), tolerance)
+    count, after = exact.clip(weight, limit, exact.svd(weight), tolerance)
     held.clear()
-    held.update(bounds=values, previous=weight.clone())
-    return count, float(values[0]), True
+    held.update(bounds=torch.tensor(after, dtype=torch.float64, device=weight.device), previous=weight.clone())
+    return count, after[0], True
 
 
 def _leading(
