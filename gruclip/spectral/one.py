@@ -54,11 +54,11 @@ def clip_one(
     if algorithm == "truncated" and squarable and limit < torch.inf:
         return Outcome(*truncated.clip(weight, norm, limit, slack, held), redone=False)
     tracks = algorithm == "block"
-    known = algorithm in ("single", "block") and squarable and _fits(held, weight)
+    known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
     done = _followed(weight, norm, limit, held, slack, tracks, known) if squarable else None
     if done is not None:
         held.clear()  # of what another algorithm left, which is of another matrix
-        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked._asdict())
+        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked.entries())
         return Outcome(done.clipped, done.norm, limit < torch.inf, redone=False)
 
     def wanted(count: int) -> int:
@@ -79,8 +79,8 @@ def clip_one(
         draws = _draws(held)
         held.clear()
         if rests > 0:
-            held.update(_resting(torch.tensor(draws), rests))
-    return Outcome(count, after, certified=True, redone=known if tracks else quickly and quick is None)
+            held.update(_resting(draws, rests))
+    return Outcome(count, after, certified=True, redone=bool(known) if tracks else quickly and quick is None)
 
 
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
@@ -92,14 +92,19 @@ def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
 
 
 def _followed(
-    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], slack: float, tracks: bool, known: bool
+    weight: Tensor,
+    norm: float,
+    limit: float,
+    held: dict[str, Tensor],
+    slack: float,
+    tracks: bool,
+    known: tracked.Tracked | None,
 ) -> tracked.Clipped | None:
     """By what is `known` of the matrix, or by a search where nothing is; None where neither does."""
-    if known:
-        entries = tracked.Tracked(*(held[name] for name in tracked.Tracked._fields))
+    if known is not None:
         if tracks:
-            return tracked.clip(weight, norm, limit, entries, slack)
-        return tracked.inside(weight, norm, limit, entries, distance(weight, entries.previous))
+            return tracked.clip(weight, norm, limit, known, slack)
+        return tracked.inside(weight, norm, limit, known, distance(weight, known.previous))
     if tracks and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
         return tracked.search(weight, norm, limit, slack)
     return None
@@ -125,23 +130,26 @@ def _track(
         right = thin_product(tall, right[:, :wanted].to(tall.dtype), roughly=True)
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
-    held.update({"draws": torch.tensor(draws)} if started is None else started._asdict())
+    held.update({"draws": torch.tensor(draws)} if started is None else started.entries())
 
 
-def _resting(draws: Tensor, rests: int) -> dict[str, Tensor]:
+def _resting(draws: int, rests: int) -> dict[str, Tensor]:
     """The state of a matrix that is not tracked for so many steps, since a decomposition is cheaper."""
-    return {"draws": draws, "rests": torch.tensor(rests)}
+    return {"draws": torch.tensor(draws), "rests": torch.tensor(rests)}
 
 
 def _draws(held: dict[str, Tensor]) -> int:
     """The number of the next draw of random vectors: one past the one that is kept, which a step that came to nothing
     may have used."""
-    return int(held["draws"]) + 1 if "draws" in held else 0
+    known = tracked.tracked_in(held)
+    return known.draws + 1 if known else int(held["draws"]) + 1 if "draws" in held else 0
 
 
-def _fits(held: dict[str, Tensor], weight: Tensor) -> bool:
-    """Whether a matrix of this shape, dtype and device is tracked."""
-    if not held.keys() >= set(tracked.Tracked._fields):
-        return False
-    previous = held["previous"]
-    return (previous.shape, previous.dtype, previous.device) == (weight.shape, weight.dtype, weight.device)
+def _known(held: dict[str, Tensor], weight: Tensor) -> tracked.Tracked | None:
+    """What is tracked of a matrix of this shape, dtype and device."""
+    known = tracked.tracked_in(held)
+    if known is None:
+        return None
+    previous = known.previous
+    fits = (previous.shape, previous.dtype, previous.device) == (weight.shape, weight.dtype, weight.device)
+    return known if fits else None

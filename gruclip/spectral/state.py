@@ -12,6 +12,8 @@ from gruclip.kernels.dropout import random_bits
 
 #: Directions that a `SubspaceState` holds of each matrix, at least.
 CARRIED = 56
+#: The entry that holds a tracked matrix's numbers, which the host reads.
+NUMBERS = "numbers"
 #: Weight of a step in `SubspaceState.missed`: fifty or so count.
 RECENT = 0.02
 
@@ -64,7 +66,7 @@ class SpectralState:
         matrices: dict[int, dict[str, Tensor]] = {}
         for key, tensor in saved.items():
             number, name = key.split(".", 1)
-            home = device if tensor.dim() else None
+            home = device if tensor.dim() and name != NUMBERS else None
             matrices.setdefault(int(number), {})[name] = tensor.to(home, copy=True)
         if index is None:
             self.matrices = [matrices.get(i, {}) for i in range(max(matrices, default=-1) + 1)]

@@ -26,6 +26,7 @@ from gruclip.spectral.certificate import (
     from_random_vectors,
     uncertainty,
 )
+from gruclip.spectral.state import NUMBERS
 from gruclip.spectral.subspace import (
     FARTHEST,
     Block,
@@ -68,12 +69,24 @@ class Tracked(NamedTuple):
 
     right: Tensor  #: (n, k): what spans the leading right singular vectors, and need not be orthonormal
     previous: Tensor  #: W (m, n) after the last step
-    bulk: Tensor  #: an estimate of the largest value that they leave out, for no certificate; float64 on the CPU
-    bound: Tensor  #: of sigma_1(previous), from above and as certain as its certificate, the same; infinite for none
-    held: Tensor  #: how many singular values of it may be above `rest`, on the CPU
-    rest: Tensor  #: as certain as `bound`, a float64 number on the CPU; infinite for none
-    draws: Tensor  #: how often random vectors were drawn, on the CPU: they are others each time
-    degree: Tensor  #: of the filter that the last step would have needed, on the CPU
+    bulk: float  #: an estimate of the largest value that they leave out, for no certificate
+    shown: Certificate  #: of `previous`; infinite bounds for none
+    draws: int  #: how often random vectors were drawn: they are others each time
+    degree: int  #: of the filter that the last step would have needed
+
+    def entries(self) -> dict[str, Tensor]:
+        """What a state holds: the numbers as one tensor, on the CPU."""
+        numbers = torch.tensor([self.bulk, *self.shown, self.draws, self.degree], dtype=torch.float64)
+        return {"right": self.right, "previous": self.previous, NUMBERS: numbers}
+
+
+def tracked_in(held: dict[str, Tensor]) -> Tracked | None:
+    """What these entries of a state say; None where they are another algorithm's."""
+    if not held.keys() >= {"right", "previous", NUMBERS}:
+        return None
+    bulk, largest, count, rest, draws, degree = held[NUMBERS].tolist()
+    shown = Certificate(largest, int(count), rest)
+    return Tracked(held["right"], held["previous"], bulk, shown, int(draws), int(degree))
 
 
 class Clipped(NamedTuple):
@@ -107,13 +120,7 @@ def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draw
     known = [value * (1 + ROUNDED) for value in values[: width + 1]]
     held = apart(known, limit, 1, 0.0)
     shown = Certificate(known[0], held, known[held] if held else torch.inf)
-    return _carried(leading, weight.clone(), known[width], shown, torch.tensor(draws), 0)
-
-
-def _carried(right: Tensor, previous: Tensor, bulk: float, shown: Certificate, draws: Tensor, degree: int) -> Tracked:
-    numbers = torch.tensor([bulk, shown.largest, shown.rest], dtype=torch.float64).unbind()
-    held = torch.tensor(shown.held)
-    return Tracked(right, previous, numbers[0], numbers[1], held, numbers[2], draws, torch.tensor(degree))
+    return Tracked(leading, weight.clone(), known[width], shown, draws, 0)
 
 
 def pairs_wanted(weight: Tensor, near: int) -> int:
@@ -127,8 +134,8 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 
     None where no certificate was found; the weight is then unchanged.
     """
-    moved, bulk = distance(weight, tracked.previous), float(tracked.bulk)
-    gap = limit - bulk if limit < torch.inf else max(bulk, norm / math.sqrt(min(weight.shape)))
+    moved = distance(weight, tracked.previous)
+    gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, norm / math.sqrt(min(weight.shape)))
     shown = inside(weight, norm, limit, tracked, moved)
     if shown is not None:
         return shown
@@ -141,11 +148,11 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
     """What is to be said of `weight`, at a distance `moved` from the one tracked, if by (2) no value can be above the
     limit: the largest of a few columns, which is for the report alone. None elsewhere.
     """
-    if not float(tracked.bound) + moved <= limit < torch.inf:
+    if not tracked.shown.largest + moved <= limit < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
     # What the change brings elsewhere, once it may be the largest: no carried column need ever show it.
-    stirred = _sketch if moved > STILL * float(tracked.bound - tracked.bulk) else _random
+    stirred = _sketch if moved > STILL * (tracked.shown.largest - tracked.bulk) else _random
     columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
     found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
     if found is None:
@@ -156,7 +163,7 @@ def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: f
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     # An even seed; the bound's are odd, and torch's generator takes 32 bits of them.
-    return probes(weight.shape[1], weight, 2 * int(tracked.draws), count)
+    return probes(weight.shape[1], weight, 2 * tracked.draws, count)
 
 
 def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
@@ -168,8 +175,7 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 
 def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipped | None:
     """The same for a matrix of which nothing is known; None where that takes too long, too."""
-    none, draw = torch.zeros((), dtype=torch.float64), torch.tensor(1)
-    unknown = Tracked(weight, weight, none, none, torch.tensor(0), none, draw, torch.tensor(0))
+    unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
     found = _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
     return None if found is None else found._replace(dear=False)
@@ -181,7 +187,7 @@ def _clip(
     ceiling = limit * (1 + tolerance)
     # Of a matrix that has shrunk the last estimate is too high, and above all values the filter tells none apart: the
     # one behind k others is at most ||W||_F / (k + 1)^(1/2).
-    held = min(float(tracked.bulk), norm / math.sqrt(tracked.right.shape[1] + 1))
+    held = min(tracked.bulk, norm / math.sqrt(tracked.right.shape[1] + 1))
     end = min(held, NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
@@ -194,7 +200,7 @@ def _clip(
         return both(precise, uncertainty(block, limit, ceiling, near))
 
     before, count = None, 0
-    found = converge(weight, columns, judge, end, int(tracked.degree))
+    found = converge(weight, columns, judge, end, tracked.degree)
     degree = found.degree if found else 0
     if found is not None and FARTHEST * limit < found.block.values[0] < torch.inf:
         # A difference from so far away loses digits: once more, from near the limit.
@@ -203,9 +209,8 @@ def _clip(
         found = converge(weight, found.block.right.contiguous(), judge, end)
     known = shown = NONE if limit == torch.inf else None
     if found is not None and shown is None:
-        last = Certificate(float(tracked.bound), int(tracked.held), float(tracked.rest))
-        known = from_last(found.block, limit, ceiling, last, moved)
-        shown = known or from_random_vectors(weight, found.block, limit, ceiling, int(tracked.draws), moved)
+        known = from_last(found.block, limit, ceiling, tracked.shown, moved)
+        shown = known or from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
     if found is None or shown is None:
         if before is not None:
             weight.copy_(before)
@@ -218,7 +223,7 @@ def _clip(
     bulk = max(values[min(width, len(values) - 1)], HELD * held)
     # In place, where there is a place: to map new memory takes longer than to write it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
-    kept = _carried(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
+    kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
     work = columns.shape[1] * (degree + (BESIDE if known else BESIDE_DRAWN))
     small, large = sorted(weight.shape)
     dearest = DEAREST * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)

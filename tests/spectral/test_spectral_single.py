@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gruclip.spectral import SpectralState, clip_singular_values_, exact, single, tracked
 from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.tracked import tracked_in
 
 
 def with_values(values: Tensor, seed: int, rows: int | None = None) -> Tensor:
@@ -116,8 +117,9 @@ def test_a_vector_that_is_lost_beyond_those_that_are_needed_is_in_no_bound(
     weight, state = with_values(values, 0), SpectralState()
     result = clip_singular_values_(weight, 1.0, state=state)
     assert not result.redone
-    (kept,) = state.matrices
-    assert int((torch.linalg.svdvals(weight.double()) > float(kept["rest"])).sum()) <= int(kept["held"])
+    kept = tracked_in(state.matrices[0])
+    assert kept is not None
+    assert int((torch.linalg.svdvals(weight.double()) > kept.shown.rest).sum()) <= kept.shown.held
 
 
 @pytest.mark.parametrize("lost", [0, 5, 11])
