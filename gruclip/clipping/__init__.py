@@ -3,7 +3,7 @@
 - `weights`: `SpectralClipping`, the projection after each step of an optimizer; start here, with ``README.md``.
 - `updates`: `clip_updates`, what a step changes, projected; `functional`: `clip_singular_values`, out of place.
 - `matrices`: which matrices the parameters of a module are; `selection`: by names, patterns or a predicate.
-- `rounding`: the projection in any dtype; `saved`: what a checkpoint holds of a parameter.
+- `batches`: what a GPU clips at once; `rounding`: the projection in any dtype; `saved`: what a checkpoint holds.
 
 Imports torch and the standard library, and of gruclip `dynamics`, `layers`, `spectral` and `errors`.
 """

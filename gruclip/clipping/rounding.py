@@ -65,8 +65,8 @@ def surely_inside(norms: Sequence[float], limits: Sequence[float]) -> bool:
 
 def clip_matrices_(
     matrices: Tensor, limits: Sequence[float], algorithm: str = "auto", state: SpectralState | None = None
-) -> int:
-    """Clip each of a stack (blocks, m, n) at its limit, in place; how many values were.
+) -> list[int]:
+    """Clip each of a stack (blocks, m, n) at its limit, in place; how many values of each were.
 
     Afterwards sigma_1 <= limit (1 + 2e-6) in each dtype as in float32, and in float64 as `clip_singular_values_` says.
     """
@@ -77,36 +77,40 @@ def clip_matrices_(
     limit: float | Tensor = (
         limits[0] if len(set(limits)) == 1 else torch.tensor(limits, dtype=torch.float64, device="cpu")
     )
-    return int(clip_singular_values_(matrices, limit, algorithm=algorithm, state=state).values_clipped.sum())
+    return _counts(clip_singular_values_(matrices, limit, algorithm=algorithm, state=state).values_clipped)
 
 
-def _clip_vectors_(matrices: Tensor, limits: Sequence[float]) -> int:
+def _counts(clipped: Tensor) -> list[int]:
+    counts: list[int] = clipped.tolist()
+    return counts
+
+
+def _clip_vectors_(matrices: Tensor, limits: Sequence[float]) -> list[int]:
     """Of one row or column: its norm is its only singular value."""
     limit = torch.tensor(limits, dtype=torch.float64, device=matrices.device)[:, None, None]
     wide = matrices.double()
     norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     outside = norm > limit * (1 + NEAR[matrices.dtype == torch.float64])
-    count = int(outside.sum())
-    if count:
+    counts = _counts(outside.flatten().long())
+    if any(counts):
         wide *= torch.where(outside, limit / norm, 1.0)
         rounded = wide.to(matrices.dtype)
         # Towards zero, so that the rounding does not lengthen it.
         matrices.copy_(torch.where(rounded.double().abs() > wide.abs(), _towards_zero(rounded), rounded))
-    return count
+    return counts
 
 
 def _towards_zero(numbers: Tensor) -> Tensor:
     return torch.nextafter(numbers, torch.zeros_like(numbers))
 
 
-def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, state: SpectralState | None) -> int:
+def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, state: SpectralState | None) -> list[int]:
     """Of 16 bits: clipped in float32, rounded and verified, until the rounded matrix is inside."""
     ceiling = torch.tensor(limits, dtype=torch.float64, device=matrices.device)
     wide = matrices.float()
-    clipped = clip_singular_values_(wide, ceiling, algorithm=algorithm, state=state).values_clipped
-    count = int(clipped.sum())
-    if not count:
-        return 0
+    counts = _counts(clip_singular_values_(wide, ceiling, algorithm=algorithm, state=state).values_clipped)
+    if not any(counts):
+        return counts
     target, sure = ceiling.clone(), _sure_target(matrices, ceiling)
     for tries in range(MOST_TRIES + 1):
         rounded = wide.to(matrices.dtype)
@@ -122,7 +126,7 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
         target = torch.where(outside, lower, target)
         clip_singular_values_(wide, target, algorithm=algorithm, state=state)
     matrices.copy_(rounded)
-    return count
+    return counts
 
 
 def _sure_target(matrices: Tensor, ceiling: Tensor) -> Tensor:

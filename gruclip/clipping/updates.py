@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from gruclip.clipping.batches import Stack, batches, clip_stacks_
 from gruclip.clipping.matrices import check
-from gruclip.clipping.rounding import clip_matrices_, is_finite, norms_of, surely_inside
+from gruclip.clipping.rounding import is_finite, norms_of, surely_inside
 from gruclip.clipping.saved import join, split
 from gruclip.clipping.selection import Select, check_optimizer, matrices, number, pick
 from gruclip.errors import NonFiniteError, UserError
@@ -45,7 +46,12 @@ class Update(NamedTuple):
 
     def change(self) -> Tensor:
         """(1, m, n), new."""
-        return (self.parameter.detach() - self.before).reshape(1, self.before.shape[0], -1)
+        return self.as_matrix(self.parameter.detach() - self.before)
+
+    @staticmethod
+    def as_matrix(tensor: Tensor) -> Tensor:
+        """(1, m, n)."""
+        return tensor.reshape(1, tensor.shape[0], -1)
 
 
 def clip_updates(
@@ -74,9 +80,10 @@ def clip_updates(
 
     Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W_new||_F, the rounding of W_old + update. An update
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
-    selected parameter from before a step to its end, one of an update, and one that is carried from step to step of
-    each update that had to be decomposed. Where weights are clipped, too, these are clipped last, whatever was attached
-    first. A deep copy of what is returned, or one that was pickled, is attached to nothing.
+    selected parameter from before a step to its end, one of an update (on a GPU of those of a shape), and one that is
+    carried from step to step of each update that had to be decomposed. Where weights are clipped, too, these are
+    clipped last, whatever was attached first. A deep copy of what is returned, or one that was pickled, is attached to
+    nothing.
 
     Raises `UserError` for a limit that is not positive, and for what cannot be clipped; among these are parameters of
     16 bits, where rounding W_old + update moves the weight as far as updates do. MuCon (arXiv 2605.26459) and SPECTRA
@@ -194,15 +201,19 @@ class UpdateClipping:
         for update, norms in zip(under_way, every_norm, strict=True):
             if not is_finite(norms, update.change):
                 raise NonFiniteError(f"the update of {update.name} holds NaN or infinity; no update was clipped")
-        for update, norms in zip(under_way, every_norm, strict=True):
-            if surely_inside(norms, [update.limit]):
-                continue
-            change = update.change()
-            count = clip_matrices_(change, [update.limit], self.algorithm, self.states[update.name])
-            if count:
-                torch.add(update.before, change.view_as(update.before), out=update.parameter.detach())
-            self.last_clipped[update.name] = count
-            self.total_clipped[update.name] += count
+        outside = [
+            update
+            for update, norms in zip(under_way, every_norm, strict=True)
+            if not surely_inside(norms, [update.limit])
+        ]
+        for batch in batches([update.as_matrix(update.before) for update in outside], self.algorithm):
+            updates = [outside[place] for place in batch]
+            stacks = [Stack(update.change(), [update.limit], self.states[update.name]) for update in updates]
+            for update, stack, count in zip(updates, stacks, clip_stacks_(stacks, self.algorithm), strict=True):
+                if count:
+                    torch.add(update.before, stack.matrices.view_as(update.before), out=update.parameter.detach())
+                self.last_clipped[update.name] = count
+                self.total_clipped[update.name] += count
 
 
 def _check(name: str, parameter: Tensor) -> None:

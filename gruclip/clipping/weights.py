@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gruclip.clipping.batches import Stack, batches, clip_stacks_
 from gruclip.clipping.matrices import ClippedParameter, find
-from gruclip.clipping.rounding import clip_matrices_, is_finite, norm_dtype, norms_of, surely_inside
+from gruclip.clipping.rounding import is_finite, norm_dtype, norms_of, surely_inside
 from gruclip.clipping.saved import join, split
 from gruclip.clipping.selection import Select, check_optimizer, number, trained_by
 from gruclip.dynamics import StabilityLimit, stability_limit
@@ -31,6 +33,15 @@ class ClippedMatrix(NamedTuple):
     stability: StabilityLimit | None  #: of that layer, for the biases of now
     last_clipped: int  #: values clipped in the last step, in all matrices of the parameter
     total_clipped: int  #: in all steps since this object was made or its state loaded
+
+
+class _Found(NamedTuple):
+    """A parameter of now."""
+
+    place: int  #: of the entry
+    entry: ClippedParameter
+    parameter: Tensor
+    matrices: Tensor
 
 
 class SpectralClipping:
@@ -153,31 +164,46 @@ class SpectralClipping:
         become one that cannot be clipped.
         """
         found = self._found()
-        every_norm = norms_of([matrices for _, _, _, matrices in found])
-        for (_, entry, parameter, _), norms in zip(found, every_norm, strict=True):
-            if not is_finite(norms, partial(entry.matrices, parameter)):
-                raise NonFiniteError(f"{entry.name} holds NaN or infinity; nothing was changed")
+        every_norm = norms_of([one.matrices for one in found])
+        for one, norms in zip(found, every_norm, strict=True):
+            if not is_finite(norms, partial(one.entry.matrices, one.parameter)):
+                raise NonFiniteError(f"{one.entry.name} holds NaN or infinity; nothing was changed")
         self.last_clipped = [0] * len(self.parameters)
-        for (index, entry, parameter, _), norms in zip(found, every_norm, strict=True):
-            if surely_inside(norms, entry.limits):
-                continue
-            matrices = entry.matrices(parameter)  # after what was done to the same parameter by another name
-            self.last_clipped[index] = clip_matrices_(matrices, entry.limits, self.algorithm, self.states[index])
-            self.total_clipped[index] += self.last_clipped[index]
-            entry.put_back(parameter, matrices)
+        # Where a parameter has two entries, of other blocks, the second is clipped after what was done for the first.
+        rounds: defaultdict[int, list[_Found]] = defaultdict(list)
+        seen: Counter[int] = Counter()
+        for one, norms in zip(found, every_norm, strict=True):
+            if not surely_inside(norms, one.entry.limits):
+                rounds[seen[id(one.parameter)]].append(one)
+                seen[id(one.parameter)] += 1
+        for one_round in rounds.values():
+            for batch in batches([one.matrices for one in one_round], self.algorithm):
+                self._clip([one_round[place] for place in batch])
 
-    def _found(self) -> list[tuple[int, ClippedParameter, Tensor, Tensor]]:
-        """Index, entry, parameter of now, its matrices: one of several names once, with the smallest limits."""
-        found: dict[tuple[int, int, int | None], tuple[int, ClippedParameter, Tensor, Tensor]] = {}
+    def _clip(self, found: list[_Found]) -> None:
+        """A batch in which no parameter is twice."""
+        every = [one.entry.matrices(one.parameter) for one in found]
+        stacks = [
+            Stack(matrices, one.entry.limits, self.states[one.place])
+            for matrices, one in zip(every, found, strict=True)
+        ]
+        for one, matrices, count in zip(found, every, clip_stacks_(stacks, self.algorithm), strict=True):
+            self.last_clipped[one.place] = count
+            self.total_clipped[one.place] += count
+            one.entry.put_back(one.parameter, matrices)
+
+    def _found(self) -> list[_Found]:
+        """The parameters of now: one of several names once, with the smallest limits."""
+        found: dict[tuple[int, int, int | None], _Found] = {}
         for index, entry in enumerate(self.parameters):
             parameter = entry.tensor()
             key = id(parameter), entry.blocks, entry.chosen.start
             if key in found:
-                first, other, _, matrices = found[key]
+                other = found[key].entry
                 limits = tuple(min(pair) for pair in zip(entry.limits, other.limits, strict=True))
-                found[key] = first, replace(other, limits=limits), parameter, matrices
+                found[key] = found[key]._replace(entry=replace(other, limits=limits))
             else:
-                found[key] = index, entry, parameter, entry.matrices(parameter)
+                found[key] = _Found(index, entry, parameter, entry.matrices(parameter))
         return list(found.values())
 
     @torch.no_grad()
