@@ -111,16 +111,15 @@ def _clip_by_program_(weight: Tensor, limit: Tensor, state: SpectralState | None
     """``program``, and what it leaves. Where nothing is known of the matrices a first look finds the subspace of a
     second one; without a state it is as wide as it may be, since there is no third.
     """
-    carried = SubspaceState(weight, widths(*weight.shape[-2:])[-1 if state is None else 0])
-    if state is not None:
-        carried.load_state_dict(state.state_dict())
+    width = widths(*weight.shape[-2:])[-1 if state is None else 0]
+    carried = SubspaceState.of(weight, [] if state is None else state.matrices, width)
     result = clip_singular_values_deferred_(weight, limit, carried)
     if (state is None or not state.matrices) and not bool(result.certified.all()):
         again = clip_singular_values_deferred_(weight, limit, carried)
         result = ClipResult(*(torch.where(result.certified, *both) for both in zip(result, again, strict=True)))
     result = redo_uncertified_(weight, limit, result, carried)
     if state is not None:
-        state.load_state_dict(carried.state_dict())
+        state.matrices = carried.index_select(range(len(carried.draws))).matrices
     return result
 
 

@@ -14,6 +14,8 @@ from gruclip.kernels.dropout import random_bits
 CARRIED = 56
 #: The entry that holds a tracked matrix's numbers, which the host reads.
 NUMBERS = "numbers"
+#: What a `SubspaceState` holds of each matrix.
+ENTRIES = ("right", "previous", "bulk", "draws", "missed")
 #: Weight of a step in `SubspaceState.missed`: fifty or so count.
 RECENT = 0.02
 
@@ -98,6 +100,27 @@ class SubspaceState:
         #: (R,): the share of the last steps that had no certificate.
         self.missed = torch.zeros(count, dtype=torch.float64, device=device)
 
+    @classmethod
+    def of(cls, weight: Tensor, held: Sequence[Mapping[str, Tensor]], carried: int) -> SubspaceState:
+        """For the matrices (..., m, n) of a batch, copies of what is `held` of each; where there is none, or not of all
+        alike, as `load_state_dict` has it, with `carried` directions at least.
+        """
+        (m, n), kind = weight.shape[-2:], weight.dtype
+        width = held[0]["right"].shape[-1] if held and "right" in held[0] else 0
+        expected = {"right": ((n, width), kind), "previous": ((m, n), kind), "bulk": ((), torch.float64)}
+        expected |= {"draws": ((), torch.int64), "missed": ((), torch.float64)}
+        if not CARRIED <= width <= min(m, n) or any(
+            {name: (tensor.shape, tensor.dtype) for name, tensor in known.items()} != expected for known in held
+        ):
+            state = cls(weight, carried)
+            state.load_state_dict(SpectralState([dict(known) for known in held]).state_dict())
+            return state
+        # At once: to copy what is held of each of hundreds alone would cost a GPU more than to project them.
+        state = cls.__new__(cls)
+        for name in ENTRIES:
+            setattr(state, name, torch.stack([known[name].to(weight.device) for known in held]))
+        return state
+
     @property
     def carried(self) -> int:
         """k, the directions that are held of each matrix."""
@@ -114,7 +137,7 @@ class SubspaceState:
 
     def _entries(self, index: int) -> dict[str, Tensor]:
         """Views."""
-        return {name: getattr(self, name)[index] for name in ("right", "previous", "bulk", "draws", "missed")}
+        return {name: getattr(self, name)[index] for name in ENTRIES}
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:
         """What is known of some of the matrices, in the order of `index`, as views."""

@@ -524,3 +524,42 @@ def test_of_matrices_that_shrink_the_norm_is_right_from_the_next_step_on(limit: 
         expected = float(torch.linalg.svdvals(weight.double())[0])
         near = 0.2 if step in (4, 7) and limit < math.inf else 1e-4
         assert float(result.spectral_norm) == pytest.approx(expected, rel=near), step
+
+
+def test_what_a_call_does_beside_the_program_does_not_grow_with_the_matrices() -> None:
+    """On a GPU each operation costs microseconds, however small: a view costs none."""
+
+    class Operations(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counted = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            self.counted += not function.is_view
+            return function(*arguments, **(named or {}))
+
+    counts = []
+    for matrices in (2, 7):
+        generator, state = torch.Generator().manual_seed(0), SpectralState()
+        weight = torch.linalg.qr(torch.randn(matrices, 100, 100, generator=generator))[0] * 0.9
+        for _ in range(3):
+            weight[:, :, 0] *= 1.5
+            with Operations() as operations:
+                result = clip_singular_values_(weight, 1.0, algorithm="program", state=state)
+            assert result.certified.all()
+            assert not result.redone.any()
+        counts.append(operations.counted)
+    assert counts[0] == counts[1]
+
+
+def test_entries_that_are_not_alike_are_taken_one_by_one() -> None:
+    weight = torch.stack([torch.eye(80) * 2, torch.eye(80)])
+    state = SpectralState()
+    clip_singular_values_(weight, 1.0, algorithm="program", state=state)
+    whole = SubspaceState.of(weight, state.matrices, 56)
+    assert torch.equal(whole.previous, weight)
+    for altered in ([{}, state.matrices[1]], [{**state.matrices[0], "right": torch.zeros(80, 3)}, state.matrices[1]]):
+        partly = SubspaceState.of(weight, altered, 56)
+        assert torch.equal(partly.previous[1], weight[1])
+        assert torch.equal(partly.right[1], whole.right[1])
+        assert not partly.previous[0].any()
