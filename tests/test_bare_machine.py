@@ -97,7 +97,7 @@ def test_scripts_gpu_rehearses_all_its_stages(tmp_path: Path) -> None:
     assert "tests/test_gpu.py::test_a_projection_is_that_of_float64[zero-650]" in (tmp_path / "gpu.md").read_text()
     assert "failed" not in (tmp_path / "gpu.md").read_text()
     benches = [content["bench"] for content in json.loads((tmp_path / "gpu.json").read_text())]
-    assert benches == ["stack", "gru", "projection"]
+    assert benches == ["stack", "gru", "projection", "transformer"]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

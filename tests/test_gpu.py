@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -163,6 +164,26 @@ def test_cudnn_s_flattened_weights_stay_where_they_are() -> None:
     # The candidate's block is what is clipped.
     for weight in (rnn.weight_hh_l0, rnn.weight_hh_l1):
         assert float(torch.linalg.matrix_norm(weight[-32:].detach().double(), 2)) <= 1.8 * (1 + 1e-5)
+
+
+def test_a_transformer_s_weights_are_clipped_in_batches_as_each_alone_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    copied = copy.deepcopy(model).to(DEVICE)
+    clipping, reference = SpectralClipping(copied, limit=1.5), SpectralClipping(model, limit=1.5, algorithm="full")
+    for _ in range(3):
+        with torch.no_grad():
+            for mine, other in zip(copied.parameters(), model.parameters(), strict=True):
+                if other.dim() == 2:
+                    other += 0.5 * torch.randn(other.shape[0], 1) @ torch.randn(1, other.shape[1]) / 16
+                mine.copy_(other)
+        for one in (clipping, reference):
+            one.clip()
+        for mine, other in zip(copied.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine.cpu(), other, rtol=0, atol=4e-6 * float(other.detach().norm()))
+    assert sum(reference.total_clipped) > 12
+    assert all(line.spectral_norm <= 1.5 * (1 + 1e-5) for line in clipping.report())
 
 
 @pytest.mark.parametrize(("n", "carried"), [(256, 56), (400, 120), (600, 184)])

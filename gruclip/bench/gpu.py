@@ -46,6 +46,7 @@ BENCHES = (
     ("gru", "--device", "cuda"),
     ("projection", "--device", "cuda", "--sizes", "650", "--fractions", "0.01", "0.2", "--repetitions", "5",
      "--seconds", "1", "--stacks", "1", "10", "45", "90"),
+    ("transformer", "--device", "cuda", "--shape", "256,16,1024", "--layers", "12", "--repetitions", "20"),
 )  # fmt: skip
 
 #: What a rehearsal puts in the place of the above.
@@ -54,6 +55,7 @@ TINY_BENCHES = (
     ("stack", "--precision", "bf16", "--sizes", "1", "2", "--shape", "5,2,16", "--vocabulary", "50", *TINY),
     ("gru", "--shapes", "5,2,16", *TINY),
     ("projection", "--sizes", "24", "--fractions", "--seconds", "0.1", "--stacks", "1", *TINY),
+    ("transformer", "--shape", "5,2,16", "--layers", "1", "--warmup", "1", *TINY),
 )
 
 
