@@ -1,6 +1,6 @@
 """gruclip: spectral clipping for recurrent networks, and the experiments of Kanai, Fujiwara and Iwamura (2017).
 
-A GRU explodes when the spectral radius of its linearisation at the origin, J = I/2 + W_hh/4, passes 1. Spectral
+A GRU can explode when the spectral radius of its linearisation at the origin, J = I/2 + W_hh/4, passes 1. Spectral
 clipping keeps it below: after each step of the optimizer every W_hh is replaced by the nearest matrix whose singular
 values are at most 2 - delta.
 

@@ -95,6 +95,8 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
 
 def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
     """`recurrent_layers`, of which there may be none."""
+    if not isinstance(module, nn.Module):
+        raise UserError(f"module of {type(module).__name__}: should be a torch.nn.Module")
     layers: list[RecurrentLayer] = []
     for path, part in module.named_modules():
         if isinstance(part, nn.RNNBase | GRU):

@@ -63,9 +63,14 @@ def collect(
     _check_size(out, {path: data for one in made for path, data in one.contents.items()})
     for one in made:
         for path, data in one.contents.items():
-            if not path.exists() or path.read_bytes() != data:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, data)
+            try:
+                if not path.exists() or path.read_bytes() != data:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(path, data)
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot be written: {error.strerror}; name a folder that can be with --out"
+                ) from error
         yield one.path, one.count, one.new
 
 

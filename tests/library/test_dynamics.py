@@ -234,3 +234,8 @@ def test_the_radius_of_what_is_no_square_matrix_is_refused(matrix):
 def test_a_module_without_known_cells_is_refused(module, complaint):
     with pytest.raises(UserError, match=complaint):
         recurrent_layers(module)
+
+
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(UserError, match=r"^module of str: should be a torch\.nn\.Module$"):
+        stability_limit("gru")  # type: ignore[arg-type]

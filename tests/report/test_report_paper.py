@@ -139,3 +139,13 @@ def test_a_table_is_printed_without_importing_torch(table: str) -> None:
     printed = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.startswith("**")
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a file"
+    file.write_text("kept")
+    assert main(["collect", "--runs", str(PAPER), "--experiment", "ptb", "--out", str(file)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{file}" in line
+    assert "cannot be written: Not a directory; name a folder that can be with --out" in line
+    assert file.read_text() == "kept"
