@@ -93,10 +93,15 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
     return layers
 
 
-def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
-    """`recurrent_layers`, of which there may be none."""
+def check_module(module: object) -> None:
+    """Raise `UserError` for what is no module."""
     if not isinstance(module, nn.Module):
         raise UserError(f"module of {type(module).__name__}: should be a torch.nn.Module")
+
+
+def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
+    """`recurrent_layers`, of which there may be none."""
+    check_module(module)
     layers: list[RecurrentLayer] = []
     for path, part in module.named_modules():
         if isinstance(part, nn.RNNBase | GRU):

@@ -19,6 +19,7 @@ from gruclip.clipping.saved import join, split
 from gruclip.clipping.selection import Select, check_optimizer, number, trained_by
 from gruclip.dynamics import StabilityLimit, stability_limit
 from gruclip.errors import NonFiniteError, UserError
+from gruclip.layers import check_module
 from gruclip.spectral import SpectralState, check_algorithm, spectral_norm
 from gruclip.spectral.eager import untraced
 
@@ -96,8 +97,7 @@ class SpectralClipping:
         algorithm: str = "auto",
     ) -> None:
         check_algorithm(algorithm)
-        if not isinstance(module, nn.Module):
-            raise UserError(f"module of {type(module).__name__}: should be a torch.nn.Module")
+        check_module(module)
         self.module, self.algorithm = module, algorithm
         self.delta = None if delta is None else number("delta", delta)
         self.limit = None if limit is None else number("limit", limit)

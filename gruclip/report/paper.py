@@ -13,7 +13,7 @@ from gruclip.report.explosions import count
 from gruclip.report.figures.explosion import representatives
 from gruclip.report.rows import Row, frame, in_file_order, merged
 from gruclip.report.timing import condensed
-from gruclip.runs.files import write_whole
+from gruclip.runs.files import told_by_name, write_whole
 from gruclip.runs.records import read_summary
 
 #: Below the runs of another clone, what is kept there.
@@ -63,14 +63,10 @@ def collect(
     _check_size(out, {path: data for one in made for path, data in one.contents.items()})
     for one in made:
         for path, data in one.contents.items():
-            try:
+            with told_by_name(path):
                 if not path.exists() or path.read_bytes() != data:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(path, data)
-            except OSError as error:
-                raise UserError(
-                    f"{path}: cannot be written: {error.strerror}; name a folder that can be with --out"
-                ) from error
         yield one.path, one.count, one.new
 
 

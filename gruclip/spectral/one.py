@@ -80,7 +80,7 @@ def clip_one(
         held.clear()
         if rests > 0:
             held.update(_resting(draws, rests))
-    return Outcome(count, after, certified=True, redone=bool(known) if tracks else quickly and quick is None)
+    return Outcome(count, after, certified=True, redone=known is not None if tracks else quickly and quick is None)
 
 
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
@@ -142,7 +142,7 @@ def _draws(held: dict[str, Tensor]) -> int:
     """The number of the next draw of random vectors: one past the one that is kept, which a step that came to nothing
     may have used."""
     known = tracked.tracked_in(held)
-    return known.draws + 1 if known else int(held["draws"]) + 1 if "draws" in held else 0
+    return known.draws + 1 if known is not None else int(held["draws"]) + 1 if "draws" in held else 0
 
 
 def _known(held: dict[str, Tensor], weight: Tensor) -> tracked.Tracked | None:

@@ -147,5 +147,5 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["collect", "--runs", str(PAPER), "--experiment", "ptb", "--out", str(file)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert f"{file}" in line
-    assert "cannot be written: Not a directory; name a folder that can be with --out" in line
+    assert "cannot be written (Not a directory); mend that, and start the same command again" in line
     assert file.read_text() == "kept"
