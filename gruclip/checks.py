@@ -55,6 +55,10 @@ def _idle(run: RunConfig) -> dict[str, str]:
         idle["schedule.patience"] = f"trainer.budget=short takes {run.patience} in its place"
     else:
         idle["trainer.short_epochs"] = "is for trainer.budget=short"
+    if run.trainer.budget == "smoke" and run.trainer.max_steps is not None:
+        idle["trainer.budget"] = f"trainer.max_steps={run.trainer.max_steps} takes its place"
+    if not METHODS[run.optimizer.name].delta:
+        idle["optimizer.algorithm"] = f"{run.optimizer.name} projects nothing"
     return idle
 
 

@@ -84,7 +84,7 @@ class Results:
                 print(error, flush=True)
 
     def write(self) -> None:
-        for path, count, _ in collect([self.outputs], [self.experiment], self.out, []):
+        for path, count, *_ in collect([self.outputs], [self.experiment], self.out, []):
             print(f"{path}: {count} runs", flush=True)
         self._written = time.monotonic()
 

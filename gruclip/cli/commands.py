@@ -53,7 +53,7 @@ def writable(out: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error})") from error
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
 def figure(options: Namespace) -> int:
@@ -113,13 +113,24 @@ def collect(options: Namespace) -> int:
     from gruclip.report.paper import collect as collect_runs
 
     places = [Path(place) for place in options.runs or [OUTPUTS]]
-    for path, count, new in collect_runs(places, options.experiment, Path(options.out), options.curves):
+    for path, count, new, differing in collect_runs(places, options.experiment, Path(options.out), options.curves):
         print(f"{path}: {count} run{'s' * (count != 1)}, {new} of them new")
+        if differing:
+            print(
+                f"gruclip: {differing} of these runs have other results than those kept in {path}, as on another "
+                "machine they may; that file keeps its own, and --out names another folder for yours",
+                file=sys.stderr,
+            )
     return 0
 
 
 def _places(runs: str | None, folder: str = "") -> list[Path]:
-    """The place that was named, or else both where runs are; of runs that are kept apart their `folder` in each."""
+    """The place that was named, or else both where runs are; of runs that are kept apart their `folder` in each.
+
+    Raises `UserError` where one was named that is not there.
+    """
+    if runs and not Path(runs).is_dir():
+        raise UserError(f"--runs {runs}: there is no such folder")
     return [Path(runs)] if runs else [OUTPUTS / folder, PAPER / folder]
 
 
@@ -212,14 +223,14 @@ def sample(options: Namespace) -> int:
 
     folder = Path(options.run)
     drawn = draw_sample(folder, options.length, options.temperature, options.seed, options.prompt)
+    out = Path(options.out) if options.out else None if drawn.roll is None else Path("sample.mid")
+    suffix = ".txt" if drawn.roll is None else ".mid"
+    if out is not None and out.suffix != suffix:
+        raise UserError(f"--out {out}: this run's samples go into a {suffix} file")
     if drawn.text is not None:
         print(drawn.text)
-    out = Path(options.out) if options.out else None if drawn.roll is None else Path("sample.mid")
     if out is None:
         return 0
-    suffix = ".txt" if drawn.roll is None else ".mid"
-    if out.suffix != suffix:
-        raise UserError(f"--out {out}: this run's samples go into a {suffix} file")
     with writable(options.out or out):
         if drawn.roll is None:
             out.write_text(f"{drawn.text}\n", encoding="utf-8")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml.error import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
@@ -24,6 +27,11 @@ def explain(error: Exception) -> str | None:
         return f"{group}={name}: no such option; there are {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; {_readable(str(error.override))}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: is no YAML ({error.problem}); mend it"
+    if isinstance(error, UnicodeDecodeError | ReaderError) and _passed_by_hydra(error):
+        return f"a file of the configuration is no text in UTF-8 ({error.reason}); save it as such"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error) if _raised_by_hydra(error) else None
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", str(error)):
@@ -49,13 +57,19 @@ def _no_such_setting(name: str) -> str:
     if name.startswith("hydra."):
         return f"{name}: no such setting of this launcher; its settings are in conf/hydra/launcher and conf/README.md"
     settings = list(RunConfig().flat())
-    group = name.rpartition(".")[0]
+    tops = list(dict.fromkeys(setting.partition(".")[0] for setting in settings))
+    group, _, last = name.rpartition(".")
     siblings = [setting for setting in settings if group and setting.startswith(f"{group}.")]
-    close = difflib.get_close_matches(name, settings, n=1)
-    if close and not siblings:
-        return f"{name}: no such setting; did you mean {close[0]}?"
-    tops = dict.fromkeys(setting.partition(".")[0] for setting in settings)
-    return f"{name}: no such setting; there are {', '.join(siblings or tops)}"
+    if siblings:
+        return f"{name}: no such setting; there are {', '.join(siblings)}"
+    # The setting of that name in some group, or a group.
+    called = {setting.rpartition(".")[2]: setting for setting in settings} | (
+        {} if group else {one: one for one in tops}
+    )
+    close = difflib.get_close_matches(last, called, n=1, cutoff=0.7)
+    if close:
+        return f"{name}: no such setting; did you mean {called[close[0]]}?"
+    return f"{name}: no such setting; there are {', '.join(tops)}"
 
 
 def _first_lines(error: Exception) -> str:
@@ -65,8 +79,14 @@ def _first_lines(error: Exception) -> str:
 
 def _raised_by_hydra(error: Exception) -> bool:
     """Hydra has plain ValueErrors too, e.g. for ``dataset=null``."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
-    return isinstance(error, ValueError) and module.startswith("hydra.")
+    return isinstance(error, ValueError) and _passed(error)[-1].startswith("hydra.")
+
+
+def _passed_by_hydra(error: Exception) -> bool:
+    """Whether Hydra was reading something."""
+    return any(module.startswith("hydra.") for module in _passed(error))
+
+
+def _passed(error: Exception) -> list[str]:
+    """The modules of the error's traceback, that which raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)] or [""]

@@ -48,6 +48,8 @@ def to_run(settings: DictConfig) -> RunConfig:
         for name, value in settings.items()
         if name not in NOT_SETTINGS
     }
+    if not isinstance(values.get("experiment", ""), str):
+        raise ConfigError("experiment: the file of this experiment should begin with the line # @package _global_")
     logger = values.get("logger")
     if isinstance(logger, dict) and not logger.get("csv", True):
         raise ConfigError("logger.csv=false: metrics are always written as CSV; leave it out")

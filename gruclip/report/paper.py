@@ -36,16 +36,17 @@ def collect(
     experiments: Sequence[str],
     out: Path,
     step_names: Sequence[str],
-) -> Iterator[tuple[Path, int, int]]:
+) -> Iterator[tuple[Path, int, int, int]]:
     """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
 
     A run folder ``PLACE/SUB/EXPERIMENT/...`` goes into ``out/SUB/EXPERIMENT.csv``; a place may also hold collected
     files, itself or in ``paper/``. No `experiments` are all of them. The iterations are kept of the runs that Figure 1
     would show and of those named in `step_names`. Everything is read and checked before the first file is written; each
-    is written whole or not at all. Yields each CSV file, its number of runs and how many of them are new.
+    is written whole or not at all. Yields each CSV file, its number of runs, how many of them are new, and how many
+    were left out since they are kept with other results, as of another machine.
 
-    Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two places with other
-    results, and where the curves would grow beyond `curves.MOST_BYTES`.
+    Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two of the places with
+    other results, and where the curves would grow beyond `curves.MOST_BYTES`.
     """
     files: dict[Path, _File] = {}
     for place in places:
@@ -67,7 +68,7 @@ def collect(
                 if not path.exists() or path.read_bytes() != data:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(path, data)
-        yield one.path, one.count, one.new
+        yield one.path, one.count, one.new, one.differing
 
 
 def _of(experiments: Sequence[str]) -> str:
@@ -112,6 +113,7 @@ class _Made:
     path: Path
     count: int
     new: int
+    differing: int
     contents: dict[Path, bytes]
     names: set[str]
 
@@ -120,11 +122,14 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
     """The bytes of a collected file and of its curves, merged with what is there."""
     before = collected.read(file.path) if file.path.exists() else []
     records = {run["folder"]: record for run, record in before} | file.records
-    rows = in_file_order(merged([*(run for run, _ in before), *file.rows]))
+    differing: list[str] = []
+    rows = in_file_order(merged([*(run for run, _ in before), *merged(file.rows)], differing))
     lines = [records.get(run["folder"]) or _record(run) for run in rows]
     contents = {file.path: collected.text(lines).encode()} if rows else {}
     named = [run for run, line in zip(rows, lines, strict=True) if line["run"] in step_names]
-    folders_now = {run["identity"]: run for run in file.rows}  # of runs kept before, too, whose curves may be missing
+    folders_now = {
+        run["identity"]: run for run in file.rows if run["folder"] not in differing
+    }  # of runs kept before, too, whose curves may be missing
     for kind, wanted in (("epochs", rows), ("steps", [*_shown(rows), *named])):
         kept: curves.Curves = {}
         for source in (*file.sources, file.path):
@@ -134,7 +139,8 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
                 kept[run["identity"][:16]] = curve
         if kept:
             contents[curves.path_of(file.path, kind)] = curves.packed(kind, kept)
-    return _Made(file.path, len(rows), len(rows) - len(before), contents, {line["run"] for line in lines})
+    names = {line["run"] for line in lines}
+    return _Made(file.path, len(rows), len(rows) - len(before), len(differing), contents, names)
 
 
 def _record(run: Row) -> Record:

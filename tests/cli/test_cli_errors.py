@@ -10,12 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import gruclip
 from gruclip.cli import main
+from gruclip.cli.explain import explain
 from gruclip.config import RunConfig
+from gruclip.errors import ConfigError
+from hydra_plugins.gruclip.settings import to_run
 
 #: What is typed after ``gruclip``, and what the one line must hold.
 BAD_COMMANDS = [
@@ -30,7 +35,8 @@ BAD_COMMANDS = [
         "outputs/nottingham and outputs/paper/nottingham: no runs there; make them with: gruclip reproduce table2\n",
     ),
     ("table cells", "outputs/ptb and outputs/paper/ptb: no runs there; make them with: gruclip reproduce cells\n"),
-    ("table 1 --runs elsewhere --experiment demo", "elsewhere/demo: no runs there; make them with: gruclip reproduce "),
+    ("table 1 --runs elsewhere --experiment demo", "--runs elsewhere: there is no such folder\n"),
+    ("table 1 --runs . --experiment demo", "demo: no runs there; make them with: gruclip reproduce "),
     ("table 2 --experiment musedata", "make them with: gruclip reproduce table2 +experiment=musedata\n"),
     (
         "table 1 --experiment nope",
@@ -114,6 +120,9 @@ BAD_COMMANDS = [
     # settings
     ("train optimizer.momentum=0.9", "optimizer.momentum: no such setting; there are optimizer.name, optimizer.lr"),
     ("train optimzer.lr=1", "optimzer.lr: no such setting; did you mean optimizer.lr?"),
+    ("train optimiser=sgd", "optimiser: no such setting; did you mean optimizer?"),
+    ("train protocol.treshold=3", "protocol.treshold: no such setting; did you mean optimizer.threshold?"),
+    ("train delta=0.3", "delta: no such setting; did you mean optimizer.delta?"),
     ("train colour=red", "colour: no such setting; there are dataset, model, optimizer"),
     ("train +colour=red", "colour: no such setting; there are dataset, model, optimizer"),
     ("train -m colour=red,blue", "colour: no such setting"),
@@ -139,6 +148,14 @@ BAD_COMMANDS = [
         "inside (0, 1), the stability limit of tanh_rnn",
     ),
     ("train optimizer.algorithm=magic", "optimizer.algorithm=magic: should be one of auto"),
+    (
+        "train optimizer=sgd optimizer.algorithm=full",
+        "optimizer.algorithm=full: does nothing here (sgd projects nothing); leave it out",
+    ),
+    (
+        "train trainer.budget=smoke trainer.max_steps=5",
+        "trainer.budget=smoke: does nothing here (trainer.max_steps=5 takes its place)",
+    ),
     ("train model.cell=sru", "model.cell=sru: should be one of gru"),
     ("train model.hidden_size=0", "model.hidden_size=0: should be a whole number of at least 1"),
     ("train model.dropout=1", "model.dropout=1.0: should be a number from 0 up to, not including, 1"),
@@ -194,6 +211,33 @@ def test_bad_input_is_told_in_one_line_with_exit_code_2_and_nothing_written(
     assert err.count("\n") == 1
     assert out == ""
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"optimizer: {lr: [1,\n", "mine.yaml, line 2: is no YAML (expected the node content"),
+        (b"\toptimizer:\n", "mine.yaml, line 1: is no YAML (found character"),
+        (b"seed: 1\nseed: 2\n", "mine.yaml, line 2: is no YAML (found duplicate key seed)"),
+        (b"seed: *last\n", "mine.yaml, line 1: is no YAML (found undefined alias 'last')"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"\x01", "is no text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_by_its_place(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with (
+        hydra.initialize_config_dir(str(tmp_path), version_base="1.3"),
+        pytest.raises((UnicodeDecodeError, yaml.YAMLError)) as refused,
+    ):
+        hydra.compose("mine")
+    assert message in (explain(refused.value) or "")
+
+
+def test_an_experiment_that_is_not_at_the_top_is_told_what_its_file_lacks() -> None:
+    composed = OmegaConf.create({**RunConfig().to_dict(), "experiment": {"seed": 1}})
+    with pytest.raises(ConfigError, match="should begin with the line # @package _global_"):
+        to_run(composed)
 
 
 def test_a_folder_of_another_configuration_is_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

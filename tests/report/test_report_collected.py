@@ -34,7 +34,7 @@ OF_THE_PLACE = ["folder", "output_dir", "device", "dataset.root", "logger", "tra
 
 
 def gather(place: Path, out: Path, *names: str) -> list[tuple[str, int, int]]:
-    return [(str(path.relative_to(out)), count, new) for path, count, new in collect_runs([place], [], out, names)]
+    return [(str(path.relative_to(out)), count, new) for path, count, new, _ in collect_runs([place], [], out, names)]
 
 
 def write_runs(place: Path, seeds: range = range(3)) -> None:
@@ -111,18 +111,31 @@ def test_what_another_clone_has_kept_goes_where_its_run_folders_go(tmp_path: Pat
     assert [path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()] == ["curves"]
 
 
-def test_a_run_with_other_results_is_refused_and_both_are_kept(tmp_path: Path) -> None:
+def test_a_run_with_other_results_is_left_out_and_what_is_kept_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_run(tmp_path / "o", config(PTB, "sgd"), summary())
     gather(tmp_path / "o", tmp_path / "paper")
     before = (tmp_path / "paper/ptb.csv").read_bytes()
     (folder / "summary.json").write_text(json.dumps(summary(test=4.0)))
-    with pytest.raises(UserError) as refused:
-        gather(tmp_path / "o", tmp_path / "paper")
-    assert str(folder) in str(refused.value)
-    assert f"{tmp_path / 'paper' / 'ptb.csv'}/{folder.name}" in str(refused.value)
+    write_run(tmp_path / "o" / "other", config(DEMO, "sgd"), summary())
+    assert main(["collect", "--runs", str(tmp_path / "o"), "--out", str(tmp_path / "paper")]) == 0
+    assert "1 of these runs have other results than those kept in" in capsys.readouterr().err
     assert (tmp_path / "paper/ptb.csv").read_bytes() == before
+    assert (tmp_path / "paper/other/demo.csv").exists()
     with pytest.raises(UserError, match="the same run"):
         collect.read_runs([tmp_path / "o", tmp_path / "paper"], "ptb")
+
+
+def test_a_run_with_other_results_in_two_places_is_refused(tmp_path: Path) -> None:
+    places = [tmp_path / "a", tmp_path / "b"]
+    folders = [
+        write_run(place, config(PTB, "sgd"), summary(test=loss)) for place, loss in zip(places, (4.0, 5.0), strict=True)
+    ]
+    with pytest.raises(UserError, match="the same run") as refused:
+        list(collect_runs(places, [], tmp_path / "paper", []))
+    assert all(str(folder) in str(refused.value) for folder in folders)
+    assert not (tmp_path / "paper").exists()
 
 
 OWN = (("text", {"vocabulary": 100}, "1"), ("piano_roll", {"steps_per_beat": 4}, "2"))
