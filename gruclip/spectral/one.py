@@ -104,7 +104,7 @@ def _followed(
     if known is not None:
         if tracks:
             return tracked.clip(weight, norm, limit, known, slack)
-        return tracked.inside(weight, norm, limit, known, distance(weight, known.previous))
+        return tracked.inside(weight, norm, limit, known, distance(weight, known.previous), slack)
     if tracks and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
         return tracked.search(weight, norm, limit, slack)
     return None

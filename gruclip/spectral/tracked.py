@@ -136,7 +136,7 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     """
     moved = distance(weight, tracked.previous)
     gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, norm / math.sqrt(min(weight.shape)))
-    shown = inside(weight, norm, limit, tracked, moved)
+    shown = inside(weight, norm, limit, tracked, moved, tolerance)
     if shown is not None:
         return shown
     tracked = tracked._replace(draws=tracked.draws + 1)
@@ -144,11 +144,14 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
     return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance, moved)
 
 
-def inside(weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float) -> Clipped | None:
+def inside(
+    weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float, tolerance: float
+) -> Clipped | None:
     """What is to be said of `weight`, at a distance `moved` from the one tracked, if by (2) no value can be above the
     limit: the largest of a few columns, which is for the report alone. None elsewhere.
     """
-    if not tracked.shown.largest + moved <= limit < torch.inf:
+    # With the tolerance: what was found inside by another look must not be found above by this one's rounding.
+    if not tracked.shown.largest + moved <= limit * (1 + tolerance) < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
     # What the change brings elsewhere, once it may be the largest: no carried column need ever show it.

@@ -112,6 +112,11 @@ def test_what_was_far_above_the_limit_is_at_it_afterwards_so_that_a_second_time_
         check_sequence([("a spike", "measure"), ("a thousandth", "clip")], 240 + seed, "block", torch.float32, seed)
 
 
+def test_what_one_look_finds_inside_the_tolerance_no_other_finds_above() -> None:
+    """1.856e-6 above the limit: less than the tolerance by one subspace, and by the next one's rounding more."""
+    check_sequence([("small", "clip")] * 3, 80, "block", torch.float32, 14)
+
+
 def test_a_float64_value_a_little_above_the_limit_is_clipped() -> None:
     """By 2e-7, which is inside for a float32 matrix alone."""
     check_sequence([("small", "clip"), ("small", "clip")], 207, "auto", torch.float64, 207)
