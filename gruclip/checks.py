@@ -6,9 +6,8 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gruclip.choices import CELLS, METHODS, OWN_DATASETS
+from gruclip.choices import CELLS, LEAST_DELTA, METHODS, OWN_DATASETS, is_delta
 from gruclip.errors import ConfigError
-from gruclip.rules import Rule
 
 if TYPE_CHECKING:
     from gruclip.config import RunConfig
@@ -93,9 +92,11 @@ def _check_delta(run: RunConfig) -> None:
     if METHODS[name].delta:
         if delta is None:
             raise ConfigError(f"optimizer.delta=null: {name} needs a delta inside (0, {limit:g})")
-        right = f"a number inside (0, {limit:g}), the stability limit of {run.model.cell}"
-        # In float32, too, the limit less delta is below the limit, and above zero.
-        Rule(right, lambda value: 1e-6 * limit <= value <= (1 - 1e-6) * limit).check("optimizer.delta", delta)
+        if not is_delta(delta, limit):
+            whose = f"the stability limit of {run.model.cell}"
+            raise ConfigError(
+                f"optimizer.delta={delta}: should be inside (0, {limit:g}), {whose}, by {LEAST_DELTA:g} of it"
+            )
     elif delta is not None:
         others = " or ".join(other for other, method in METHODS.items() if method.delta)
         raise ConfigError(f"optimizer.delta={delta:g}: {name} has no delta; drop it, or take optimizer={others}")

@@ -47,6 +47,16 @@ CELLS = {
     "tanh_rnn": Cell("h", "h", bias_free_limit=1.0),
 }
 
+#: Share of a stability limit that delta is from both its ends, at least: a value may be left 2e-6 above where it is
+#: clipped, and should be below the limit all the same.
+LEAST_DELTA = 2e-6
+
+
+def is_delta(delta: float, limit: float) -> bool:
+    """Whether delta is inside (0, limit), by `LEAST_DELTA`."""
+    return LEAST_DELTA * limit <= delta <= (1 - LEAST_DELTA) * limit
+
+
 #: Algorithms of the projection (what each is: `gruclip.spectral.clip_singular_values_`).
 ALGORITHMS = ("auto", "full", "truncated", "gram", "block", "products", "program")
 

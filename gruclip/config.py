@@ -143,7 +143,7 @@ class RunConfig:
     (1.5, 10)
     >>> RunConfig.from_dict({"optimizer": {"delta": 2.5}})
     Traceback (most recent call last):
-    gruclip.errors.ConfigError: optimizer.delta=2.5: should be a number inside (0, 2), the stability limit of gru
+    gruclip.errors.ConfigError: optimizer.delta=2.5: should be inside (0, 2), the stability limit of gru, by 2e-06 of it
     """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from gruclip.choices import CELLS
 from gruclip.errors import UserError
-from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, recurrent_layers
+from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, layers_with_values
+from gruclip.spectral import check_matrices
 from gruclip.spectral.products import radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
@@ -112,7 +113,7 @@ def stability_limit(module: nn.Module) -> dict[str, StabilityLimit]:
     >>> stability_limit(nn.GRU(3, 4))  # a candidate bias moves the fixed point
     {'weight_hh_l0': StabilityLimit(value=2.0, guaranteed=False)}
     """
-    layers = recurrent_layers(module)
+    layers = layers_with_values(module)
     return {layer.name: limit for layer, limit in zip(layers, limits_of(layers), strict=True)}
 
 
@@ -168,7 +169,7 @@ def jacobian_at_origin(module: nn.Module) -> dict[str, Tensor]:
     {'weight_hh_l0': tensor([[1., 0.],
             [0., 1.]])}
     """
-    layers = recurrent_layers(module)
+    layers = layers_with_values(module)
     for layer, moved in zip(layers, _moved(layers), strict=True):
         if moved:
             whose = "its" if _candidate_bias(layer) else "a lower layer's"
@@ -232,7 +233,7 @@ def linearize(module: nn.Module) -> list[Linearization]:
     recurrent layers.
     """
     done: list[Linearization] = []
-    for layer in recurrent_layers(module):
+    for layer in layers_with_values(module):
         if any(done[index].state is None for index in layer.below):
             done.append(Linearization(layer, None, None, float("nan"), _limit(layer, at_origin=False)))
             continue
@@ -284,11 +285,13 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     2.0
     """
     if isinstance(matrix, nn.Module):
-        return torch.tensor([done.spectral_radius for done in linearize(matrix)], dtype=torch.float64).amax()
-    if matrix.dtype not in (torch.float32, torch.float64) or matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise UserError(
-            f"matrix of shape {tuple(matrix.shape)}, {matrix.dtype}: should be square (..., n, n), float32 or float64"
-        )
+        every = [done.spectral_radius for done in linearize(matrix)]
+        return torch.tensor(every, dtype=torch.float64, device="cpu").amax()
+    if not isinstance(matrix, Tensor):
+        raise UserError(f"matrix of {type(matrix).__name__}: should be a tensor, or a module")
+    check_matrices(matrix, "matrix")
+    if matrix.shape[-1] != matrix.shape[-2]:
+        raise UserError(f"matrix of shape {tuple(matrix.shape)}: should be square (..., n, n)")
     matrix = matrix.detach()
     finite = torch.isfinite(matrix).all(-1).all(-1)
     # LAPACK does not survive what is not finite; on a GPU it takes one matrix after another, and longer for each.

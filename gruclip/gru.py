@@ -131,10 +131,10 @@ class GRU(nn.Module):
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise UserError(f"{name}={size!r}: should be a whole number of at least 1")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise UserError(f"dropout={dropout}: should be a number from 0 to 1")
-        if dtype is not None and not dtype.is_floating_point:
-            raise UserError(f"dtype={dtype}: should be a floating dtype")
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            raise UserError(f"dropout={dropout!r}: should be a number from 0 to 1")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise UserError(f"dtype={dtype!r}: should be a floating dtype, e.g. torch.float32")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.gru import GRU
+
+#: Recurrent modules that TorchScript may have been made of; and what is said of one, and of one without values.
+SCRIPTED = ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell")
+ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
+SCRIPT = "is TorchScript, which shows no more what it is; clip the module before it is scripted or traced"
 
 
 def clipped_block(cell: str, hidden_size: int) -> slice:
@@ -80,8 +86,8 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
     """Every layer and direction of every GRU, LSTM and tanh RNN in `module`, gruclip's and torch's, single cells too.
 
     What a single cell is fed is its caller's affair: it counts as a first layer. Raises `UserError` if there is none,
-    for relu in place of tanh, and for an LSTM with projections, whose state is fed back through a product of two
-    parameters.
+    for relu in place of tanh, for a TorchScript module, and for an LSTM with projections, whose state is fed back
+    through a product of two parameters.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.RNN(3, 5, num_layers=2))
     >>> [(layer.name, layer.cell, layer.below) for layer in recurrent_layers(model)]
@@ -93,10 +99,24 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
     return layers
 
 
+def layers_with_values(module: nn.Module) -> list[RecurrentLayer]:
+    """`recurrent_layers`. Raises `UserError` where they are on the meta device, too."""
+    layers = recurrent_layers(module)
+    for layer in layers:
+        if layer.weight_hh.is_meta:
+            raise UserError(f"{layer.name}: {ON_META}")
+    return layers
+
+
 def check_module(module: object) -> None:
     """Raise `UserError` for what is no module."""
     if not isinstance(module, nn.Module):
         raise UserError(f"module of {type(module).__name__}: should be a torch.nn.Module")
+
+
+def is_scripted(part: nn.Module, *names: str) -> bool:
+    """Whether it is TorchScript's, made of a module of one of these classes."""
+    return isinstance(part, torch.jit.ScriptModule) and getattr(part, "original_name", None) in names
 
 
 def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
@@ -104,9 +124,11 @@ def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
     check_module(module)
     layers: list[RecurrentLayer] = []
     for path, part in module.named_modules():
+        if is_scripted(part, *SCRIPTED):
+            raise UserError(f"{path or part.original_name}: {SCRIPT}")
         if isinstance(part, nn.RNNBase | GRU):
             layers += _layers_of(module, path, part, len(layers))
-        elif isinstance(part, nn.RNNCellBase):
+        elif isinstance(part, nn.RNNCell | nn.GRUCell | nn.LSTMCell):
             if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
                 raise _no_limit_for_relu(part, path)
             gated = "lstm" if isinstance(part, nn.LSTMCell) else "gru_reset_after"

@@ -24,7 +24,7 @@ from gruclip.runs.folder import folder_name
         ({"optimizer": {"lr": -1, "delta": 0.2}}, "optimizer.lr=-1.0: should be a positive number"),
         ({"optimizer": {"lr": float("nan"), "delta": 0.2}}, "optimizer.lr=nan"),
         ({"optimizer": {"lr": "fast", "delta": 0.2}}, "optimizer.lr=fast: should be a number"),
-        ({"optimizer": {"delta": 2.0}}, r"optimizer.delta=2.0: should be a number inside \(0, 2\)"),
+        ({"optimizer": {"delta": 2.0}}, r"optimizer.delta=2.0: should be inside \(0, 2\)"),
         ({"optimizer": {"delta": 0.0}}, "optimizer.delta=0.0"),
         (
             {"optimizer": {"delta": 1.0}, "model": {"cell": "tanh_rnn"}},

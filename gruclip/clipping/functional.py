@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
-from gruclip.spectral import check_algorithm, clip_singular_values_
+from gruclip.spectral import check_algorithm, check_matrices, clip_singular_values_, limits_of_batch
 from gruclip.spectral.eager import eagerly
 
 
@@ -48,17 +48,12 @@ def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: st
     which has a gradient, too. Value, `algorithm` and errors are those of `clip_singular_values_`; the derivative takes
     a decomposition in float64 of each matrix, where any is clipped. A matrix left as it is, inside its limit up to the
     tolerance, has the derivative of the identity. Where a singular value is the limit itself see the module. Works
-    under `torch.func.grad`, `jvp` and `vmap`, and breaks the graph of `torch.compile`. First derivatives only:
-    differentiating twice raises `UserError`.
+    under `torch.func.grad`, `jvp` and `vmap`, and breaks the graph of `torch.compile`, so that `torch.export` refuses
+    it. First derivatives only: differentiating twice raises `UserError`.
     """
     check_algorithm(algorithm)
-    if weight.is_meta:
-        raise UserError("weight is on the meta device, where nothing has a value; give it one first")
-    try:
-        limits = torch.as_tensor(limit, dtype=torch.float64, device=weight.device).expand(weight.shape[:-2])
-    except (RuntimeError, TypeError, ValueError) as error:
-        shape = tuple(weight.shape[:-2])
-        raise UserError(f"limit={limit!r}: should be a number, or a tensor that broadcasts to {shape}") from error
+    check_matrices(weight)
+    limits = limits_of_batch(limit, weight.shape[:-2], weight.device)
     clipped: Tensor = _Projection.apply(weight, limits, algorithm)  # type: ignore[no-untyped-call]
     return clipped
 
@@ -86,7 +81,10 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, of_limits: Tensor | None, _: None) -> Tensor:
         weight, limits, output = ctx.saved_tensors
-        return _forward(weight, limits, output, torch.zeros_like(weight) if tangent is None else tangent, of_limits)
+        tangent = torch.zeros_like(weight) if tangent is None else tangent
+        of_limits = torch.zeros_like(limits) if of_limits is None else of_limits
+        moved: Tensor = _Tangent.apply(weight, limits, output, tangent, of_limits)  # type: ignore[no-untyped-call]
+        return moved
 
     @staticmethod
     def vmap(
@@ -96,15 +94,11 @@ class _Projection(torch.autograd.Function):
         return _Projection.apply(weight, limits, algorithm), 0  # type: ignore[no-untyped-call]
 
 
-class _Derivative(torch.autograd.Function):
-    """(weight, limits, P(weight), gradient) to the gradients of weight and limits; it has no derivative itself."""
+class _Once(torch.autograd.Function):
+    """What has no derivative itself."""
 
     @staticmethod
-    def forward(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return _adjoint(weight, limits, output, grad)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
         pass
 
     @staticmethod
@@ -115,15 +109,49 @@ class _Derivative(torch.autograd.Function):
     def jvp(ctx: Any, *_: Any) -> None:
         raise UserError("clip_singular_values has first derivatives only; differentiate it once")
 
+
+class _Derivative(_Once):
+    """(weight, limits, P(weight), gradient) to the gradients of weight and limits."""
+
+    @staticmethod
+    def forward(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """They are the gradient through DP, which is self-adjoint, and the sum of u_i v_i^T over s_i > limit."""
+        if torch.equal(output, weight):
+            return grad.clone(), limits.new_zeros(grad.shape[:-2])
+        parts, wide = _Decomposed(weight, limits, output), grad.double()
+        along = ((parts.U.mT @ wide) * parts.Vh).sum(-1)
+        return parts.apply(wide).to(weight.dtype), torch.where(parts.above, along, 0.0).sum(-1)
+
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[tuple[Tensor, Tensor], tuple]:
-        return _Derivative.apply(*_batched(info.batch_size, in_dims, *tensors)), (0, 0)  # type: ignore[no-untyped-call]
+        return _Derivative.apply(*_directions(info.batch_size, in_dims, *tensors)), (0, 0)  # type: ignore[no-untyped-call]
+
+
+class _Tangent(_Once):
+    """(weight, limits, P(weight), tangent, that of limits) to the tangent of P(weight)."""
+
+    @staticmethod
+    def forward(weight: Tensor, limits: Tensor, output: Tensor, tangent: Tensor, of_limits: Tensor) -> Tensor:
+        parts = _Decomposed(weight, limits, output)
+        moved = parts.apply(tangent.double())
+        moved = moved + (parts.U * torch.where(parts.above, of_limits[..., None], 0.0)[..., None, :]) @ parts.Vh
+        return moved.to(weight.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        return _Tangent.apply(*_directions(info.batch_size, in_dims, *tensors)), 0  # type: ignore[no-untyped-call]
 
 
 def _batched(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
     """With the axis over which vmap maps as a leading one."""
     placed = zip(tensors, in_dims, strict=False)
     return [one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0) for one, dim in placed]
+
+
+def _directions(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """The same; where only directions differ, weight, limits and output as they are, to be decomposed once."""
+    same = 3 if in_dims[:3] == (None, None, None) else 0
+    return [*tensors[:same], *_batched(size, in_dims[same:], *tensors[same:])]
 
 
 class _Decomposed:
@@ -152,21 +180,3 @@ class _Decomposed:
         right = (HV - self.U @ A) * self.lost_q[..., None, :]
         lower = self.lost_q[..., :, None] * (UH - A @ self.Vh)
         return H - (self.U @ inner + right) @ self.Vh - self.U @ lower
-
-
-def _adjoint(weight: Tensor, limits: Tensor, output: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and limits: DP is self-adjoint, and dP / dlimit the sum of u_i v_i^T over s_i > limit."""
-    if torch.equal(output, weight):
-        return grad.clone(), torch.zeros_like(limits)
-    parts, wide = _Decomposed(weight, limits, output), grad.double()
-    along = ((parts.U.mT @ wide) * parts.Vh).sum(-1)
-    return parts.apply(wide).to(weight.dtype), torch.where(parts.above, along, 0.0).sum(-1)
-
-
-def _forward(weight: Tensor, limits: Tensor, output: Tensor, tangent: Tensor, of_limits: Tensor | None) -> Tensor:
-    """DP[tangent], and the move with the limit."""
-    parts = _Decomposed(weight, limits, output)
-    moved = parts.apply(tangent.double())
-    if of_limits is not None:
-        moved = moved + (parts.U * torch.where(parts.above, of_limits[..., None], 0.0)[..., None, :]) @ parts.Vh
-    return moved.to(weight.dtype)

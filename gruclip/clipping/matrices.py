@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from gruclip.choices import CELLS
+from gruclip.choices import CELLS, LEAST_DELTA, is_delta
 from gruclip.clipping.selection import Select, pick
 from gruclip.dynamics import limits_of
 from gruclip.errors import UserError
 from gruclip.gru import GRU
-from gruclip.layers import RecurrentLayer, find_recurrent, full_name
+from gruclip.layers import ON_META, SCRIPT, RecurrentLayer, find_recurrent, full_name, is_scripted
+from gruclip.spectral import check_writable
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Recurrent = (nn.RNNBase, nn.RNNCellBase, GRU)
 Convolution = nn.modules.conv._ConvNd
 
+SCRIPTED_LAYERS = ("Linear", *(f"Conv{kind}{axes}d" for kind in ("", "Transpose") for axes in (1, 2, 3)))
+
 AGAIN = "make a new SpectralClipping of the module as it is"
 WHOLE = "singular values are those of a whole matrix; clip before it is sharded, or leave it out"
-ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class ClippedParameter:
     def found(self) -> tuple[nn.Module, Tensor]:
         """The module that has it and the parameter, however many matrices that is."""
         try:
-            part = self.root.get_submodule(self.path)
+            part = self.root.get_submodule(self.path) if self.path else self.root
         except AttributeError as error:
             raise self._gone() from error
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UserError(f"{self.name}: {SCRIPT}")
         parameter = part._parameters.get(self.attribute)
         if parameter is None:
             raise UserError(reason) if (reason := _computed(self.name, part, self.attribute)) else self._gone()
@@ -119,18 +123,17 @@ def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParam
         entries.append(ClippedParameter(layer.name, layer.root, layer.path, attribute, len(gates), chosen, (), layer))
         entries[-1].tensor()  # on the meta device its biases, which set the limit, have no values
     for entry, layer, (limit, _) in zip(entries, layers, limits_of(layers), strict=True):
-        if not 0 < delta < limit:
-            raise UserError(
-                f"delta={delta}: should be inside (0, {limit:.4g}), the limit of {layer.name} ({layer.cell})"
-            )
+        if not is_delta(delta, limit):
+            whose = f"the limit of {layer.name} ({layer.cell})"
+            raise UserError(f"delta={delta}: should be inside (0, {limit:.4g}), {whose}, by {LEAST_DELTA:g} of it")
         yield replace(entry, limits=(limit - delta,))
 
 
 def _limited(root: nn.Module, path: str, part: nn.Module, attribute: str, limit: float) -> ClippedParameter:
     """Every matrix of a parameter at one limit. On the meta device it may still be: it is looked up at each step."""
     entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), (limit,))
-    held = part._parameters.get(attribute)
-    blocks = blocks_of(part, attribute, held if held is not None and held.is_meta else entry.found()[1])
+    held = getattr(part, attribute, None)
+    blocks = blocks_of(part, attribute, held if isinstance(held, nn.Parameter) and held.is_meta else entry.found()[1])
     return replace(entry, blocks=blocks, limits=(limit,) * blocks)
 
 
@@ -182,7 +185,8 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 def _is_layer_weight(part: nn.Module, attribute: str) -> bool:
     if isinstance(part, nn.MultiheadAttention):
         return attribute in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return isinstance(part, nn.Linear | Convolution) and attribute == "weight"
+    scripted = is_scripted(part, *SCRIPTED_LAYERS)  # to be refused by name
+    return (isinstance(part, nn.Linear | Convolution) or scripted) and attribute == "weight"
 
 
 # -- what cannot be clipped ----------------------------------------------------------------------------
@@ -202,6 +206,7 @@ def check(name: str, parameter: Tensor) -> None:
         raise UserError(f"{name} of {parameter.dtype}: should be float32, float64, bfloat16 or float16")
     if parameter.dim() < 2 or parameter.numel() == 0:
         raise UserError(f"{name} of shape {tuple(parameter.shape)}: should have two axes or more, and none of it empty")
+    check_writable(name, parameter)
 
 
 def _computed(name: str, part: nn.Module, attribute: str) -> str | None:

@@ -89,11 +89,15 @@ def _clip_vectors_(matrices: Tensor, limits: Sequence[float]) -> list[int]:
     """Of one row or column: its norm is its only singular value."""
     limit = torch.tensor(limits, dtype=torch.float64, device=matrices.device)[:, None, None]
     wide = matrices.double()
-    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
-    outside = norm > limit * (1 + NEAR[matrices.dtype == torch.float64])
+    # Scaled, since a square may pass float64's range where the number does not.
+    largest = wide.abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    scaled = wide / scale
+    norm = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
+    outside = norm * scale > limit * (1 + NEAR[matrices.dtype == torch.float64])
     counts = _counts(outside.flatten().long())
     if any(counts):
-        wide *= torch.where(outside, limit / norm, 1.0)
+        wide = torch.where(outside, scaled * (limit / norm), wide)
         rounded = wide.to(matrices.dtype)
         # Towards zero, so that the rounding does not lengthen it.
         matrices.copy_(torch.where(rounded.double().abs() > wide.abs(), _towards_zero(rounded), rounded))

@@ -28,6 +28,8 @@ def split(saved: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, tuple[
 
     Raises `UserError` where `saved` is of other parameters than those of these `names`, or lacks a count.
     """
+    if not isinstance(saved, Mapping):
+        raise UserError(f"state_dict of {type(saved).__name__}: should be what state_dict() gave")
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.items():
         name, _, entry = key.rpartition("/")

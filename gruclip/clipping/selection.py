@@ -49,9 +49,14 @@ def pick(select: Select, offered: Mapping[str, Tensor], remedy: str = "") -> lis
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Raise `UserError` for what is no optimizer."""
+    """Raise `UserError` for what is no optimizer, or has no hooks."""
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer of {type(optimizer).__name__}: should be a torch.optim.Optimizer")
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise UserError(
+            f"optimizer of {type(optimizer).__name__}: was made without Optimizer.__init__ and has no hooks; give the "
+            "optimizer inside it"
+        )
 
 
 def trained_by(*optimizers: Optimizer) -> set[int]:
@@ -71,5 +76,5 @@ def number(name: str, value: object) -> float:
         if isinstance(value, bool | str | bytes):
             raise TypeError
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}={value!r}: should be a number") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last of a tensor on the meta device
+        raise UserError(f"{name}={repr(value)[:40]}: should be a number") from error

@@ -74,9 +74,9 @@ def clip_updates(
     fused in_proj_weight of query, key and value is one matrix, and a grouped convolution's weight, too), or those that
     `select` picks: names or patterns (`fnmatch`), or a predicate of name and parameter. An update is the change of
     the parameter by the whole step, learning rate, momentum and weight decay included, so `limit` is in the units of
-    the weight; a function of the parameter group gives one in units of the learning rate, or each group its own, and
-    infinity leaves a group alone. The optimizer's own state stays as it is: momentum is that of the gradients, and what
-    LBFGS knows of the curvature is of the step it meant.
+    the weight; a function of the parameter group gives one in units of the learning rate, or each group its own;
+    infinity leaves a group alone, and 0, as where a schedule's rate is 0, lets nothing move. The optimizer's own state
+    stays as it is: momentum is that of the gradients, and what LBFGS knows of the curvature is of the step it meant.
 
     Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W_new||_F, the rounding of W_old + update. An update
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
@@ -177,10 +177,15 @@ class UpdateClipping:
         return [(name, *offered[name]) for name in offered if name in self._picked]
 
     def _limit(self, group: dict[str, Any]) -> float:
-        given = self.limit(group) if callable(self.limit) else self.limit
-        limit = number("limit", given)
-        if not limit > 0:
-            raise UserError(f"limit={given}: should be a positive number")
+        if not callable(self.limit):
+            limit = number("limit", self.limit)
+            if not limit > 0:
+                raise UserError(f"limit={self.limit}: should be a positive number")
+            return limit
+        limit = number("limit(group)", self.limit(group))
+        if not limit >= 0:
+            rate = f" of a group with lr={group['lr']}" if "lr" in group else ""
+            raise UserError(f"limit(group)={limit}{rate}: should be a positive number, or 0 where nothing may move")
         return limit
 
     @untraced
@@ -201,19 +206,24 @@ class UpdateClipping:
         for update, norms in zip(under_way, every_norm, strict=True):
             if not is_finite(norms, update.change):
                 raise NonFiniteError(f"the update of {update.name} holds NaN or infinity; no update was clipped")
-        outside = [
-            update
-            for update, norms in zip(under_way, every_norm, strict=True)
-            if not surely_inside(norms, [update.limit])
-        ]
+        outside: list[Update] = []
+        for update, norms in zip(under_way, every_norm, strict=True):
+            if update.limit == 0 and any(norms):  # a schedule has come to a rate of 0
+                self._count(update, min(update.change().shape[-2:]))
+                update.parameter.detach().copy_(update.before)
+            elif update.limit > 0 and not surely_inside(norms, [update.limit]):
+                outside.append(update)
         for batch in batches([update.as_matrix(update.before) for update in outside], self.algorithm):
             updates = [outside[place] for place in batch]
             stacks = [Stack(update.change(), [update.limit], self.states[update.name]) for update in updates]
             for update, stack, count in zip(updates, stacks, clip_stacks_(stacks, self.algorithm), strict=True):
                 if count:
                     torch.add(update.before, stack.matrices.view_as(update.before), out=update.parameter.detach())
-                self.last_clipped[update.name] = count
-                self.total_clipped[update.name] += count
+                self._count(update, count)
+
+    def _count(self, update: Update, count: int) -> None:
+        self.last_clipped[update.name] = count
+        self.total_clipped[update.name] += count
 
 
 def _check(name: str, parameter: Tensor) -> None:

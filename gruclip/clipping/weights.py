@@ -116,6 +116,8 @@ class SpectralClipping:
     def attach(self, *optimizers: torch.optim.Optimizer) -> SpectralClipping:
         """Clip now, so that training starts inside the limits, and after each step of any of these; returns self.
 
+        What is inside already, as after its state was loaded, stays as it is, and so does what is known of it.
+
         Raises `UserError` if already attached, or if a clipped weight that requires a gradient is trained by none.
         """
         if self._hooks:
@@ -124,6 +126,7 @@ class SpectralClipping:
             )
         for optimizer in optimizers:
             check_optimizer(optimizer)
+        optimizers = tuple(dict.fromkeys(optimizers))
         trained = trained_by(*optimizers)
         tensors = {entry.name: entry.tensor() for entry in self.parameters}
         left = [name for name, one in tensors.items() if one.requires_grad and id(one) not in trained]
@@ -132,7 +135,11 @@ class SpectralClipping:
                 f"no optimizer given trains {', '.join(left or tensors)}; pass every one that trains the module, or "
                 "freeze what none trains with requires_grad_(False)"
             )
+        known = any(self.total_clipped) or any(state.matrices for state in self.states)
+        before = self.state_dict() if known else {}
         self.clip()
+        if known and not any(self.last_clipped):
+            self.load_state_dict(before)  # to look once more is no step, of which the next one should know
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         return self
 

@@ -20,6 +20,11 @@ def in_functorch() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def in_forward_mode() -> bool:
+    """Whether this call is within `torch.autograd.forward_ad.dual_level`, as under `torch.func.linearize`."""
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+
+
 def is_transformed() -> bool:
     """Whether the tensors of this call stand for others, on which no kernel can be called: under `torch.compile`,
     `torch.export`, `make_fx`, `torch.jit.trace` and the transforms of `torch.func`."""

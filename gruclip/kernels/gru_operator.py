@@ -8,6 +8,7 @@ weights of their own each is a run of a stack; with the same weights their batch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def layer(
     """As `gruclip.gru.gru_layer`; a mask only for the compiled kernels, and under no transform."""
     if derivatives.is_transformed():
         keep = None if keep is None else keep.expand(x.shape[:-1])
-        call = _in_functorch if derivatives.in_functorch() else operator
+        call = _in_functorch if derivatives.in_functorch() or derivatives.in_forward_mode() else operator
         return call(x, h0, weight_ih, weight_hh, bias, keep, compute)[0]
     return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
 
@@ -227,6 +228,23 @@ def _in_functorch(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _Layer.apply(*arguments)
 
 
+def _of_any_size(rule: Callable[..., tuple[list[Tensor], list[int | None]]]) -> Callable[..., Any]:
+    """A vmap rule given the number of calls; of no calls at all it gives what is left of one's when that is gone."""
+
+    @functools.wraps(rule)
+    def of_any_size(info: Any, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
+        if info.batch_size:
+            return rule(info.batch_size, dims, *arguments)
+        one = [
+            argument if dim is None else argument.new_zeros(*argument.shape[:dim], 1, *argument.shape[dim + 1 :])
+            for argument, dim in zip(arguments, dims, strict=True)
+        ]
+        done, axes = rule(1, dims, *one)
+        return [one if axis is None else one.narrow(axis, 0, 0) for one, axis in zip(done, axes, strict=True)], axes
+
+    return of_any_size
+
+
 def _as_runs(size: int, dims: Dims, arguments: Sequence[Any]) -> list[Any]:
     """Tensors with the axis that is mapped over, `size` long, as part of that of the runs."""
     result = []
@@ -249,8 +267,8 @@ def _as_rows(size: int, dim: int | None, tensor: Tensor | None, batch: int = -2)
 
 
 @operator.register_vmap
-def _(info: Any, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int]]:
-    size = info.batch_size
+@_of_any_size
+def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
     if any(dim is not None for dim in dims[2:5]):  # weights of their own
         results = operator(*_as_runs(size, dims, arguments))
         return [result.unflatten(0, (size, -1)) for result in results], [0, 0, 0]
@@ -261,8 +279,8 @@ def _(info: Any, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int]]:
 
 
 @operator_backward.register_vmap
-def _(info: Any, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
-    size = info.batch_size
+@_of_any_size
+def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
     grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, groups = arguments
     if dims[2] is not None or dims[3] is not None:
         results = operator_backward(*_as_runs(size, dims, arguments))

@@ -6,7 +6,7 @@
   `eigen`; `products`: matrix products alone, for GPUs.
 - `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `certificate` and
   the `bound` for it, and `state` (what is carried from step to step); `thin`: products with a few columns.
-- `eager`: what every call goes through, whatever surrounds it.
+- `eager`: what every call goes through, whatever surrounds it; `arguments`: what it may be given.
 - `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix;
   `stages`: what it redoes.
 
@@ -14,6 +14,7 @@ Imports torch and the standard library, and of gruclip `kernels`, `choices` and 
 """
 
 from gruclip.choices import ALGORITHMS
+from gruclip.spectral.arguments import check_matrices, check_writable, limits_of_batch
 from gruclip.spectral.clip import check_algorithm, clip_singular_values_, spectral_norm
 from gruclip.spectral.deferred import (
     ClipResult,
@@ -31,8 +32,11 @@ __all__ = [
     "SubspaceState",
     "algorithm_for",
     "check_algorithm",
+    "check_matrices",
+    "check_writable",
     "clip_singular_values_",
     "clip_singular_values_deferred_",
+    "limits_of_batch",
     "redo_uncertified_",
     "spectral_norm",
     "spectral_norm_deferred",

@@ -12,6 +12,7 @@ from torch import Tensor
 from gruclip.choices import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
+from gruclip.spectral.arguments import check_limits, check_matrices, check_writable, limits_of_batch
 from gruclip.spectral.deferred import (
     ClipResult,
     algorithm_for,
@@ -75,9 +76,11 @@ def clip_singular_values_(
     `UserError` for a limit that is not positive, an algorithm there is not, and what is not a batch of matrices.
     """
     check_algorithm(algorithm)
-    _check_matrices(weight)
+    check_matrices(weight)
+    check_writable("weight", weight)
     batch = weight.shape[:-2]
-    limits = _limits(limit, batch)
+    limits = [limit] * math.prod(batch) if isinstance(limit, float) else _values(limit, batch)
+    check_limits(limits)
     algorithm = algorithm_for(weight, algorithm, followed=state is not None)
     if weight.is_neg():  # a view whose memory holds the opposite numbers
         plain = weight.detach().resolve_neg()
@@ -134,10 +137,14 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     >>> round(float(spectral_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))), 3)
     5.0
     """
+    check_matrices(weight)
+    weight = weight.detach()
     if has_fast_float64(weight.device):
-        _frobenius_norms(weight.detach(), [])
+        _frobenius_norms(weight, [])
         return spectral_norm_deferred(weight)
-    return clip_singular_values_(weight.detach(), torch.inf, state=state).spectral_norm
+    if 0 in weight.stride():
+        weight = weight.contiguous()  # of an expanded tensor, which nothing could be written to
+    return clip_singular_values_(weight, torch.inf, state=state).spectral_norm
 
 
 def check_algorithm(algorithm: str) -> None:
@@ -146,32 +153,8 @@ def check_algorithm(algorithm: str) -> None:
         raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
 
 
-def _check_matrices(weight: Tensor) -> None:
-    shape = tuple(weight.shape)
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"weight of {weight.dtype}: should be float32 or float64")
-    if weight.is_meta:
-        raise UserError("weight is on the meta device, where nothing has a value; give it one first")
-    if weight.dim() < 2 or 0 in shape[-2:]:
-        raise UserError(f"weight of shape {shape}: should be matrices (..., m, n) of a row and a column at least")
-    if any(stride == 0 and size > 1 for stride, size in zip(weight.stride(), shape, strict=True)):
-        raise UserError(f"weight of shape {shape}: is expanded, so that elements share their memory; clone it first")
-
-
-def _limits(limit: float | Tensor, batch: torch.Size) -> list[float]:
-    """A limit for each matrix of a batch."""
-    if isinstance(limit, float):
-        values = [limit] * math.prod(batch)
-    else:
-        try:
-            limits = torch.as_tensor(limit, dtype=torch.float64).expand(batch)
-        except (RuntimeError, TypeError, ValueError) as error:
-            shape = tuple(batch)
-            raise UserError(f"limit={limit!r}: should be a number, or a tensor that broadcasts to {shape}") from error
-        values = limits.reshape(-1).tolist()
-    for value in values:
-        if not value > 0:
-            raise UserError(f"limit={value}: should be a positive number")
+def _values(limit: float | Tensor, batch: torch.Size) -> list[float]:
+    values: list[float] = limits_of_batch(limit, batch, torch.device("cpu")).reshape(-1).tolist()
     return values
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gruclip.errors import UserError
 from gruclip.kernels.dropout import random_bits
 
 #: Directions that a `SubspaceState` holds of each matrix, at least.
@@ -63,11 +64,14 @@ class SpectralState:
     ) -> None:
         """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Nothing saved: a new state.
 
-        `device`: of the matrices, if not that of `saved`. Numbers are needed by the host and stay there.
+        `device`: of the matrices, if not that of `saved`. Numbers are needed by the host and stay there. Raises
+        `UserError` for keys of something else.
         """
         matrices: dict[int, dict[str, Tensor]] = {}
         for key, tensor in saved.items():
-            number, name = key.split(".", 1)
+            number, dot, name = key.partition(".")
+            if not dot or not number.isdecimal():
+                raise UserError(f"state_dict with {key!r}: should be what state_dict() gave")
             home = device if tensor.dim() and name != NUMBERS else None
             matrices.setdefault(int(number), {})[name] = tensor.to(home, copy=True)
         if index is None:

@@ -140,9 +140,9 @@ BAD_COMMANDS = [
     ("train optimizer=gradient_clipping optimizer.delta=0.2", "optimizer.delta=0.2: gradient_clipping has no delta"),
     ("train optimizer.threshold=5", "optimizer.threshold=5: spectral_clipping has no threshold"),
     ("train optimizer=sgd optimizer.threshold=5", "optimizer.threshold=5: sgd has no threshold"),
-    ("train optimizer.delta=0", "optimizer.delta=0.0: should be a number inside (0, 2)"),
-    ("train optimizer.delta=2", "optimizer.delta=2.0: should be a number inside (0, 2)"),
-    ("train optimizer.delta=nan", "optimizer.delta=nan: should be a number inside (0, 2)"),
+    ("train optimizer.delta=0", "optimizer.delta=0.0: should be inside (0, 2)"),
+    ("train optimizer.delta=2", "optimizer.delta=2.0: should be inside (0, 2)"),
+    ("train optimizer.delta=nan", "optimizer.delta=nan: should be inside (0, 2)"),
     (
         "train optimizer.delta=1 model.cell=tanh_rnn",
         "inside (0, 1), the stability limit of tanh_rnn",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.func import jacfwd, jacrev
 
 from gruclip import clip_singular_values
 from gruclip.errors import NonFiniteError, UserError
@@ -124,7 +127,7 @@ def test_it_composes_with_the_transforms_of_torch_func() -> None:
     assert torch.allclose(mapped, each)
     gradients = torch.stack([torch.func.grad(loss)(one) for one in weight])
     assert torch.allclose(torch.func.vmap(torch.func.grad(loss))(weight), gradients)
-    assert torch.allclose(torch.func.jacfwd(loss)(weight[0]), gradients[0])
+    assert torch.allclose(jacfwd(loss)(weight[0]), gradients[0])
     along = torch.ones_like(limits)
     of_limits = torch.func.grad(lambda one: torch.func.vmap(loss)(weight, one).sum())(limits)
     assert torch.allclose(of_limits.sum(), torch.func.jvp(lambda one: loss(weight, one), (limits,), (along,))[1])
@@ -148,6 +151,45 @@ def test_second_derivatives_are_refused_by_name() -> None:
         once.sum().backward()
 
 
+def directional(function: Any) -> Any:
+    return lambda weight: torch.func.jvp(function, (weight,), (torch.ones_like(weight),))[1]
+
+
+def cubes(weight: Tensor) -> Tensor:
+    return clip_singular_values(weight, 1.2).pow(3).sum()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        jacfwd(jacfwd(cubes)),
+        jacrev(jacfwd(cubes)),
+        jacfwd(jacrev(cubes)),
+        jacrev(jacrev(cubes)),
+        torch.func.grad(directional(cubes)),
+        directional(directional(cubes)),
+        directional(torch.func.grad(cubes)),
+    ],
+    ids=["ff", "rf", "fr", "rr", "grad of jvp", "jvp of jvp", "jvp of grad"],
+)
+def test_second_derivatives_of_any_kind_are_refused(second: Any) -> None:
+    """In forward mode they came out wrong, or as NaN where values are equal."""
+    for weight in (torch.randn(4, 3, generator=torch.Generator().manual_seed(7)).double(), 3 * torch.eye(3).double()):
+        with pytest.raises(UserError, match="clip_singular_values has first derivatives only"):
+            second(weight)
+
+
+def test_of_many_directions_the_matrix_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda one, **kwargs: (shapes.append(one.shape), svd(one, **kwargs))[1])
+    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    both = [jacobian(lambda one: clip_singular_values(one, 0.7))(weight) for jacobian in (jacfwd, jacrev)]
+    assert torch.allclose(*both)
+    assert shapes
+    assert set(shapes) == {(4, 3)}
+
+
 @pytest.mark.parametrize(
     ("weight", "limit", "complaint"),
     [
@@ -155,6 +197,12 @@ def test_second_derivatives_are_refused_by_name() -> None:
         (torch.eye(2), -1.0, r"limit=-1\.0: should be a positive number"),
         (torch.eye(2), torch.ones(3), r"limit=tensor.*that broadcasts to \(\)"),
         (torch.eye(2), "much", r"limit='much': should be a number"),
+        (torch.eye(2), True, r"limit=True: should be a number"),
+        (torch.eye(2), 1j, r"limit=1j: should be a number"),
+        (torch.eye(2), torch.tensor(1j), r"limit=tensor.*: should be a number"),
+        (torch.eye(2), torch.tensor(1.0, device="meta"), r"limit=tensor.*: should be a number"),
+        (torch.eye(2), 10**400, r"limit=1000*: should be a number"),
+        (torch.eye(2).to_sparse(), 1.0, "should be dense"),
         (torch.ones(3), 1.0, r"should be matrices"),
         (torch.eye(2, device="meta"), 1.0, "is on the meta device"),
     ],

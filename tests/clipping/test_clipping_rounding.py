@@ -105,6 +105,18 @@ def test_a_frobenius_norm_below_the_limit_spares_the_rest_and_a_huge_one_is_fini
     assert norms_of([]) == []
 
 
+@pytest.mark.parametrize(("number", "limit"), [(1e200, 1.0), (1e-165, 1e-170), (1e160, 1e-160), (0.0, 1.0)])
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1)])
+def test_a_vector_whose_squares_pass_float64s_range_keeps_its_direction(
+    number: float, limit: float, shape: tuple[int, int]
+) -> None:
+    layer = torch.nn.Linear(*shape, bias=False, dtype=torch.float64)
+    torch.nn.init.constant_(layer.weight, number)
+    SpectralClipping(layer, limit=limit).clip()
+    expected = torch.full_like(layer.weight, min(limit / 5**0.5, number))
+    torch.testing.assert_close(layer.weight / limit, expected / limit, rtol=1e-12, atol=0.0)
+
+
 @pytest.mark.parametrize("size", [1, 300])
 def test_numbers_whose_squares_come_to_nothing_are_clipped_all_the_same(size: int) -> None:
     layer = torch.nn.Linear(size, size, bias=False)

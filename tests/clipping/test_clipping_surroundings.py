@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from gruclip import SpectralClipping, clip_singular_values, clip_updates
+from gruclip import SpectralClipping, clip_singular_values, clip_singular_values_, clip_updates, spectral_norm
 from gruclip.clipping.rounding import norms_of
 from gruclip.errors import UserError
 
@@ -190,6 +190,25 @@ def test_a_pattern_that_picks_nothing_is_told_what_there_is() -> None:
         SpectralClipping(net(), limit=1.0, select="head")
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As people write one around another."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.inside = torch.optim.SGD(module.parameters(), lr=1.0)
+        self.param_groups = self.inside.param_groups
+
+
+def expanded() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(1, 4).expand(4, 4))
+    return layer
+
+
+def made_under_inference() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(4, 4)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -198,11 +217,74 @@ def test_a_pattern_that_picks_nothing_is_told_what_there_is() -> None:
         (lambda: clip_updates(list(net().parameters()), 0.1), "optimizer of list: should be a torch.optim.Optimizer"),
         (lambda: SpectralClipping(net(), limit=True), "limit=True: should be a number"),
         (lambda: SpectralClipping(net(), limit="1.5"), "limit='1.5': should be a number"),
+        (lambda: SpectralClipping(net(), limit=10**400), r"limit=1000*: should be a number"),
+        (lambda: SpectralClipping(net(), limit=torch.tensor(1j)), r"limit=tensor\(0\.\+1\.j\): should be a number"),
+        (lambda: SpectralClipping(net(), limit=torch.tensor(1.0, device="meta")), "limit=tensor.*: should be a number"),
+        (lambda: clip_updates(Wrapper(net()), 0.1), r"Wrapper: was made without Optimizer\.__init__ .* inside it"),
+        (lambda: SpectralClipping(net(), limit=1.0).attach(Wrapper(net())), "Wrapper: was made without Optimizer"),
+        (lambda: SpectralClipping(net(), limit=1.0).load_state_dict(None), "state_dict of NoneType: should be what"),
+        (
+            lambda: SpectralClipping(nn.Linear(2, 2), limit=1.0).load_state_dict(
+                dict.fromkeys(("weight/last_clipped", "weight/total_clipped", "weight/foo"), torch.tensor(1))
+            ),
+            "state_dict with 'foo': should be what",
+        ),
+        (lambda: SpectralClipping(expanded(), limit=1.0).clip(), r"weight of shape \(4, 4\): elements share their mem"),
+        (lambda: SpectralClipping(made_under_inference(), limit=1.0).clip(), "weight was made under torch.inference"),
+        (
+            lambda: torch.func.vmap(spectral_norm)(torch.ones(2, 3, 3)),
+            "weight is under torch.func.vmap: give the whole",
+        ),
+        (
+            lambda: torch.func.vmap(lambda one: clip_singular_values_(one, 1.0).spectral_norm)(torch.ones(2, 3, 3)),
+            "weight is under torch.func.vmap: give the whole",
+        ),
     ],
 )
 def test_what_is_of_another_kind_is_refused(call: Callable[[], Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         call()
+
+
+def test_an_optimizer_given_twice_is_one() -> None:
+    layer = nn.Linear(6, 6)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    clipping = SpectralClipping(layer, limit=0.5).attach(optimizer, optimizer)
+    layer.weight.grad = -torch.eye(6)
+    optimizer.step()
+    assert clipping.last_clipped == [6]
+
+
+def test_the_norm_of_an_expanded_matrix_is_its_own() -> None:
+    assert float(spectral_norm(torch.ones(1, 3).expand(3, 3))) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("layer", [nn.GRU(3, 4), nn.LSTM(3, 4), nn.RNNCell(3, 4)])
+def test_a_scripted_layer_is_refused_by_name(layer: nn.Module) -> None:
+    module = nn.ModuleDict({"inner": torch.jit.script(layer), "outer": nn.GRU(4, 4)})
+    with pytest.raises(UserError, match=r"^inner: is TorchScript"):
+        SpectralClipping(module)
+    with pytest.raises(UserError, match=r"^inner\.weight_hh.*: is TorchScript"):
+        SpectralClipping(module, delta=None, limit=1.0, select="*weight_hh*")
+
+
+def test_a_scripted_linear_or_convolution_is_refused_by_name() -> None:
+    for layer in (nn.Linear(4, 4), nn.Conv2d(2, 2, 2), nn.ConvTranspose1d(2, 2, 2)):
+        scripted = torch.jit.script(layer)
+        for module, name in ((scripted, "weight"), (nn.Sequential(nn.Linear(2, 2), scripted), r"1\.weight")):
+            with pytest.raises(UserError, match=f"^{name}: is TorchScript"):
+                SpectralClipping(module, limit=1.0)
+    SpectralClipping(nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.BatchNorm1d(2))), limit=1.0).clip()
+
+
+def test_a_cell_of_ones_own_is_none_that_is_known() -> None:
+    class Cell(nn.RNNCellBase):
+        def __init__(self) -> None:
+            super().__init__(3, 5, True, num_chunks=3)
+
+    with pytest.raises(UserError, match="holds no recurrent layer"):
+        SpectralClipping(Cell())
+    assert len(SpectralClipping(Cell(), limit=1.0, select="weight_hh").parameters[0].limits) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

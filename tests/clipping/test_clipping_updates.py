@@ -121,6 +121,43 @@ def test_a_limit_may_follow_the_learning_rate_and_differ_between_groups() -> Non
     assert clipping.report()[1].total_clipped == 0
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3),
+        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 4),
+    ],
+    ids=["to a rate of 0", "from a rate of 0"],
+)
+def test_a_limit_in_units_of_a_rate_of_zero_lets_nothing_move(schedule) -> None:
+    module = model()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5, momentum=0.9)
+    scheduler = schedule(optimizer)
+    clip_updates(optimizer, limit=lambda group: 0.1 * group["lr"])
+    still = 0
+    for seed in range(6):
+        before, rate = weights(module), optimizer.param_groups[0]["lr"]
+        backward(module, seed)
+        optimizer.step()
+        scheduler.step()
+        for name, tensor in weights(module).items():
+            if tensor.dim() > 1:
+                moved = torch.linalg.matrix_norm((tensor - before[name]).double().flatten(1), 2)
+                assert moved <= 0.1 * rate * (1 + 2e-6) + 1e-6 * rate
+        still += rate == 0
+    assert still
+
+
+def test_where_nothing_may_move_what_moved_is_put_back_and_counted() -> None:
+    layer = nn.Linear(4, 3, bias=False)
+    optimizer = torch.optim.SGD(layer.named_parameters(), lr=1.0)
+    clipping, before = clip_updates(optimizer, limit=lambda group: 0.0), layer.weight.detach().clone()
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert [line.last_clipped for line in clipping.report()] == [3]
+
+
 def test_select_goes_by_the_optimizer_s_names_or_by_places_and_new_groups_are_seen() -> None:
     module = model()
     named = torch.optim.SGD(module.named_parameters(), lr=0.1)
@@ -228,7 +265,8 @@ def test_an_update_that_is_not_finite_is_named_and_none_is_clipped() -> None:
     ("module", "options", "complaint"),
     [
         (nn.Linear(2, 2), {"limit": 0.0}, r"limit=0\.0: should be a positive number"),
-        (nn.Linear(2, 2), {"limit": lambda group: -group["lr"]}, r"limit=-1\.0: should be a positive number"),
+        (nn.Linear(2, 2), {"limit": lambda group: -group["lr"]}, r"limit\(group\)=-1\.0 of a group with lr=1\.0"),
+        (nn.Linear(2, 2), {"limit": lambda group: "much"}, r"limit\(group\)='much': should be a number"),
         (nn.Linear(2, 2), {"limit": "much"}, "limit='much': should be a number"),
         (nn.Linear(2, 2), {"limit": 1.0, "select": "weight"}, "select='weight': picks no parameter"),
         (nn.Linear(2, 2), {"limit": 1.0, "algorithm": "svd"}, "algorithm='svd'"),

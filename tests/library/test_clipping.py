@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gruclip.choices import LEAST_DELTA
 from gruclip.clipping import SpectralClipping
+from gruclip.dynamics import spectral_radius
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.gru import GRU
 
@@ -237,7 +239,15 @@ def test_an_algorithm_there_is_not_and_a_layer_of_another_dtype_are_refused_at_o
         SpectralClipping(nn.GRU(3, 4), delta="much")
 
 
-@pytest.mark.parametrize("delta", [0.0, -0.1, 1.0, 2.0, float("nan")])
+def test_the_smallest_delta_leaves_a_layer_stable():
+    layer = nn.GRU(3, 8, bias=False)
+    layer.weight_hh_l0.data[-8:] = 2.000003 * torch.eye(8)
+    clipping = SpectralClipping(layer, delta=2 * LEAST_DELTA)
+    clipping.clip()
+    assert float(spectral_radius(layer)) < 1
+
+
+@pytest.mark.parametrize("delta", [0.0, -0.1, 1e-20, 1e-7, 1.0 - 1e-7, 1.0, 2.0, float("nan")])
 def test_a_delta_outside_the_limit_of_a_layer_is_refused(delta):
     with pytest.raises(UserError, match=r"delta=.*: should be inside \(0, 1\), the limit of weight_hh_l0 \(tanh_rnn\)"):
         SpectralClipping(nn.RNN(3, 4), delta=delta)

@@ -216,10 +216,36 @@ def test_the_radius_of_a_matrix_that_is_not_finite_is_not_a_number(bad):
     assert spectral_radius(matrices).isnan().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("matrix", [torch.ones(3, 4), torch.ones(3), torch.eye(3).bfloat16()])
-def test_the_radius_of_what_is_no_square_matrix_is_refused(matrix):
-    with pytest.raises(UserError, match="should be square"):
+@pytest.mark.parametrize(
+    ("matrix", "complaint"),
+    [
+        (torch.ones(3, 4), "should be square"),
+        (torch.ones(3), "should be matrices"),
+        (torch.ones(2, 0, 0), "should be matrices"),
+        (torch.eye(3).bfloat16(), "should be float32 or float64"),
+        (torch.eye(3).to_sparse(), "should be dense"),
+        (torch.eye(3, device="meta"), "is on the meta device"),
+        ([[1.0]], "matrix of list: should be a tensor, or a module"),
+        (nn.GRU(3, 4, device="meta"), "weight_hh_l0: is on the meta device"),
+    ],
+)
+def test_the_radius_of_what_is_no_square_matrix_is_refused(matrix, complaint):
+    with pytest.raises(UserError, match=complaint):
         spectral_radius(matrix)
+
+
+@pytest.mark.parametrize("function", [stability_limit, jacobian_at_origin, linearize])
+def test_a_layer_without_values_is_named(function):
+    with pytest.raises(UserError, match="weight_hh_l0: is on the meta device"):
+        function(nn.GRU(3, 4, bias=False, device="meta"))
+
+
+def test_a_default_device_is_none_of_the_radius_s_business():
+    torch.manual_seed(0)
+    module = nn.RNN(3, 4)
+    expected = spectral_radius(module)
+    with torch.device("meta"):
+        assert torch.equal(spectral_radius(module), expected)
 
 
 @pytest.mark.parametrize(

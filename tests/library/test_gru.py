@@ -142,6 +142,8 @@ def test_module_takes_batch_first_and_unbatched_input() -> None:
         (lambda: GRU(5, 7.0), r"hidden_size=7\.0: should be a whole number"),
         (lambda: GRU(5, 7, dropout=1.1), "dropout=1.1"),
         (lambda: GRU(5, 7, dropout=True), "dropout=True"),
+        (lambda: GRU(5, 7, dropout="0.5"), "dropout='0.5': should be a number"),
+        (lambda: GRU(5, 7, dtype="float32"), "dtype='float32': should be a floating dtype, e.g. torch.float32"),
         (lambda: GRU(5, 7)(torch.zeros(2, 3, 4)), r"\(2, 3, 4\): should be \(T, B, k\) with k = 5"),
         (lambda: GRU(5, 7)(torch.zeros(0, 3, 5)), r"\(0, 3, 5\): should have at least one step"),
         (

@@ -178,6 +178,19 @@ def test_jacobians_are_rows_of_gradients_whatever_they_are_taken_with(dtype: tor
     assert_close(torch.autograd.functional.jacobian(lambda x: gru(x)[0], x, vectorize=True), expected, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_calls_at_all_have_results_and_gradients_of_none(dtype: torch.dtype) -> None:
+    gru = GRU(3, 5, num_layers=2).to(dtype)
+    parameters, x = dict(gru.named_parameters()), torch.zeros(0, 7, 2, 3, dtype=dtype)
+    assert vmap(lambda one: gru(one)[0])(x).shape == (0, 7, 2, 5)
+    one_each = vmap(grad(lambda p, one: loss(gru, p, one)), (None, 0))(parameters, x)
+    assert {name: one.shape for name, one in one_each.items()} == {
+        name: (0, *one.shape) for name, one in parameters.items()
+    }
+    stacked = {name: one.new_zeros(0, *one.shape) for name, one in parameters.items()}
+    assert vmap(lambda p: loss(gru, p, x.new_zeros(7, 2, 3)))(stacked).shape == (0,)
+
+
 def test_in_a_compiled_function_a_transform_is_left_to_python(fresh_compiler: None) -> None:
     gru = GRU(3, 4)
     parameters, xs = dict(gru.named_parameters()), torch.randn(5, 4, 1, 3)
@@ -190,6 +203,7 @@ def test_in_a_compiled_function_a_transform_is_left_to_python(fresh_compiler: No
     [
         (hessian, "jvp"),
         (jacfwd, "jvp"),
+        (lambda f: lambda x: torch.func.linearize(f, x), "jvp"),
         (lambda f: jacrev(grad(f)), "create_graph"),
         (lambda f: grad(lambda x: grad(f)(x).sum()), "create_graph"),
     ],

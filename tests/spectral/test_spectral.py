@@ -604,7 +604,11 @@ def test_a_limit_that_is_no_positive_number_for_each_matrix_is_refused(limit, co
         (torch.eye(3).bfloat16(), "should be float32 or float64"),
         (torch.ones(3), r"shape \(3,\): should be matrices"),
         (torch.ones(2, 0, 5), r"shape \(2, 0, 5\): should be matrices"),
-        (torch.ones(3, 3).expand(4, 3, 3), "share their memory; clone it first"),
+        (torch.ones(3, 3).expand(4, 3, 3), "share their memory, .*; clone it first"),
+        (torch.arange(1.0, 11).unfold(0, 4, 1), "share their memory, .*; clone it first"),
+        (torch.eye(3).to_sparse(), "should be dense"),
+        (torch.eye(3).to_sparse_csr(), "should be dense"),
+        (torch.nested.nested_tensor([torch.eye(2), torch.eye(3)]), "should be dense"),
     ],
 )
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

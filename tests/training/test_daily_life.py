@@ -80,7 +80,7 @@ def test_a_run_written_with_ints_numpy_numbers_and_paths_is_the_run_of_the_comma
         ({"trainer": TrainerConfig(max_steps=2.5)}, r"trainer.max_steps=2.5: should be a whole number"),
         ({"optimizer": OptimizerConfig(lr=None, delta=0.5)}, "optimizer.lr=None: should be a number"),
         ({"optimizer": OptimizerConfig(lr=10**400, delta=0.5)}, "optimizer.lr=1000.*should be a number below 1e308"),
-        ({"optimizer": {"delta": 5.0}}, "optimizer.delta=5.0: should be a number inside"),
+        ({"optimizer": {"delta": 5.0}}, "optimizer.delta=5.0: should be inside"),
         ({"optimizer": 3}, "optimizer=3: should be a group of settings"),
     ],
 )

@@ -1,0 +1,63 @@
+"""What the projection can be given: checked before anything is done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gruclip.errors import UserError
+
+
+def check_matrices(weight: Tensor, name: str = "weight") -> None:
+    """Raise `UserError` for what is not a batch of matrices (..., m, n) with values that can be computed with."""
+    if weight.is_nested:
+        raise UserError(f"{name} is a nested tensor: should be dense; call to_padded_tensor(0) first")
+    shape = tuple(weight.shape)
+    if weight.layout != torch.strided:
+        raise UserError(f"{name} of layout {weight.layout}: should be dense; call to_dense() first")
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"{name} of {weight.dtype}: should be float32 or float64")
+    if weight.is_meta:
+        raise UserError(f"{name} is on the meta device, where nothing has a value; give it one first")
+    if weight.dim() < 2 or 0 in shape[-2:]:
+        raise UserError(f"{name} of shape {shape}: should be matrices (..., m, n) of a row and a column at least")
+
+
+def check_writable(name: str, weight: Tensor) -> None:
+    """Raise `UserError` where no element can be changed alone, as in an expanded tensor, or none is at hand.
+
+    name: what to call it.
+    """
+    if torch._C._functorch.is_batchedtensor(weight):
+        raise UserError(f"{name} is under torch.func.vmap: give the whole batch (..., m, n) at once instead")
+    if weight.is_inference() and not torch.is_inference_mode_enabled():
+        raise UserError(f"{name} was made under torch.inference_mode, outside of which it cannot be changed; clone it")
+    reach = 0  # of the axes so far, from the smallest stride on
+    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise UserError(
+                f"{name} of shape {tuple(weight.shape)}: elements share their memory, as where it is expanded or "
+                "unfolded; clone it first"
+            )
+        reach += stride * (size - 1)
+
+
+def limits_of_batch(limit: float | Tensor, batch: torch.Size, device: torch.device) -> Tensor:
+    """A limit for each matrix of a batch, float64, with the gradient of `limit`; not looked at yet.
+
+    Raises `UserError` for what is no number, and no tensor that broadcasts.
+    """
+    try:
+        if isinstance(limit, bool | complex) or (isinstance(limit, Tensor) and (limit.is_complex() or limit.is_meta)):
+            raise TypeError
+        return torch.as_tensor(limit, dtype=torch.float64, device=device).expand(batch)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        shown = repr(limit)[:40]
+        raise UserError(f"limit={shown}: should be a number, or a tensor that broadcasts to {tuple(batch)}") from error
+
+
+def check_limits(values: list[float]) -> None:
+    """Raise `UserError` for one that is not positive."""
+    for value in values:
+        if not value > 0:
+            raise UserError(f"limit={value}: should be a positive number")
