@@ -65,8 +65,8 @@ STEP_KERNELS = {"bf16": (2, 2), "fp32": (4, 4), "tf32": (4, 4), "fp64": (6, 7)}
 #: And of a layer beside its steps.
 LAYER_KERNELS = {"bf16": (9, 15), "fp32": (5, 12), "tf32": (5, 12), "fp64": (5, 23)}
 
-#: Products of n^3 multiply-adds in float64 that clip a matrix, and that measure one, as `gruclip.spectral.products` has
-#: them; and the kernels that are started for one and the other.
+#: Products of n^3 multiply-adds in float64 that clip a float32 matrix, and that measure one, as
+#: `gruclip.spectral.products` has them; and the kernels that are started for one and the other.
 CLIP_PRODUCTS, MEASURE_PRODUCTS, CLIP_KERNELS, MEASURE_KERNELS = 76, 16, 252, 130
 
 #: What `gruclip.spectral.program` does to a matrix, clipped or only measured, with q = `COLUMNS`. By Triton's kernels,

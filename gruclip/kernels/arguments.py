@@ -113,8 +113,8 @@ def band_rows(n: int) -> int:
 KERNELS: dict[str, Kernel] = {
     "gruclip_band": Kernel(
         {"a": F32, "band": F64, "scales": F32, "size": F64, "matrix": F32},
-        lambda n, stride, down: (band_rows(n) * stride, n * WIDTH, n, 1, _rows(n, n, down)),
-        allows=lambda n, stride, down, threads: stride >= n + ROOM,
+        lambda n, stride: (band_rows(n) * stride, n * WIDTH, n, 1, n * n),
+        allows=lambda n, stride, threads: stride >= n + ROOM,
     ),
     "gruclip_chebyshev": Kernel(
         {"x": F32, "before": F32, "largest": F64, "weight": F32, "scale": F64},
@@ -167,7 +167,7 @@ KERNELS: dict[str, Kernel] = {
         lambda n, count, rounds: (n * count,),
         allows=lambda n, count, rounds, threads: 0 < count <= n and rounds > 0,
     ),
-    "gruclip_mirror": Kernel({"a": F32}, lambda n, down: (_rows(n, n, down),)),
+    "gruclip_mirror": Kernel({"a": F32}, lambda n: (n * n,)),
     "gruclip_product": Kernel(
         _single("result left right"),
         lambda m, depth, n, down, left_down, left_across, right_down, right_across: (

@@ -95,13 +95,13 @@ void update_and_multiply(float* a, float* sums, const float* v, const float* w, 
 
 // Rows of a up to the vector of the diagonal, all of which is there, = those of matrix (n, n) over its largest number,
 // which is returned; 1 where that is zero.
-double scaled(float* a, const float* matrix, long n, long stride, long down, int threads) {
+double scaled(float* a, const float* matrix, long n, long stride, int threads) {
     float largest = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(max : largest)
     for (long i = 0; i < n; i++) {
         vec most = {};
         for (long j = 0; j <= i; j += LANES) {
-            const vec row = load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j));
+            const vec row = load(matrix + i * n + j, std::min<long>(LANES, i + 1 - j));
             most = row > most ? row : (-row > most ? -row : most);
         }
         for (int lane = 0; lane < LANES; lane++) largest = std::max(largest, most[lane]);
@@ -115,7 +115,7 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
             for (long i = first; i < std::min(first + LANES, n); i++) {
                 float* row = group + (i - first) * stride;
                 for (long j = 0; j <= i; j += LANES)
-                    store(row + j, load(matrix + i * down + j, std::min<long>(LANES, i + 1 - j)) / largest);
+                    store(row + j, load(matrix + i * n + j, std::min<long>(LANES, i + 1 - j)) / largest);
                 for (long j = first; j < i; j++) group[(j - first) * stride + i] = row[j];
             }
         }
@@ -126,13 +126,13 @@ double scaled(float* a, const float* matrix, long n, long stride, long down, int
 
 extern "C" {
 
-// Q^T A Q = B for a symmetric matrix = size A (n, n), rows `down` apart, of which the lower half is read; `size` is its
+// Q^T A Q = B for a symmetric matrix = size A (n, n), of which the lower half is read; `size` is its
 // largest number, since squares are taken. Row i, in `a` where `place_of` says and `stride` floats long, n + 16 or
 // more, then begins with the vector of a reflection with the factor scales[i], and Q is their product, the last row's
 // first. B (i, i - d) is band[i, d] for d = 0 ... BAND.
 void gruclip_band(float* a, double* band, float* scales, double* size, const float* matrix, long n, long stride,
-                  long down, int threads) {
-    *size = scaled(a, matrix, n, stride, down, n < ROWS_FOR_THREADS ? 1 : threads);
+                  int threads) {
+    *size = scaled(a, matrix, n, stride, n < ROWS_FOR_THREADS ? 1 : threads);
     // By turns, so that a thread may begin the next panel's while another one still reads this one's.
     const long each = SHARES * BAND * stride;
     const Array all_sums = allocate(2 * each);

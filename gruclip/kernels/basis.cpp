@@ -7,43 +7,6 @@
 
 namespace {
 
-// `count` columns of n numbers one after the other: in place an orthonormal basis of them. Gram and Schmidt's method,
-// each column until nothing more comes off; where a column has no part of its own, one of pseudo-random numbers takes
-// its place. False where that comes to nothing.
-bool orthonormalise(float* all, long n, long count) {
-    constexpr double LOST = 1e-5, SETTLED = 0.7;
-    constexpr int MOST_ROUNDS = 30;
-    const long stride = apart(n);
-    unsigned long state = 1;
-    for (long c = 0; c < count; c++) {
-        float* x = all + c * stride;
-        // First to a size whose square is a float32 number.
-        float largest = 0;
-        for (long i = 0; i < n; i++) largest = std::max(largest, std::fabs(x[i]));
-        if (largest > 0)
-            for (long i = 0; i < n; i++) x[i] /= largest;
-        double least = LOST * std::sqrt(dot(x, x, n)), before = HUGE_VAL;
-        for (int round = 0;; round++) {
-            for (long k = 0; k < c; k++) {
-                const float* other = all + k * stride;
-                subtract(x, other, dot(x, other, n), n);
-            }
-            const double left = std::sqrt(dot(x, x, n));
-            if (!(left <= HUGE_VAL) || round == MOST_ROUNDS) return false;
-            if (left <= least) {
-                for (long i = 0; i < n; i++)
-                    x[i] = static_cast<float>(static_cast<long>(next_bits(state)) >> 11) * 0x1p-52f;
-                least = 0, before = HUGE_VAL;
-                continue;
-            }
-            for (long i = 0; i < n; i++) x[i] *= static_cast<float>(1 / left);
-            if (left > SETTLED * before) break;
-            before = 1;
-        }
-    }
-    return true;
-}
-
 // gram (q, q) = image^T image for image (m, q), summed in double precision.
 void gram_matrix(double* gram, const float* image, long m, long q, int threads) {
     constexpr long TILE = 4, WIDE = 3;  // products that are summed at once, so that a column is read a few times only
@@ -149,12 +112,9 @@ bool by_cholesky(float* columns, long n, long count, long rounds, int threads) {
 extern "C" {
 
 // columns (n, count), count <= n: in place an orthonormal basis of them; after one of two `rounds` it may be one of a
-// condition near 1. NaN where that comes to nothing.
+// condition near 1. NaN where they are too nearly dependent for that.
 void gruclip_orthonormalise(float* columns, long n, long count, long rounds, int threads) {
-    if (by_cholesky(columns, n, count, rounds, threads)) return;
-    const Array all = turn<float>(columns, n, count, count);
-    if (orthonormalise(all.get(), n, count)) turn_back(columns, count, all.get(), n, count);
-    else columns[0] = NAN;
+    if (!by_cholesky(columns, n, count, rounds, threads)) columns[0] = NAN;
 }
 
 // gram (q, q) = image^T image for image (m, q), summed in double precision.

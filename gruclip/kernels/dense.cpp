@@ -64,14 +64,14 @@ void gruclip_product(float* result, const float* left, const float* right, long 
     }
 }
 
-// What is above the diagonal of a (n, n), rows `down` apart, = what is below it, in tiles that stay in a cache.
-void gruclip_mirror(float* a, long n, long down, int threads) {
+// What is above the diagonal of a (n, n) = what is below it, in tiles that stay in a cache.
+void gruclip_mirror(float* a, long n, int threads) {
     constexpr long TILE = 32;
 #pragma omp parallel for schedule(dynamic) num_threads(n* n < WORTH_A_THREAD ? 1 : threads)
     for (long first = 0; first < n; first += TILE)
         for (long left = 0; left <= first; left += TILE)
             for (long i = first; i < std::min(first + TILE, n); i++)
-                for (long j = left; j < std::min(left + TILE, i); j++) a[j * down + i] = a[i * down + j];
+                for (long j = left; j < std::min(left + TILE, i); j++) a[j * n + i] = a[i * n + j];
 }
 
 }  // extern "C"

@@ -16,8 +16,8 @@ from gruclip.kernels import fused
 
 #: Of A100, H100 and H200.
 CARDS = ((8, 0), (9, 0))
-#: q of a matrix that one program has in its registers.
-SIDE = 64
+#: q of a matrix that one program has in its registers; columns that W is multiplied with are a multiple of it, or few.
+SIDE, FEW = 64, 16
 #: Of a product with W a program takes so many rows, and where there are few programs, fewer; terms at a time, also of a
 #: Gram matrix, and its tiles.
 ROWS, FEW_ROWS, TERMS, TILE = 64, 16, 32, 32
@@ -68,7 +68,7 @@ def exact_product(W: Tensor, x: Tensor) -> Tensor:
 
 def _takes_thin(W: Tensor, x: Tensor) -> bool:
     columns = x.shape[-1]
-    return takes(W) and W.dtype == torch.float32 and W.is_contiguous() and (columns == STEP or columns % SIDE == 0)
+    return takes(W) and W.dtype == torch.float32 and W.is_contiguous() and (columns == FEW or columns % SIDE == 0)
 
 
 def _apart(x: Tensor) -> Tensor:

@@ -27,11 +27,6 @@ ArrayOf<Number> turn(const float* matrix, long rows, long columns, long most) {
     return turned;
 }
 
-[[maybe_unused]] void turn_back(float* matrix, long columns, const float* turned, long rows, long count) {
-    for (long i = 0; i < rows; i++)
-        for (long j = 0; j < count; j++) matrix[i * columns + j] = turned[j * apart(rows) + i];
-}
-
 // result (rows, width) = matrix (rows, depth) times `panels` (depth, width), packed.
 [[maybe_unused]] void multiply_thin(float* result, const float* matrix, const float* panels, long rows, long depth,
                                     long width) {

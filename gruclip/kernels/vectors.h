@@ -98,10 +98,6 @@ inline unsigned long next_bits(unsigned long& state) {
     return state = state * 6364136223846793005ul + 1442695040888963407ul;
 }
 
-inline void subtract(float* a, const float* b, float factor, long n) {
-    for (long i = 0; i < n; i++) a[i] -= factor * b[i];
-}
-
 inline float dot(const float* a, const float* b, long n) {
     constexpr int CHAINS = 4;  // sums that do not wait for each other
     vec sums[CHAINS] = {};

@@ -29,39 +29,21 @@ def probes(rows: int, like: Tensor, seed: int, count: int = PROBES) -> Tensor:
     return torch.randn(rows, count, generator=generator, dtype=torch.float32).to(like)
 
 
-def bound(weight: Tensor, guess: float, target: float, vectors: Tensor, right: Tensor | None = None) -> float:
-    """A number mu with ||W (I - P)||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
+def bound(rest: Tensor, guess: float, target: float, vectors: Tensor) -> float:
+    """A number mu with ||rest||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
 
-    weight (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which W and P do not
-    depend, written over; P projects on the orthonormal columns of `right` (n, p), none by default. Rounding moves mu by
-    some eps ||W||^2 / mu.
+    rest (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which it does not
+    depend, written over. Rounding moves mu by some eps ||rest||^2 / mu.
     """
-
-    def allowed(degree: int, largest: float) -> float:
-        return guess * math.sqrt((1 + math.cosh(math.acosh(max(largest / ALPHA, 1.0)) / degree)) / 2)
-
     if not 0 < guess < target:
         return math.inf
     # The degree that it takes if the guess is right.
-    expected = math.acosh(math.sqrt(weight.shape[1]) / ALPHA) / growth(target, guess)
-    if expected > MOST_TERMS:
-        return math.inf
-    x, before, degree = vectors if right is None else _apart(vectors, right), None, 0
-    while degree < MOST_TERMS:
-        now = max(1, min(math.ceil(expected) - degree, MOST_TERMS - degree)) if right is None else 1
-        x, before, largest = chebyshev(weight, x, guess, now, before, degree)
-        degree += now
-        if right is not None:
-            x = _apart(x, right)
-            if degree < expected:
-                continue
-            largest = float(torch.linalg.vector_norm(x, dim=0).max())
-        mu = allowed(degree, largest)
+    expected = math.acosh(math.sqrt(rest.shape[1]) / ALPHA) / growth(target, guess)
+    x, before, degree, more = vectors, None, 0, max(1, math.ceil(min(expected, MOST_TERMS + 1)))
+    while degree + more <= MOST_TERMS:
+        x, before, largest = chebyshev(rest, x, guess, more, before, degree)
+        degree, more = degree + more, 1
+        mu = guess * math.sqrt((1 + math.cosh(math.acosh(max(largest / ALPHA, 1.0)) / degree)) / 2)
         if mu <= target:
             return mu
     return math.inf
-
-
-def _apart(x: Tensor, right: Tensor) -> Tensor:
-    """(I - P) x."""
-    return torch.addmm(x, right, right.mT @ x, alpha=-1)

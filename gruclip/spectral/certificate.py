@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gruclip.spectral.bound import bound, probes
 from gruclip.spectral.subspace import Block, number_above
-from gruclip.spectral.thin import column_gram
 
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
@@ -21,9 +20,6 @@ HIGHEST_BULK = 0.985
 LEAST_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
 GUESS = 0.1
-#: Numbers of a matrix for whose bound W (I - P) = W - U Theta V^T is formed. For a larger one the vectors are kept in
-#: the range of I - P.
-LARGEST_COPY = 1_000_000
 #: For how many steps a certificate should hold for a gap between two values to be sought for it.
 STEPS = 4
 #: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
@@ -47,13 +43,8 @@ def certifies(block: Block, count: int, limit: float, ceiling: float, beta: floa
     """Whether by (8) no singular value is above `ceiling`, once those of the first `count` pairs that are above it are
     at `limit`, and beta < ceiling bounds the ones that these pairs leave out.
     """
-    # The trace bounds the largest eigenvalue.
-    if sum(_shares(block, limit, ceiling, beta)[:count]) <= 1:
-        return True
-    kappa = ceiling**2 / (ceiling**2 - beta**2)
-    coupling = column_gram(block.residual[:, :count]).mul_(kappa / ceiling**2)
-    schur = coupling.new_tensor(_room(block, limit, ceiling)[:count]).diag().sub_(coupling)
-    return int(torch.linalg.cholesky_ex(schur)[1]) == 0
+    # Of a positive semidefinite matrix the trace bounds the largest eigenvalue.
+    return sum(_shares(block, limit, ceiling, beta)[:count]) <= 1
 
 
 def _room(block: Block, limit: float, ceiling: float) -> list[float]:
@@ -139,8 +130,7 @@ def from_random_vectors(
         return None
     largest = block.values[count]
     guess, target = largest + GUESS * (limit - largest), HIGHEST_BULK * limit
-    rest, right = weight, block.right[:, :count].contiguous()
-    if weight.numel() <= LARGEST_COPY:
-        rest = torch.addmm(weight, block.left[:, :count] * weight.new_tensor(block.values[:count]), right.mT, alpha=-1)
-    beta = bound(rest, guess, target, probes(weight.shape[1], weight, 2 * draw + 1), right if rest is weight else None)
+    found = block.left[:, :count] * weight.new_tensor(block.values[:count])
+    rest = torch.addmm(weight, found, block.right[:, :count].mT, alpha=-1)
+    beta = bound(rest, guess, target, probes(weight.shape[1], weight, 2 * draw + 1))
     return _certificate(block, limit, ceiling, count, beta)

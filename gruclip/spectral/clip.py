@@ -82,11 +82,6 @@ def clip_singular_values_(
     limits = [limit] * math.prod(batch) if isinstance(limit, float) else _values(limit, batch)
     check_limits(limits)
     algorithm = algorithm_for(weight, algorithm, followed=state is not None)
-    if weight.is_neg():  # a view whose memory holds the opposite numbers
-        plain = weight.detach().resolve_neg()
-        result = clip_singular_values_(plain, limit, algorithm=algorithm, state=state)
-        weight.detach().copy_(plain)
-        return result
     with torch.no_grad():
         matrices = [weight[index] for index in _indices(batch)]
         norms = _frobenius_norms(weight, matrices)

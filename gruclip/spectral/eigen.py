@@ -77,7 +77,7 @@ class Spectrum:
         pace = _PACES[n, threads]
         together = pace.all_threads()
         begin = time.perf_counter()
-        compiled.call("gruclip_band", made, [n, stride, n], threads if together else 1)
+        compiled.call("gruclip_band", made, [n, stride], threads if together else 1)
         pace.took(together, time.perf_counter() - begin)
         self._size = float(size) / unit
 
@@ -111,7 +111,7 @@ class Spectrum:
 
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
         """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
-        compiled.call("gruclip_mirror", [self.matrix], [len(self.matrix)] * 2, torch.get_num_threads())
+        compiled.call("gruclip_mirror", [self.matrix], [len(self.matrix)], torch.get_num_threads())
         sizes = values * self.unit
         residuals = thin_product(self.matrix, vectors, roughly=True).addcmul_(vectors, sizes.float(), value=-1)
         allowed = PRECISION * sizes.abs().clamp(min=self._size * self.unit)

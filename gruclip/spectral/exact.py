@@ -10,17 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.kernels import compiled
 from gruclip.spectral.subspace import FARTHEST, number_above
-from gruclip.spectral.thin import column_gram, take_off, thin_product
+from gruclip.spectral.thin import take_off, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
 #: Values that are taken off in float32 as a difference, times how far, in limits, the largest is above it, at most.
 MOST_LOST = 100
-#: n up to which our own kernels take less than torch's products.
-LARGEST_THIN = 1024
+#: n up to which to put a matrix together anew costs no more than the calls that a difference takes.
+LARGEST_ANEW = 80
 
 
 class Decomposition(NamedTuple):
@@ -48,15 +47,12 @@ def gram(weight: Tensor) -> Decomposition:
 
     A value sigma comes out with a relative error of some eps (sigma_1 / sigma)^2.
     """
-    if compiled.takes(weight) and weight.shape[1] <= LARGEST_THIN:
-        scale, squares = 1.0, column_gram(weight)
-    else:
-        wide = weight.double()
+    wide, scale = weight.double(), 1.0
+    if weight.dtype == torch.float64:  # the square of a float32 number is a float64 one
         scale = float(wide.abs().max()) or 1.0
         wide = wide / scale
-        squares = wide.mT @ wide
     # The negative's, which ascend.
-    squares, right = torch.linalg.eigh(squares.neg_())
+    squares, right = torch.linalg.eigh((wide.mT @ wide).neg_())
     return Decomposition(None, [scale * math.sqrt(max(-square, 0.0)) for square in squares.tolist()], right)
 
 
@@ -70,23 +66,18 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     if not values[0] > limit * (1 + tolerance):
         return 0, values
     count = number_above(values, limit * (1 + tolerance / 2))
-    clipped = [min(value, limit) for value in values]
-    lost = count * (values[0] / limit - 1) if weight.dtype == torch.float32 else 0
-    if values[0] > FARTHEST * limit or lost > MOST_LOST:
-        # Put together anew: from far above the limit, or in a long sum, a difference would lose the digits.
+    lost = count * (values[0] / limit - 1)
+    difference = weight.dtype == torch.float32 and values[0] <= FARTHEST * limit and lost <= MOST_LOST
+    if difference and weight.shape[1] > LARGEST_ANEW:
+        columns = right[:, :count].float()
+        excess = columns.new_tensor([1 - limit / value for value in values[:count]])
+        if left is None:
+            image = thin_product(weight, columns * excess)
+        else:
+            image = left[:, :count].float() * excess.new_tensor(values[:count]).mul_(excess)
+        take_off(weight, image, columns)
+    else:  # anew, since from far above the limit, or in a long sum, a difference would lose the digits
         image = weight.double() @ right if left is None else left * left.new_tensor(values)
         image *= image.new_tensor([limit / max(value, limit) for value in values])
         weight.copy_(image @ right.mT)
-        return count, clipped
-    right, excess = right[:, :count], [1 - limit / value for value in values[:count]]
-    if left is None and weight.dtype == torch.float32 and weight.shape[1] <= LARGEST_THIN:
-        columns = right.float()
-        take_off(weight, thin_product(weight, columns * columns.new_tensor(excess)), columns)
-        return count, clipped
-    image = weight.double() @ right if left is None else left[:, :count] * left.new_tensor(values[:count])
-    image *= image.new_tensor(excess)
-    if weight.dtype == torch.float32:
-        take_off(weight, image.float(), right.float())
-    else:
-        weight.copy_(weight.double() - image @ right.mT)
-    return count, clipped
+    return count, [min(value, limit) for value in values]

@@ -52,13 +52,17 @@ def clip_one(
     rests = int(held.get("rests", 1)) - 1
     algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
     if algorithm == "truncated" and squarable and limit < torch.inf:
-        return Outcome(*truncated.clip(weight, norm, limit, slack, held), redone=False)
+        draws = _draws(held)
+        outcome = Outcome(*truncated.clip(weight, norm, limit, slack, held), redone=False)
+        if draws:
+            held["draws"] = torch.tensor(draws)
+        return outcome
     tracks = algorithm == "block"
     known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
     done = _followed(weight, norm, limit, held, slack, tracks, known) if squarable else None
     if done is not None:
         held.clear()  # of what another algorithm left, which is of another matrix
-        held.update(_resting(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked.entries())
+        held.update(_untracked(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked.entries())
         return Outcome(done.clipped, done.norm, limit < torch.inf, redone=False)
 
     def wanted(count: int) -> int:
@@ -78,8 +82,8 @@ def clip_one(
     else:
         draws = _draws(held)
         held.clear()
-        if rests > 0:
-            held.update(_resting(draws, rests))
+        if draws or rests > 0:
+            held.update(_untracked(draws, max(rests, 0)))
     return Outcome(count, after, certified=True, redone=known is not None if tracks else quickly and quick is None)
 
 
@@ -130,11 +134,13 @@ def _track(
         right = thin_product(tall, right[:, :wanted].to(tall.dtype), roughly=True)
     started = tracked.start(weight, limit, values, right, draws)
     held.clear()
-    held.update({"draws": torch.tensor(draws)} if started is None else started.entries())
+    held.update(_untracked(draws, 0) if started is None else started.entries())
 
 
-def _resting(draws: int, rests: int) -> dict[str, Tensor]:
-    """The state of a matrix that is not tracked for so many steps, since a decomposition is cheaper."""
+def _untracked(draws: int, rests: int) -> dict[str, Tensor]:
+    """The state of a matrix that is not tracked, and is not to be for so many steps, since a decomposition is cheaper:
+    how often random vectors were drawn, since none may be drawn twice.
+    """
     return {"draws": torch.tensor(draws), "rests": torch.tensor(rests)}
 
 

@@ -30,7 +30,7 @@ from gruclip.kernels.program import (
 )
 from gruclip.spectral.bound import ALPHA, PROBES
 from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
-from gruclip.spectral.products import MARGIN, ClipResult, number_positive, positive_part, roots, sign_polynomials
+from gruclip.spectral.products import MARGIN, ClipResult, number_positive, over, positive_part, roots, sign_polynomials
 from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import HELD, NEAR, SKETCH
@@ -94,7 +94,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     scale = torch.ldexp(torch.ones_like(unit), -torch.frexp(unit).exponent)
     # With rows and columns of zeros, so that the rows of all arrays begin at whole 16 bytes.
     W = weight.new_empty(matrices, m + -m % STEP, n + -n % STEP)
-    torch.mul(weight, _over(scale).to(W.dtype), out=W[:, :m, :n])
+    torch.mul(weight, over(scale).to(W.dtype), out=W[:, :m, :n])
     W[:, m:].zero_()
     W[:, :, n:].zero_()
     size = torch.linalg.vector_norm(W, dim=(-2, -1)).double()
@@ -104,7 +104,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
 
     # The subspace.
     vectors, probes = gaussian(state.draws * 2 + 1, n, SKETCH + PROBES).to(W.dtype).split((SKETCH, PROBES), -1)
-    moved = W[:, :m, :n] @ vectors - (state.previous @ vectors) * _over(scale).to(W.dtype)
+    moved = W[:, :m, :n] @ vectors - (state.previous @ vectors) * over(scale).to(W.dtype)
     sketch = _unit(W[:, :m, :n].mT @ moved) + (STIR / n**0.5) * vectors
     X = torch.nn.functional.pad(torch.cat((sketch.mT, state.right.mT), 1), (0, -n % STEP)).mT
     # Not below the values' root mean square, nor above what so many values can be at most.
@@ -119,10 +119,10 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     image = exact_product(W, X)
     squares = gram(image)
     norm = high_power(squares, SQUARINGS)[1]
-    made = positive_part(squares / _over(limit**2), norm / limit, SIGN, tolerance)
+    made = positive_part(squares / over(limit**2), norm / limit, SIGN, tolerance)
     factor, above = roots(made.above, norm / limit, ROOT)
     identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
-    loss = torch.where(_over(made.inside), 0.0, factor - identity)
+    loss = torch.where(over(made.inside), 0.0, factor - identity)
     clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
 
     # The leading directions first.
@@ -142,16 +142,16 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     certified = finite & made.precise & reached & torch.where(limited, inside & (made.inside | precise), measured)
     certified = certified & torch.isfinite(size)
     changed = certified & ~made.inside
-    result = clipped[:, :m, :n].mul_(_over(1 / scale).to(W.dtype))
-    torch.where(_over(changed), result, weight, out=weight)
+    result = clipped[:, :m, :n].mul_(over(1 / scale).to(W.dtype))
+    torch.where(over(changed), result, weight, out=weight)
 
     bulk = _lengths(basis.squares)[:, -SKETCH] / scale
     # No column has come to nothing, or to NaN.
     whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > X.shape[-1] - 0.5
     usable = whole & torch.isfinite(bulk) & reached
-    state.right.copy_(torch.where(_over(usable), X[:, :n, :-SKETCH], state.right))
+    state.right.copy_(torch.where(over(usable), X[:, :n, :-SKETCH], state.right))
     # Of the others `redo_uncertified_` takes what it makes of them.
-    torch.where(_over(certified), weight, state.previous, out=state.previous)
+    torch.where(over(certified), weight, state.previous, out=state.previous)
     # A Ritz value is an estimate from below, and among many values near the limit one that falls too far.
     bulk = torch.where(changed, torch.maximum(bulk, HELD * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
@@ -193,7 +193,7 @@ def _certificate(
     others = H * (1 - counted)[:, :, None]
     leaning = others.mT @ (H - G @ H)
     coupling = J + others.mT @ G @ others + leaning + leaning.mT
-    schur = _over(ceiling.square()) * G - H - coupling / _over(ceiling.square() - beta.square())
+    schur = over(ceiling.square()) * G - H - coupling / over(ceiling.square() - beta.square())
     schur = schur * counted[:, None] * counted[:, :, None] + torch.diag_embed(1 - counted)
     return beta, is_positive_definite(schur) & (beta <= highest)
 
@@ -202,7 +202,7 @@ def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta:
     """The error (18), and what X lacks of orthonormal columns; above (R, q, q): max(Theta, L) / L, and sign: that of
     Theta - L; norm (R,): of the matrix before."""
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
-    root = inverse_factor(_over(limit) * above - _over(torch.minimum(beta, HIGHEST_BULK * limit)) * identity)
+    root = inverse_factor(over(limit) * above - over(torch.minimum(beta, HIGHEST_BULK * limit)) * identity)
     inverse = root @ root.mT
     factor, positive = (above - identity) @ inverse, (identity + sign) / 2
     first = ((factor @ basis.coupling) * factor).sum((-2, -1)).clamp(min=0).sqrt()
@@ -255,7 +255,3 @@ def _unit(x: Tensor) -> Tensor:
 
 def _diagonal(x: Tensor) -> Tensor:
     return x.diagonal(dim1=-2, dim2=-1)
-
-
-def _over(vector: Tensor) -> Tensor:
-    return vector[:, None, None]

@@ -35,17 +35,13 @@ def clip(
         bounds = bounds + distance(weight, previous)
         s = int((bounds > limit).sum())
         found = _leading(weight, norm, limit, tolerance, s, held) if s <= LARGEST_SHARE * bounds.shape[0] else None
-        if found is not None and s == 0:
-            # Nothing to clip: the triplets are for the reported norm alone.
-            held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, :OVERSAMPLING].clone())
-            return 0, found.values[0], False
         if found is not None and found.values[0] <= subspace.FARTHEST * limit:
-            values = bounds.new_tensor(found.values[:s]).clamp(max=limit)
             count = subspace.clip_leading(weight, found, limit, limit * (1 + tolerance))
-            bounds[:s] = values
-            bounds[s:].clamp_(max=found.values[s - 1])
+            if s:  # else the triplets are for the reported norm alone
+                bounds[:s] = bounds.new_tensor(found.values[:s]).clamp(max=limit)
+                bounds[s:].clamp_(max=found.values[s - 1])
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
-            return count, float(values[0]), False
+            return count, min(found.values[0], limit), False
     count, after = exact.clip(weight, limit, exact.svd(weight), tolerance)
     held.clear()
     held.update(bounds=torch.tensor(after, dtype=torch.float64, device=weight.device), previous=weight.clone())

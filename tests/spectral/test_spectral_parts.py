@@ -219,9 +219,9 @@ def test_the_bound_holds_whatever_was_guessed(
     r = min(m, n)
     values = scale * torch.linspace(2.0, 0.0, r, dtype=torch.float64)
     U, V = orthogonal(m, seed)[:, :r], orthogonal(n, seed + 1)[:, :r]
-    weight, norm = (U * values @ V.mT).to(dtype), float(values[tracked])
-    target, right = 1.6 * norm, V[:, :tracked].to(dtype) if tracked else None
-    found = bounds.bound(weight, guess * norm, target, bounds.probes(n, weight, seed), right)
+    rest, norm = (U[:, tracked:] * values[tracked:] @ V[:, tracked:].mT).to(dtype), float(values[tracked])
+    target = 1.6 * norm
+    found = bounds.bound(rest, guess * norm, target, bounds.probes(n, rest, seed))
     assert found >= norm
     # Where the guess is right, so is the target.
     assert found <= target or not 1 <= guess <= 1.3

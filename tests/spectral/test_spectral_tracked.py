@@ -116,8 +116,8 @@ def test_what_is_certified_is_inside_whatever_the_rest_is(
     largest = float(torch.linalg.svdvals(A)[0])
     certified = certificate.certifies(block, k, 1.0, ceiling, beta)
     assert largest <= ceiling * (1 + 1e-12) or not certified
-    # Orthogonal residuals take a share each; alike ones add up.
-    total = size * k if alike else size
+    # Residuals take a share each, of which the trace is asked, however they lie.
+    total = size * k
     # A value at the ceiling leaves no room, for no residual either.
     assert certified == (total <= 1) or abs(total - 1) < 1e-6 or float(room.min()) < 1e-9
 
