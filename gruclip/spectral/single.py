@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels.products import lower_gram
-from gruclip.spectral import subspace
+from gruclip.spectral import exact, subspace
 from gruclip.spectral.certificate import certifies, left_out
-from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.eigen import LARGEST_SHARE, Spectrum
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, take_off, thin_product
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
@@ -32,6 +32,8 @@ LARGEST = 1024
 NOISE = 5e-7
 #: n below which ``gram`` costs no more.
 SMALLEST = 80
+#: n up to which all eigenvectors cost less in float64, from which nothing is to be made good.
+LARGEST_EXACT = 128
 #: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
 #: Nottingham: 2 ms against 7.7).
 LARGEST_AT_ONCE = 224
@@ -124,6 +126,10 @@ def clip_near(
         if not few and apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
         return None
+    if weight.shape[1] <= LARGEST_EXACT and above > LARGEST_SHARE * weight.shape[1]:
+        parts = exact.gram(weight)
+        count, _ = exact.clip(weight, limit, parts, tolerance)
+        return Clipped(count, parts.values[0], parts.values, parts.right.float())
     x, right = spectrum.leading(max(1, above, wanted(beside)))
     relative = [math.sqrt(max(1 + one, 0.0)) for one in x]
     leading = relative[0] - 1

@@ -147,7 +147,9 @@ def test_no_random_number_is_drawn_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("gruclip.spectral.certificate.probes", probes)
     weight, state = 0.2 * far_outside(650), SpectralState()
     # What another algorithm leaves of the state says how far the numbers are used up, too.
-    for step, algorithm in enumerate([*["block"] * 4, "gram", *["block"] * 3, "truncated", "truncated", *["block"] * 3]):
+    for step, algorithm in enumerate(
+        [*["block"] * 4, "gram", *["block"] * 3, "truncated", "truncated", *["block"] * 3]
+    ):
         clip_singular_values_(weight, 1.0, algorithm=algorithm, state=state)
         left, right = far_outside(650, step + 1)[:2, :, None]
         weight += left @ right.mT + 0.01 * far_outside(650, step + 100)
