@@ -11,6 +11,7 @@ from typing import NoReturn
 import gruclip
 from gruclip.choices import DATASETS, OWN_DATASETS
 from gruclip.errors import UserError
+from gruclip.rules import PLAIN_NAME
 
 TABLES = {
     "1": "words by method",
@@ -70,24 +71,26 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("which", choices=TABLES, help=_meanings(TABLES))
     _add_source(table)
     table.add_argument("--format", default="md", choices=("md", "tex", "csv"))
-    table.add_argument("--out", metavar="FILE", help="write it there and not to the terminal")
+    table.add_argument("--out", type=_place, metavar="FILE", help="write it there and not to the terminal")
 
     figure = commands.add_parser("figure", help="a figure of the runs there are")
     figure.add_argument("which", choices=FIGURES, help=_meanings(FIGURES))
     _add_source(figure)
     figure.add_argument("--format", default="png,pdf,svg", metavar="png,pdf,svg")
-    figure.add_argument("--out", metavar="DIR", help="default: the experiment's folder")
+    figure.add_argument("--out", type=_place, metavar="DIR", help="default: the experiment's folder")
 
     report = commands.add_parser("report", help="an experiment as one HTML page, which opens from the disk")
     _add_source(report)
-    report.add_argument("--out", metavar="FILE", help="default: EXPERIMENT.html")
+    report.add_argument("--out", type=_place, metavar="FILE", help="default: EXPERIMENT.html")
 
     collect = commands.add_parser("collect", help="finished runs into the small files that the repository keeps")
     collect.add_argument(
-        "--runs", metavar="DIR", nargs="+", help="folders with runs or collected files; default: outputs"
+        "--runs", type=_place, metavar="DIR", nargs="+", help="folders with runs or collected files; default: outputs"
     )
-    collect.add_argument("--experiment", metavar="NAME", nargs="+", default=[], help="default: all there are")
-    collect.add_argument("--out", metavar="DIR", default="outputs/paper", help="default: outputs/paper")
+    collect.add_argument(
+        "--experiment", type=_experiment, metavar="NAME", nargs="+", default=[], help="default: all there are"
+    )
+    collect.add_argument("--out", type=_place, metavar="DIR", default="outputs/paper", help="default: outputs/paper")
     help_curves = "folders of runs whose iterations are kept beside those that figure 1 shows"
     collect.add_argument("--curves", metavar="NAME", nargs="+", default=[], help=help_curves)
 
@@ -96,24 +99,28 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument("overrides", nargs="*", help="as for train, e.g. +experiment=demo trainer.budget=short")
 
     evaluate = commands.add_parser("eval", help="the loss of a run's best epoch on a split")
-    evaluate.add_argument("run", help="the run's folder")
+    evaluate.add_argument("run", type=_place, help="the run's folder")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
     evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
     status = commands.add_parser("status", help="where a sweep stands: finished, in training, waiting, left unfinished")
-    status.add_argument("places", nargs="*", metavar="DIR", help="an output_dir; default: outputs and outputs/paper")
+    status.add_argument(
+        "places", nargs="*", type=_place, metavar="DIR", help="an output_dir; default: outputs and outputs/paper"
+    )
     status.add_argument("--watch", action="store_true", help="look again every two seconds until nothing is trained")
 
     sample = commands.add_parser("sample", help="text or a tune (MIDI, and its picture) drawn from a run's best epoch")
-    sample.add_argument("run", help="the run's folder")
+    sample.add_argument("run", type=_place, help="the run's folder")
     sample.add_argument("--length", type=int, default=200, metavar="N", help="tokens or time steps; default: 200")
     sample.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     sample.add_argument("--prompt", metavar="TEXT", help="a text, or TUNE:STEPS, the start of a tune of the test split")
-    sample.add_argument("--out", metavar="FILE", help="a .txt, or a .mid; default: the terminal, or sample.mid")
+    sample.add_argument(
+        "--out", type=_place, metavar="FILE", help="a .txt, or a .mid; default: the terminal, or sample.mid"
+    )
 
     verify = commands.add_parser("verify", help="whether runs are what was written: checksums, records, rows")
-    verify.add_argument("runs", nargs="+", metavar="DIR", help="a run's folder, or one that holds runs")
+    verify.add_argument("runs", nargs="+", type=_place, metavar="DIR", help="a run's folder, or one that holds runs")
 
     data = commands.add_parser("data", help="the corpora: which there are, download them, check them")
     data.add_argument("action", choices=("list", "fetch", "verify", "convert"))
@@ -121,21 +128,36 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "names", nargs="*", metavar="DATASET", help=f"of {names}; default: all. convert: a .pickle, a .mat"
     )
-    data.add_argument("--root", metavar="DIR", help="a folder with the corpora, looked into first")
+    data.add_argument("--root", type=_place, metavar="DIR", help="a folder with the corpora, looked into first")
 
     bench = commands.add_parser("bench", help="measure against the alternatives, side by side")
     bench.add_argument("which", choices=BENCHMARKS)
     return top
 
 
+def _place(text: str) -> str:
+    """A file's or folder's name as it was typed, which an unset variable in a script would leave empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
+    return text
+
+
+def _experiment(text: str) -> str:
+    if not PLAIN_NAME.holds(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: should be {PLAIN_NAME.right}")
+    return text
+
+
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
+        type=_place,
         metavar="DIR",
         help="their output_dir, or a folder of collected runs; default: outputs and outputs/paper",
     )
     parser.add_argument(
         "--experiment",
+        type=_experiment,
         metavar="NAME",
         help="default: the paper's for this table or figure, or one that has runs for it",
     )

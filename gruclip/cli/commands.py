@@ -227,9 +227,8 @@ def sample(options: Namespace) -> int:
     suffix = ".txt" if drawn.roll is None else ".mid"
     if out is not None and out.suffix != suffix:
         raise UserError(f"--out {out}: this run's samples go into a {suffix} file")
-    if drawn.text is not None:
-        print(drawn.text)
     if out is None:
+        print(drawn.text)
         return 0
     with writable(options.out or out):
         if drawn.roll is None:

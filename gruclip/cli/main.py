@@ -5,6 +5,8 @@ What is slow to import (torch, pandas, Hydra) is imported by the commands that n
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -18,20 +20,21 @@ from gruclip.errors import Interrupted, UserError
 USER_ERROR, BROKEN_PIPE = 2, 141
 #: And the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
 SIGNALLED = 128
+#: What the system says of a device that takes nothing.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 2 for what the user can mend, told in one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its programs inherit, need not be there
+    _accept_every_character()
     try:
-        try:
-            _check_folder()
-            return _run(arguments)
-        finally:
-            sys.stdout.flush()
+        _check_folder()
+        return _run(arguments)
     except BrokenPipeError:
-        # The reader, `head` or a pager, has seen enough; keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, `head` or a pager, has seen enough.
+        _close_stdout()
         return BROKEN_PIPE
     except KeyboardInterrupt as error:
         print("gruclip: interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -42,6 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"gruclip: {_on_one_line(message)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _accept_every_character() -> None:
+    """What the terminal's encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_stdout() -> None:
+    """Keep the interpreter from flushing once more into what takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_folder() -> None:
@@ -67,6 +82,22 @@ def _explain(error: Exception) -> str | None:
 
 
 def _run(arguments: list[str]) -> int:
+    """The command's exit code. Raises `UserError` where standard output takes nothing; where it is closed nothing is
+    asked of it."""
+    try:
+        code = _command(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        # What a command writes to files is told by their names.
+        if isinstance(error, BrokenPipeError) or error.filename is not None or error.errno not in NO_ROOM:
+            raise
+        _close_stdout()
+        raise UserError(f"standard output: cannot be written ({error.strerror}); give it another place") from error
+
+
+def _command(arguments: list[str]) -> int:
     # These two have command lines of their own, which argparse would take apart.
     if arguments[:1] == ["train"]:
         from gruclip.cli.training import train

@@ -124,7 +124,9 @@ def read_bytes(location: Path) -> bytes:
     try:
         return location.read_bytes()
     except OSError as error:
-        raise DataError(f"{location}: cannot be read ({error.strerror}); mend its permissions") from error
+        absent = isinstance(error, FileNotFoundError | IsADirectoryError)
+        remedy = "name a file that is there" if absent else "mend its permissions"
+        raise DataError(f"{location}: cannot be read ({error.strerror}); {remedy}") from error
 
 
 def read_checked(file: DataFile, location: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from gruclip.checks import check_idle
 from gruclip.config import RunConfig
-from gruclip.errors import ConfigError
+from gruclip.errors import ConfigError, UserError
 from gruclip.runs.files import told_by_name
 from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
@@ -56,14 +57,22 @@ class GridSweeper(Sweeper):
             check_fits(planned, stack=True, stack_size=launcher.stack_size)
         elif not isinstance(launcher, SubmittedLauncher):  # whose jobs may run on other machines
             check_fits(planned)
-        for folder in dict.fromkeys(run.output_dir for run in runs):
-            with told_by_name(Path(folder)):  # Hydra's launchers make it too, without a word for what forbids it
-                Path(folder).mkdir(parents=True, exist_ok=True)
+        folders = [Path(folder) for folder in dict.fromkeys(run.output_dir for run in runs)]
+        new = [folder for folder in folders if not folder.exists()]
+        for folder in folders:
+            with told_by_name(folder):  # Hydra's launchers make it too, without a word for what forbids it
+                folder.mkdir(parents=True, exist_ok=True)
         if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
             record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
         if type(launcher) is BasicLauncher:  # which would announce and show each run as the only one
             return train_jobs(planned, part_of_sweep=True)
-        returns = launcher.launch(list(first.values()), initial_job_idx=0)
+        try:
+            returns = launcher.launch(list(first.values()), initial_job_idx=0)
+        except UserError:
+            for folder in new:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            raise
         # JobReturn.return_value would print a line of its own before it raises the same.
         failed = {index: job._return_value for index, job in enumerate(returns) if job.status is JobStatus.FAILED}
         # Those that other processes were training are waited for.

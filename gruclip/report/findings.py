@@ -13,6 +13,7 @@ import pandas as pd
 from gruclip.report.recalled import paper_rate
 from gruclip.report.render import Table
 from gruclip.report.sections import METHOD_NAMES, SETTING, UNCOUNTED
+from gruclip.report.stability import UNSEEN
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
 from gruclip.report.timing import PHASES
 
@@ -48,9 +49,10 @@ def _explosions(tables: Mapping[str, list[Table]], rate: float | None) -> Iterat
                 for side, where in (("below", "below 1"), ("above", "of 1 or more"))
                 if sums[f"iterations.{side}"]
             ]
-            yield f"Under {METHOD_NAMES[name]} {words}, {sums['runs']:.0f} runs, it does in {' and '.join(shares)}."
+            told = f"it does in {' and '.join(shares)}" if shares else "no radius was measured"
+            yield f"Under {METHOD_NAMES[name]} {words}, {sums['runs']:.0f} runs, {told}."
     yield from dict.fromkeys(
-        note for table in tables["explosions"] for note in table.notes if note.startswith(UNCOUNTED)
+        note for table in tables["explosions"] for note in table.notes if note.startswith((UNCOUNTED, UNSEEN))
     )
 
 

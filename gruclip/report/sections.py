@@ -183,9 +183,10 @@ def delta_fraction(row: Mapping[str, Any]) -> float:
 def _length(run: pd.Series) -> str:
     budget = "" if run["trainer.budget"] == "full" else f" (trainer.budget={run['trainer.budget']})"
     kind = {"full": "", "short": "short runs of ", "smoke": "smoke runs of "}[run["trainer.budget"]]
-    if pd.notna(run["trainer.max_steps"]):
+    epochs_first = run["epochs"] >= run["max_epochs"] and run["steps"] < run["max_steps"]
+    if pd.notna(run["trainer.max_steps"]) and not epochs_first:
         return f"cut at {run['trainer.max_steps']:.0f} iterations (trainer.max_steps){budget}"
-    if pd.notna(run["max_steps"]):
+    if pd.notna(run["max_steps"]) and not epochs_first:
         return f"{kind}{run['max_steps']:.0f} iterations{budget}"
     if pd.notna(run["max_epochs"]):
         epochs = "epoch" if run["max_epochs"] == 1 else "epochs"

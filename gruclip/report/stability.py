@@ -7,12 +7,16 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from gruclip.choices import METHODS
 from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.collect import read_explosions
 from gruclip.report.explosions import COUNTS
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
+
+#: Begins the note of what the table cannot know.
+UNSEEN = "Without a delta nothing bounds the radius"
 
 
 def table_explosions(runs: pd.DataFrame) -> list[render.Table]:
@@ -53,8 +57,20 @@ def _explosions(part: Section) -> render.Table:
         "before the iteration; an explosion is a gradient norm, before clipping, that is not finite or above 100 times "
         "its median over the preceding 200 iterations. In parentheses: in a thousand iterations."
     )
-    notes = [*uncounted(part, runs, "kept iterations"), *origins.notes(runs)]
+    notes = [*_unseen(runs), *uncounted(part, runs, "kept iterations"), *origins.notes(runs)]
     return render.Table("Explosions", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)
+
+
+def _unseen(runs: pd.DataFrame) -> list[str]:
+    """What the table cannot know: where no delta bounds the radius, what it is between two that were computed."""
+    free = ~runs["optimizer.name"].map(lambda name: METHODS[name].delta).astype(bool)
+    every = sorted({int(steps) for steps in runs.loc[free, "trainer.radius_every"] if steps > 1})
+    if not every:
+        return []
+    return [
+        f"{UNSEEN}, which was computed every {' or '.join(map(str, every))} "
+        "iterations: it may have passed 1 in between, and what is counted below 1 there may have been above it."
+    ]
 
 
 def _share(sums: Mapping[str, int] | pd.Series, side: str) -> str:

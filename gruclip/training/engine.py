@@ -76,7 +76,8 @@ class Engine:
             generator = torch.Generator().manual_seed(config.seed)
             drawn = parameters_of(state) if state else initial_parameters(self.model, corpus.num_outputs, generator)
             initial.append(drawn)
-            # On the CPU, so that a seed means the same weights and masks on every device.
+            # On the CPU, so that a seed means the same weights and masks on every device. Torch takes a seed's low 32
+            # bits, so that these are the bits of the weights; a mask is what SplitMix64 makes of one of them.
             self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
         self.parameters = self._width.stacked(initial, corpus.num_outputs, device, self.dtype)
         if isinstance(corpus, WordCorpus):

@@ -42,6 +42,9 @@ BAD_COMMANDS = [
         "table 1 --experiment nope",
         "outputs/nope and outputs/paper/nope: no runs there; there is no such experiment; there are demo, jsb",
     ),
+    ("table 1 --experiment /", "argument --experiment: '/': should be a plain name"),
+    ("report --experiment ../x", "argument --experiment: '../x': should be a plain name"),
+    ("data convert nosuch.pickle b.mat", "nosuch.pickle: cannot be read (No such file or directory); name a file that"),
     ("table 1 --format pdf", "invalid choice: 'pdf'"),
     (
         "figure 2",
@@ -238,6 +241,50 @@ def test_an_experiment_that_is_not_at_the_top_is_told_what_its_file_lacks() -> N
     composed = OmegaConf.create({**RunConfig().to_dict(), "experiment": {"seed": 1}})
     with pytest.raises(ConfigError, match="should begin with the line # @package _global_"):
         to_run(composed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["collect", "--out", ""],
+        ["table", "1", "--out", ""],
+        ["figure", "1", "--runs", ""],
+        ["verify", ""],
+        ["status", ""],
+        ["sample", "run", "--out", ""],
+    ],
+)
+def test_an_empty_name_as_of_an_unset_variable_is_refused(
+    typed: list[str], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(typed) == 2
+    assert "is empty; give a name, or leave it out" in capsys.readouterr().err
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("redirected", "environment", "code", "told"),
+    [
+        (">&-", {}, 0, ""),
+        ("> /dev/full", {}, 2, "gruclip: standard output: cannot be written (No space left on device); give it anothe"),
+        ("> out", {"PYTHONIOENCODING": "ascii"}, 0, ""),
+        ("> out", {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, 0, ""),
+    ],
+)
+def test_what_becomes_of_the_output_is_no_bug(
+    redirected: str, environment: dict[str, str], code: int, told: str, tmp_path: Path
+) -> None:
+    kept = Path(__file__).parents[2] / "outputs/paper"
+    command = f"{sys.executable} -m gruclip table 1 --runs {kept} --experiment demo {redirected}"
+    environment = {**os.environ, **environment}
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 0 and redirected == "> out":
+        assert "| gradient clipping |" in (tmp_path / "out").read_text(encoding="utf-8")
 
 
 def test_a_folder_of_another_configuration_is_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,18 @@ def test_figure_1_says_which_runs_it_shows_and_drops_no_point(tmp_path: Path, dr
     assert points == 2 * 200 / 5
 
 
+def test_figure_1_of_runs_in_which_no_radius_was_computed_says_so(tmp_path: Path) -> None:
+    for method, value in (("gradient_clipping", 5), ("spectral_clipping", 0.2)):
+        write_run(tmp_path, config(PTB, method, value, trainer__radius_every=500), summary(), steps(40))
+    runs = collect.read_runs(tmp_path, "ptb")
+    for folder in runs["folder"]:
+        lines = pd.read_csv(Path(folder) / "steps.csv")
+        lines[[name for name in lines if name.startswith("spectral_radius")]] = None
+        lines.to_csv(Path(folder) / "steps.csv", index=False)
+    with pytest.raises(UserError, match=r"no radius was computed, trainer\.radius_every=500; train longer ones"):
+        figure("1", runs, tmp_path / "out", ("png",))
+
+
 def test_figure_1_without_both_methods_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gruclip reproduce figure1 \+experiment=demo$"):
         figure("1", frame([(config(DEMO, "gradient_clipping", 5), summary())]), tmp_path)
@@ -194,6 +206,22 @@ def test_the_figure_of_learning_rates_draws_failures_as_failures(tmp_path: Path,
     assert gradient.get_color() == pytest.approx(tuple(int("D55E00"[i : i + 2], 16) / 255 for i in (0, 2, 4)))
     assert success.get_xscale() == "log"
     assert loss.get_ylabel() == "test perplexity"
+
+
+@pytest.mark.filterwarnings("error")
+def test_rates_as_far_apart_as_may_be_are_drawn_inside_the_axes_with_few_labels(tmp_path: Path, drawn: Drawn) -> None:
+    rates = (1e-100, 0.001, 0.01, 0.1, 1.0, 10.0, 1e100)
+    runs = frame(
+        (config(PTB, method, value, optimizer__lr=rate), summary(test=perplexity(100)))
+        for rate in rates
+        for method, value in (("gradient_clipping", 5), ("spectral_clipping", 0.2))
+    )
+    figure("lr", runs, tmp_path, ("png",))
+    success = drawn[0].axes[2]
+    low, high = success.get_xlim()
+    assert low < 1e-100
+    assert high > 1e100
+    assert len(success.get_xticks()) <= 9
 
 
 def test_below_five_successful_seeds_the_runs_themselves_are_drawn(tmp_path: Path, drawn: Drawn) -> None:

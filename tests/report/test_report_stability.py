@@ -63,6 +63,23 @@ def test_the_table_is_the_same_from_folders_and_from_what_was_collected_of_them(
     assert (spectral["iterations at 1 or above"], spectral["explosions at 1 or above"]) == ("0", "N/A")
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "parameter", "every", "told"),
+    [
+        ("gradient_clipping", 5.0, 50, ["computed every 50 iterations: it may have passed 1"]),
+        ("gradient_clipping", 5.0, 1, []),
+        ("spectral_clipping", 0.2, 50, []),
+    ],
+)
+def test_what_is_not_seen_between_two_radii_is_told_where_nothing_bounds_them(
+    optimizer: str, parameter: float, every: int, told: list[str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, config(DEMO, optimizer, parameter, trainer__radius_every=every), summary(), steps(400))
+    (table,) = table_explosions(read_runs(tmp_path, "demo"))
+    assert len(table.notes) == len(told)
+    assert all(one in note for one, note in zip(told, table.notes, strict=True))
+
+
 def test_runs_that_are_unfinished_are_not_counted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of none of these 1 runs"):
         table_explosions(frame([(config(DEMO, "sgd"), summary("unfinished"))]))
@@ -75,4 +92,4 @@ def test_runs_that_cannot_be_counted_are_named_below(tmp_path: Path) -> None:
     write_run(tmp_path, config(DEMO, "sgd"), summary())
     (table,) = table_explosions(read_runs(tmp_path, "demo"))
     assert list(table.cells["runs"]) == ["1"]
-    assert table.notes[0] == "Not counted, for they came without kept iterations: threshold 5 (2 runs), SGD (1 run)."
+    assert table.notes[1] == "Not counted, for they came without kept iterations: threshold 5 (2 runs), SGD (1 run)."

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from gruclip.errors import MissingRuns, UserError
 from gruclip.report import style
@@ -89,6 +90,7 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.5 * seconds[list(PHASES)].sum(axis="columns").max())
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(f"seconds per {unit} (and share of clipping)")
         colours = [style.COLOURS[name] for name in seconds["optimizer.name"].unique()]
         handles: list[Any] = [Patch(color=grey) for grey in GREYS.values()] + [

@@ -36,6 +36,12 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
     titles = [_title(section, run) for run in chosen]
     steps = [read_steps(run["folder"]) for run in chosen]
     both = pd.concat(steps)
+    if not both["measured"].any():
+        first = section.runs.iloc[0]
+        raise MissingRuns(
+            f"figure 1: in these runs of {first['experiment']} no radius was computed, "
+            f"trainer.radius_every={first['trainer.radius_every']}; train longer ones, or set a smaller one"
+        )
     norm_limits, radius_limits = _norm_limits(both["grad_norm"].to_numpy()), _radius_limits(both["radius"].to_numpy())
     layers = section.runs["model.num_layers"].iloc[0]
 

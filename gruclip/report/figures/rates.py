@@ -24,6 +24,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 #: Decades between the points of two lines at one rate, so that none hides another, and between the outermost at most.
 STEP, SPREAD = 0.02, 0.12
+#: Share of the axis that two rates are apart, at least, where each has its label.
+LEAST_APART = 0.06
 
 
 def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -53,6 +55,8 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
     def draw(figure: Figure) -> None:
         failures, loss, success = figure.subplots(3, sharex=True, height_ratios=[0.35, 2, 1])
         _dress(failures, loss, success, section)
+        for panel in (failures, loss, success):
+            panel.set_xmargin(0)  # matplotlib's own may pass float64's range
         tests = np.concatenate(list(summary["test"]))
         if len(tests):
             low, high = tests.min(), tests.max()
@@ -73,7 +77,15 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
             for panel in (failures, loss, success):
                 panel.axvline(protocol, color="black", linewidth=0.5, linestyle=":", zorder=0)
         success.set_xlabel(words)
-        success.set_xticks(sorted(summary["optimizer.lr"].unique()))
+        rates_tried = np.sort(summary["optimizer.lr"].unique())
+        exponents = np.log10(rates_tried)
+        width = exponents[-1] - exponents[0] + spread
+        ends = np.array([exponents[0], exponents[-1]]) + (spread / 2 + 0.05 * width) * np.array([-1, 1])
+        success.set_xlim(10 ** ends.clip(-307, 307))
+        if np.diff(exponents).min() < LEAST_APART * width:
+            success.xaxis.set_major_locator(LogLocator(numticks=7))
+        else:
+            success.set_xticks(rates_tried)
         success.xaxis.set_minor_locator(NullLocator())
         handles = {_label(rates): Line2D([], [], **look) for rates, look in zip(lines, looks, strict=True)}
         counts = summary["succeeded"]
