@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gruclip.checks import check_idle
 from gruclip.cli.explain import explain
 from gruclip.cli.training import planned_runs, usual_runs
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.training import runner
 from gruclip.training.runner import RunResult
-from hydra_plugins.gruclip.settings import typed_settings
+from hydra_plugins.gruclip.settings import check_typed
 
 
 def compose(*overrides: str) -> list[RunConfig]:
@@ -29,7 +28,7 @@ def compose(*overrides: str) -> list[RunConfig]:
             raise UserError(f"{override!r:.50}: should be a word such as 'seed=0,1'")
     try:
         runs = planned_runs(overrides)
-        check_idle(runs, typed_settings(overrides))
+        check_typed(runs, overrides)
         return runs
     except Exception as error:
         message = None if isinstance(error, UserError) else explain(error)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
+from gruclip.rules import PLAIN_NAME
 
 CONFIG_MODULE = "gruclip.conf"
 CONFIG_NAME = "config"
@@ -26,9 +27,17 @@ def run_job(settings: DictConfig) -> str:
     return train_one(settings, GlobalHydra.instance().config_loader())
 
 
-def typed_settings(overrides: Sequence[str]) -> list[str]:
-    """The names on the left of these overrides."""
-    return [text.partition("=")[0].lstrip("+") for text in overrides]
+def check_typed(runs: Sequence[RunConfig], overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` for a setting that was typed and does nothing in any of the runs, and for an experiment whose
+    file gives its runs another's name, and so another's folder.
+    """
+    typed = [(name.lstrip("+"), value) for name, _, value in (text.partition("=") for text in overrides)]
+    check_idle(runs, [name for name, _ in typed])
+    trained = {run.experiment for run in runs}
+    for name, value in typed:
+        for one in value.split(",") if name == "experiment" else ():
+            if PLAIN_NAME.holds(one) and one not in trained:
+                raise ConfigError(f"experiment={one}: its file should hold the line experiment: {one}")
 
 
 def train_one(settings: DictConfig, loader: ConfigLoader, overrides: Sequence[str] = ()) -> str:
@@ -36,7 +45,7 @@ def train_one(settings: DictConfig, loader: ConfigLoader, overrides: Sequence[st
     from gruclip.training.runner import train as train_runs
 
     run = to_run(settings)
-    check_idle([run], typed_settings(overrides))
+    check_typed([run], overrides)
     (result,) = train_runs([run], defaults=defaults_of([run], loader))
     return result.status
 

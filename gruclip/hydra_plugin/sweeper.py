@@ -13,7 +13,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gruclip.checks import check_idle
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError, UserError
 from gruclip.runs.files import told_by_name
@@ -21,7 +20,7 @@ from gruclip.runs.ownership import LockedError
 from gruclip.runs.sweeps import record_sweeps
 from hydra_plugins.gruclip.jobs import planned_jobs, settings_of
 from hydra_plugins.gruclip.launcher import StackedLauncher
-from hydra_plugins.gruclip.settings import defaults_of, run_job, to_run, typed_settings
+from hydra_plugins.gruclip.settings import check_typed, defaults_of, run_job, to_run
 from hydra_plugins.gruclip.submitted import SubmittedLauncher
 
 
@@ -45,7 +44,7 @@ class GridSweeper(Sweeper):
         for settings, job in zip(settings_of(jobs, loader, self.composed), jobs, strict=True):
             first.setdefault(to_run(settings), job)
         runs = list(first)
-        check_idle(runs, typed_settings(self.composed.hydra.overrides.task))
+        check_typed(runs, self.composed.hydra.overrides.task)
         # Hydra's own task function only composes a single run; see `gruclip.cli.training.train`.
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=run_job, config=self.composed

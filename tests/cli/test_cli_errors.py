@@ -20,7 +20,7 @@ from gruclip.cli import main
 from gruclip.cli.explain import explain
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
-from hydra_plugins.gruclip.settings import to_run
+from hydra_plugins.gruclip.settings import check_typed, to_run
 
 #: What is typed after ``gruclip``, and what the one line must hold.
 BAD_COMMANDS = [
@@ -235,6 +235,15 @@ def test_a_file_that_is_no_configuration_is_told_by_its_place(content: bytes, me
     ):
         hydra.compose("mine")
     assert message in (explain(refused.value) or "")
+
+
+@pytest.mark.parametrize("typed", ["+experiment=ptb,mine", "experiment=mine"])
+def test_an_experiment_whose_file_gives_its_runs_another_s_name_is_told(typed: str) -> None:
+    """It was trained into the demo's folder."""
+    runs = [RunConfig(experiment="ptb"), RunConfig(experiment="demo")]
+    with pytest.raises(ConfigError, match="experiment=mine: its file should hold the line experiment: mine"):
+        check_typed(runs, [typed])
+    check_typed(runs, ["+experiment=ptb,demo", "+experiment=glob(*)"])
 
 
 def test_an_experiment_that_is_not_at_the_top_is_told_what_its_file_lacks() -> None:

@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 
 from gruclip import load
-from gruclip.checks import check_idle
 from gruclip.cli import main
 from gruclip.cli.training import planned_runs
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
@@ -31,7 +30,7 @@ from gruclip.training.display import Display
 from gruclip.training.engine import Engine
 from gruclip.training.jobs import Job
 from gruclip.training.runner import train
-from hydra_plugins.gruclip.settings import typed_settings
+from hydra_plugins.gruclip.settings import check_typed
 
 TYPED = ["model.hidden_size=8", "trainer.max_steps=4", "trainer.max_epochs=1"]
 
@@ -280,6 +279,6 @@ def test_every_sweep_of_the_repository_can_be_trained_at_every_budget(experiment
     for sweep in sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "sweep").glob("*.yaml")):
         typed = [f"experiment={experiment}", f"sweep={sweep}", f"trainer.budget={budget}"]
         runs = planned_runs(typed)
-        check_idle(runs, typed_settings(typed))
+        check_typed(runs, typed)
         assert runs
     assert torch.get_num_threads() >= 1
