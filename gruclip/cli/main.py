@@ -85,10 +85,11 @@ def _run(arguments: list[str]) -> int:
     """The command's exit code. Raises `UserError` where standard output takes nothing; where it is closed nothing is
     asked of it."""
     try:
-        code = _command(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        try:
+            return _command(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except OSError as error:
         # What a command writes to files is told by their names.
         if isinstance(error, BrokenPipeError) or error.filename is not None or error.errno not in NO_ROOM:

@@ -209,7 +209,7 @@ class UpdateClipping:
         outside: list[Update] = []
         for update, norms in zip(under_way, every_norm, strict=True):
             if update.limit == 0 and any(norms):  # a schedule has come to a rate of 0
-                self._count(update, min(update.change().shape[-2:]))
+                self._count(update, min(update.as_matrix(update.before).shape[-2:]))
                 update.parameter.detach().copy_(update.before)
             elif update.limit > 0 and not surely_inside(norms, [update.limit]):
                 outside.append(update)

@@ -235,11 +235,11 @@ def _of_any_size(rule: Callable[..., tuple[list[Tensor], list[int | None]]]) -> 
     def of_any_size(info: Any, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | None]]:
         if info.batch_size:
             return rule(info.batch_size, dims, *arguments)
-        one = [
+        of_one = [
             argument if dim is None else argument.new_zeros(*argument.shape[:dim], 1, *argument.shape[dim + 1 :])
             for argument, dim in zip(arguments, dims, strict=True)
         ]
-        done, axes = rule(1, dims, *one)
+        done, axes = rule(1, dims, *of_one)
         return [one if axis is None else one.narrow(axis, 0, 0) for one, axis in zip(done, axes, strict=True)], axes
 
     return of_any_size

@@ -127,9 +127,8 @@ def _made(file: _File, step_names: Sequence[str]) -> _Made:
     lines = [records.get(run["folder"]) or _record(run) for run in rows]
     contents = {file.path: collected.text(lines).encode()} if rows else {}
     named = [run for run, line in zip(rows, lines, strict=True) if line["run"] in step_names]
-    folders_now = {
-        run["identity"]: run for run in file.rows if run["folder"] not in differing
-    }  # of runs kept before, too, whose curves may be missing
+    # Of runs kept before, too, whose curves may be missing.
+    folders_now = {run["identity"]: run for run in file.rows if run["folder"] not in differing}
     for kind, wanted in (("epochs", rows), ("steps", [*_shown(rows), *named])):
         kept: curves.Curves = {}
         for source in (*file.sources, file.path):
