@@ -200,8 +200,7 @@ def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> 
     """The state (..., n), for the LSTM (..., 2n) = [h, c], one step later under the constant input x (k,) or none."""
     cell, n = layer.cell, layer.hidden_size
     weight_hh = layer.weight_hh.detach().to(state)
-    given = state.new_zeros(weight_hh.shape[0])
-    recurrent_bias = given
+    given = recurrent_bias = state.new_zeros(weight_hh.shape[0])
     if layer.bias_ih is not None and layer.bias_hh is not None:
         given, recurrent_bias = layer.bias_ih.detach().to(state), layer.bias_hh.detach().to(state)
     if x is not None:
@@ -260,7 +259,9 @@ def _fixed_point(layer: RecurrentLayer, x: Tensor | None) -> Tensor | None:
     origin = torch.zeros(size, dtype=torch.float64, device=layer.weight_hh.device)
     led_to = origin
     for _ in range(FIXED_POINT_ITERATIONS):
-        led_to = free_step(layer, led_to, x)
+        before, led_to = led_to, free_step(layer, led_to, x)
+        if torch.equal(before, led_to):
+            break
     for state in (led_to, origin):
         for _ in range(NEWTON_STEPS):
             off = free_step(layer, state, x) - state
@@ -292,9 +293,8 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     check_matrices(matrix, "matrix")
     if matrix.shape[-1] != matrix.shape[-2]:
         raise UserError(f"matrix of shape {tuple(matrix.shape)}: should be square (..., n, n)")
-    matrix = matrix.detach()
     finite = torch.isfinite(matrix).all(-1).all(-1)
     # LAPACK does not survive what is not finite; on a GPU it takes one matrix after another, and longer for each.
-    safe = torch.where(finite[..., None, None], matrix, 0)
+    safe = torch.where(finite[..., None, None], matrix.detach(), 0)
     radii = radii_by_products(safe).to(matrix) if matrix.is_cuda else torch.linalg.eigvals(safe).abs().amax(-1)
     return torch.where(finite, radii, torch.nan)

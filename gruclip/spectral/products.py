@@ -54,8 +54,10 @@ def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float
         system = torch.stack((points, points**3, points**5, signs), 1)
         a, b, c, error = torch.linalg.solve(system, torch.ones_like(points)).tolist()
         root = max(9 * b * b - 20 * a * c, 0.0) ** 0.5
-        inner = [max((-3 * b + side * root) / (10 * c), 0.0) ** 0.5 for side in (1, -1)]
-        inner = sorted(min(max(s, low), high) for s in inner)
+        ends = [max((-3 * b + side * root) / (10 * c), 0.0) ** 0.5 for side in (1, -1)]
+        before, inner = inner, sorted(min(max(s, low), high) for s in ends)
+        if all(abs(new - old) <= 1e-9 * old for new, old in zip(inner, before, strict=True)):
+            break  # the polynomial's error is the square of theirs
     return (a, b, c), abs(error)
 
 

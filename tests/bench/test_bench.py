@@ -24,6 +24,8 @@ from gruclip.runs.environment import processor_family
 
 CPU = torch.device("cpu")
 SMALL = ["--threads", "1", "--repetitions", "2"]
+#: On one worker: to import Keras and JAX takes seconds.
+IMPORTS_KERAS = pytest.mark.xdist_group("keras")
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,7 @@ def test_the_bf16_contestant_is_the_layer_up_to_bfloat16():
     torch.testing.assert_close(exact, rounded, rtol=0, atol=0.02)
 
 
+@IMPORTS_KERAS
 def test_keras_gru_with_reset_before_is_the_paper_s_cell():
     assert keras_peer.is_installed(), "needs keras and jax: pip install 'gruclip[bench]'"
     keras, _ = keras_peer._keras()
@@ -163,6 +166,7 @@ def test_every_language_model_learns_words_that_repeat():
         assert losses[-1] < 0.2, name
 
 
+@IMPORTS_KERAS
 def test_the_keras_step_learns_words_that_repeat():
     assert keras_peer.is_installed(), "needs keras and jax: pip install 'gruclip[bench]'"
     lanes = np.tile((np.arange(41) % 4)[:, None], (1, 2))
@@ -173,6 +177,7 @@ def test_the_keras_step_learns_words_that_repeat():
     assert np.mean(losses[-10:]) < 0.6
 
 
+@IMPORTS_KERAS
 def test_the_step_s_contestants_are_all_there_and_train():
     corpus = step.random_words(5, 2, 50)
     ours = step.engines(lambda p: step.run_config("ptb", step.ModelConfig(hidden_size=16), 1.0, 5, 2, p), corpus)

