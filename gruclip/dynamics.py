@@ -6,14 +6,14 @@ weight_hh that is clipped (`clipped_block`) and sigma_1 its spectral norm. At th
 for zero input and state, r = sigmoid(b_r), z = sigmoid(b_z), and so on:
 
 - ``gru``, the paper's: h' = z h + (1 - z) tanh(W (r h)), so J = diag(z) + diag(1 - z) W diag(r), and J = I/2 + W/4
-  without biases. The origin is fixed when the candidate has no bias. With a diagonal D = max r: if
-  sigma_1 max(r) < 1 then A = W diag(r) has norm below 1, and an eigenvector v of J to lambda gives
+  without biases. The origin is a fixed point when the candidate has no bias. If
+  sigma_1 max(r) < 1 then A = W diag(r) has norm below 1, and J v = lambda v gives
   (lambda - z) v = (1 - z) A v, elementwise; |lambda| >= 1 would need |lambda - z_j| >= 1 - z_j for every j,
   hence ||v|| <= ||A v|| < ||v||. So sigma_1 < 1 / max(r) suffices whatever the update gate: 2 without biases.
 - ``gru_reset_after``, `torch.nn.GRU`: h' = z h + (1 - z) tanh(r (W h + b_hn) + b_in), so J = diag(z) +
   diag(1 - z) diag(r) W when b_in = b_hn = 0. The same limit.
-- ``lstm``: c' = f c + i tanh(W h), h' = o tanh(c'), so J = [[o i W, o f], [i W, f]] over (h, c). With v = (h, c) to
-  lambda, lambda h = o (lambda c), so h = o c, and (lambda - f) c = i W diag(o) c: |lambda| >= 1 would need
+- ``lstm``: c' = f c + i tanh(W h), h' = o tanh(c'), so J = [[o i W, o f], [i W, f]] over (h, c). If J v = lambda v,
+  v = (h, c): lambda h = o lambda c, h = o c, and (lambda - f) c = i W diag(o) c: |lambda| >= 1 would need
   ||c|| min_j((1 - f_j) / i_j) <= sigma_1 max(o) ||c||. So sigma_1 < min_j((1 - f_j) / i_j) / max(o) suffices: 2 without
   biases, 1.0758 at forget bias 1.
 - ``tanh_rnn``: h' = tanh(W h + b), |tanh'| <= 1: sigma_1 < 1 suffices with any bias, and makes the map a
@@ -104,7 +104,7 @@ class Linearization(NamedTuple):
 
 
 def stability_limit(module: nn.Module) -> dict[str, StabilityLimit]:
-    """The limit on sigma_1 of the block that is clipped, for the biases of now, by the name of its weight_hh.
+    """The limit on sigma_1 of the block that is clipped, for the current biases, by the name of weight_hh.
 
     Raises `UserError` for a module without recurrent layers (see `gruclip.layers.recurrent_layers`).
 
@@ -131,7 +131,7 @@ def _moved(layers: Sequence[RecurrentLayer]) -> list[bool]:
 
 
 def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
-    """Of a layer whose fixed point is the origin, or another."""
+    """A layer's limit; at_origin: its fixed point is there."""
     cell, n = layer.cell, layer.hidden_size
     if cell == "tanh_rnn":
         return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=True)
@@ -294,7 +294,7 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     if matrix.shape[-1] != matrix.shape[-2]:
         raise UserError(f"matrix of shape {tuple(matrix.shape)}: should be square (..., n, n)")
     finite = torch.isfinite(matrix).all(-1).all(-1)
-    # LAPACK does not survive what is not finite; on a GPU it takes one matrix after another, and longer for each.
+    # LAPACK fails on NaN and infinity; on a GPU eigvals takes one matrix after another, and longer for each.
     safe = torch.where(finite[..., None, None], matrix.detach(), 0)
     radii = radii_by_products(safe).to(matrix) if matrix.is_cuda else torch.linalg.eigvals(safe).abs().amax(-1)
     return torch.where(finite, radii, torch.nan)

@@ -27,7 +27,7 @@ class Stack(NamedTuple):
 
 
 def batches(shapes: Sequence[Tensor], algorithm: str) -> list[list[int]]:
-    """Which of some stacks (blocks, m, n), by their places, are clipped at once: each in one list, in order."""
+    """Groups of stacks (blocks, m, n) that are clipped at once: lists of their indices, each in one list."""
     kinds: dict[object, list[int]] = {}
     for place, like in enumerate(shapes):
         at_once = like.device.type == "cuda" or algorithm in BATCHED
@@ -36,7 +36,7 @@ def batches(shapes: Sequence[Tensor], algorithm: str) -> list[list[int]]:
 
 
 def _of_a_size(places: list[int], shapes: Sequence[Tensor]) -> list[list[int]]:
-    """Parted so that each has `MOST_AT_ONCE` elements at most, or is one stack."""
+    """Split so that each has `MOST_AT_ONCE` elements at most, or is one stack."""
     parted: list[list[int]] = []
     room = 0
     for place in places:

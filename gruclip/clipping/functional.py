@@ -14,8 +14,8 @@ spectral operator. With A = U^T H V (r, r), its derivative is
 the same formula. f is piecewise linear: between values on one side of the limit G_ij is 1 or 0 without a division;
 across it G_ij = (limit - s_j) / (s_i - s_j), s_i > limit >= s_j, is in [0, 1].
 
-Where a value is the limit itself P has no derivative (unless H leaves it). What is taken there is f' = 1, as
-`torch.clamp` has it: the limit of the derivatives at matrices inside, an element of Clarke's generalised Jacobian.
+Where a value equals the limit P has no derivative (except along H that do not move it). f' = 1 is used, as in
+`torch.clamp`: the limit of the derivatives at matrices inside, an element of Clarke's generalised Jacobian.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clip_singular_values(weight: Tensor, limit: float | Tensor, *, algorithm: st
     weight (..., m, n), float32 or float64; limit a positive number, or a tensor broadcastable to the batch shape (...),
     which has a gradient, too. Value, `algorithm` and errors are those of `clip_singular_values_`; the derivative takes
     a decomposition in float64 of each matrix, where any is clipped. A matrix left as it is, inside its limit up to the
-    tolerance, has the derivative of the identity. Where a singular value is the limit itself see the module. Works
+    tolerance, has the derivative of the identity. For a singular value at the limit see the module. Works
     under `torch.func.grad`, `jvp` and `vmap`, and breaks the graph of `torch.compile`, so that `torch.export` refuses
     it. First derivatives only: differentiating twice raises `UserError`.
     """
@@ -95,7 +95,7 @@ class _Projection(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """What has no derivative itself."""
+    """It has no second derivative."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -143,19 +143,19 @@ class _Tangent(_Once):
 
 
 def _batched(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """With the axis over which vmap maps as a leading one."""
+    """The tensors with the axis of vmap first."""
     placed = zip(tensors, in_dims, strict=False)
     return [one.expand(size, *one.shape) if dim is None else one.movedim(dim, 0) for one, dim in placed]
 
 
 def _directions(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """The same; where only directions differ, weight, limits and output as they are, to be decomposed once."""
+    """`_batched`, but of directions alone where only they are mapped: the weight is then decomposed once."""
     same = 3 if in_dims[:3] == (None, None, None) else 0
     return [*tensors[:same], *_batched(size, in_dims[same:], *tensors[same:])]
 
 
 class _Decomposed:
-    """What DP takes of a decomposition in float64."""
+    """The factors of DP, from an SVD in float64."""
 
     def __init__(self, weight: Tensor, limits: Tensor, output: Tensor) -> None:
         changed = (output != weight).any(-1).any(-1)
@@ -173,7 +173,7 @@ class _Decomposed:
         self.lost_q = torch.where(self.above, 1 - f / torch.where(self.above, s, 1.0), 0.0)
 
     def apply(self, H: Tensor) -> Tensor:
-        """DP[H] as H less what it loses, so that nothing is rounded where nothing is lost."""
+        """DP[H] as H minus a correction: where that is zero nothing is rounded."""
         UH, HV = self.U.mT @ H, H @ self.Vh.mT
         A = UH @ self.Vh.mT
         inner = self.lost_G * (A + A.mT) / 2 + self.lost_K * (A - A.mT) / 2

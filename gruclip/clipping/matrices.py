@@ -1,4 +1,4 @@
-"""Which matrices the parameters of a module are, and why some have none that could be clipped."""
+"""Which matrices the parameters of a module hold, and why some cannot be clipped."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class ClippedParameter:
     layer: RecurrentLayer | None = None  #: whose stability sets one of the limits
 
     def tensor(self) -> Tensor:
-        """The module's own parameter of now. Raises `UserError` for the reason why it cannot be clipped."""
+        """The module's current parameter. Raises `UserError`, with the reason, if it cannot be clipped."""
         part, parameter = self.found()
         if blocks_of(part, self.attribute, parameter) != self.blocks or parameter.shape[0] % self.blocks:
             raise UserError(f"{self.name} of shape {tuple(parameter.shape)}: was {self.blocks} matrices; {AGAIN}")
         return parameter
 
     def found(self) -> tuple[nn.Module, Tensor]:
-        """The module that has it and the parameter, however many matrices that is."""
+        """The owning module and the parameter, whatever its number of matrices."""
         try:
             part = self.root.get_submodule(self.path) if self.path else self.root
         except AttributeError as error:
@@ -68,13 +68,13 @@ class ClippedParameter:
         return parameter.detach().unflatten(0, (self.blocks, -1)).flatten(2)[self.chosen]
 
     def put_back(self, parameter: Tensor, matrices: Tensor) -> None:
-        """Give the parameter what was done to its matrices, where these were a copy."""
+        """Copy clipped matrices back into the parameter unless they are views of it."""
         if matrices.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
             parameter.detach().copy_(matrices.reshape(parameter.shape))
 
     @property
     def candidate(self) -> int | None:
-        """Which of the chosen matrices is the recurrent layer's candidate's."""
+        """Index of the candidate's block among the chosen matrices."""
         if self.layer is None:
             return None
         return CELLS[self.layer.cell].gates.index(CELLS[self.layer.cell].candidate) if len(self.limits) > 1 else 0
@@ -130,7 +130,7 @@ def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParam
 
 
 def _limited(root: nn.Module, path: str, part: nn.Module, attribute: str, limit: float) -> ClippedParameter:
-    """Every matrix of a parameter at one limit. On the meta device it may still be: it is looked up at each step."""
+    """Every matrix of a parameter at one limit. It may still be on the meta device: it is looked up at each step."""
     entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), (limit,))
     held = getattr(part, attribute, None)
     blocks = blocks_of(part, attribute, held if isinstance(held, nn.Parameter) and held.is_meta else entry.found()[1])
@@ -168,7 +168,7 @@ def _selected(module: nn.Module, select: Select | None) -> list[tuple[str, nn.Mo
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every parameter, and in the place of those that another is computed from that one."""
+    """Every parameter; a computed weight in place of those that it is computed from."""
     for path, part in module.named_modules():
         if "parametrizations" in path.split("."):
             continue
@@ -193,7 +193,7 @@ def _is_layer_weight(part: nn.Module, attribute: str) -> bool:
 
 
 def check(name: str, parameter: Tensor) -> None:
-    """Raise `UserError` for the reason why a parameter has no matrix that could be clipped."""
+    """Raise `UserError`, with the reason, where a parameter cannot be clipped."""
     if is_lazy(parameter):
         raise UserError(f"{name}: is not initialised yet; call the module once first")
     if _is_a(parameter, "DTensor"):
@@ -210,7 +210,7 @@ def check(name: str, parameter: Tensor) -> None:
 
 
 def _computed(name: str, part: nn.Module, attribute: str) -> str | None:
-    """Why a weight that is no parameter is none."""
+    """The fault of a computed weight, or None."""
     how = _computers(part).get(attribute)
     return how and f"{name}: is computed by {how} at each forward pass; remove that first, or leave it out with select="
 

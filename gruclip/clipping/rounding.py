@@ -13,9 +13,9 @@ from gruclip.kernels import compiled
 from gruclip.spectral import SpectralState, clip_singular_values_
 from gruclip.spectral.thin import distance
 
-#: A Frobenius norm of `norms_of` is right up to that, and more.
+#: Relative error of `norms_of`, with room to spare.
 SLACK = 1e-3
-#: What a norm in float32 may lack, and more, for squares that were rounded to zero.
+#: Absolute error of a float32 norm whose squares underflow, with room to spare.
 LOST = 1e-15
 #: Elements of a matrix from which float32 sums of its squares may be wrong by more on a CPU.
 LARGE = 1 << 16
@@ -28,15 +28,15 @@ ROOM = 2.0
 
 
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which norms of matrices of a dtype are taken."""
+    """The dtype for norms of matrices of `dtype`."""
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def norms_of(stacks: Iterable[Tensor]) -> list[list[float]]:
     """The Frobenius norm of each matrix of each stack (blocks, m, n); the host waits once.
 
-    Of `LARGE` matrices on a CPU in float64: torch adds up millions of float32 squares in few numbers, each time with
-    the same rounding where all are equal, as they are after Adam's first step, and may come out at half of the norm.
+    `LARGE` matrices on a CPU are summed in float64: with millions of equal squares, as after Adam's first step, torch's
+    float32 partial sums all round the same way, and the norm may come out at half.
     """
     norms = [_norms(stack) for stack in stacks]
     flat = iter(torch.cat([one.to(norms[0].device) for one in norms]).tolist()) if norms else iter(())
@@ -52,8 +52,8 @@ def _norms(stack: Tensor) -> Tensor:
 
 
 def is_finite(norms: Sequence[float], form: Callable[[], Tensor]) -> bool:
-    """Whether a stack holds no NaN or infinity, given its norms, which may pass the largest number; only then it is
-    formed.
+    """Whether a stack holds no NaN or infinity, given its norms, which may overflow; it is formed only
+    then.
     """
     return all(map(math.isfinite, norms)) or bool(form().isfinite().all())
 
@@ -134,9 +134,9 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
 
 
 def _sure_target(matrices: Tensor, ceiling: Tensor) -> Tensor:
-    """A limit from which no rounding to the dtype of the matrices leads beyond `ceiling`."""
+    """A limit at which rounding to the dtype of the matrices cannot exceed `ceiling`."""
     kind, (m, n) = torch.finfo(matrices.dtype), matrices.shape[-2:]
     smallest = kind.smallest_normal * kind.eps
     sure = (ceiling - math.sqrt(m * n) * smallest / 2) / (1 + kind.eps / 2 * math.sqrt(min(m, n)) + 1e-5)
-    # From there all elements go to zero.
+    # At this all elements round to 0.
     return sure.clamp(min=smallest / 4)

@@ -71,7 +71,7 @@ def matrices(offered: Mapping[str, Tensor]) -> list[str]:
 
 
 def number(name: str, value: object) -> float:
-    """A setting as a float. Raises `UserError` for what is none."""
+    """A setting as a float. Raises `UserError` if it is none."""
     try:
         if isinstance(value, bool | str | bytes):
             raise TypeError

@@ -76,7 +76,7 @@ def clip_updates(
     the parameter by the whole step, learning rate, momentum and weight decay included, so `limit` is in the units of
     the weight; a function of the parameter group gives one in units of the learning rate, or each group its own;
     infinity leaves a group alone, and 0, as where a schedule's rate is 0, lets nothing move. The optimizer's own state
-    stays as it is: momentum is that of the gradients, and what LBFGS knows of the curvature is of the step it meant.
+    stays as it is: momentum is that of the gradients, and LBFGS's curvature is that of the step before clipping.
 
     Afterwards sigma_1(W_new - W_old) <= limit (1 + 2e-6) + eps ||W_new||_F, the rounding of W_old + update. An update
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
@@ -121,7 +121,7 @@ class UpdateClipping:
         return {**self.__dict__, "_hooks": [], "_under_way": []}
 
     def attach(self) -> UpdateClipping:
-        """Clip the updates of each step from now on; returns self. Raises `UserError` if it does already."""
+        """Clip the updates of each step from now on; returns self. Raises `UserError` if attached."""
         if self._hooks:
             raise UserError("the updates are clipped already; detach() first")
         begin = self.optimizer.register_step_pre_hook(self._before_step)
@@ -159,7 +159,7 @@ class UpdateClipping:
             self.states[name].load_state_dict(held, device=parameters[name].device)
 
     def _chosen(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
-        """Name, parameter and group of each that is selected, in the groups of now."""
+        """Name, parameter and group of each selected parameter, as they are now."""
         offered: dict[str, tuple[Tensor, dict[str, Any]]] = {}
         for number_of_group, group in enumerate(self.optimizer.param_groups):
             numbered = [f"{number_of_group}.{place}" for place in range(len(group["params"]))]

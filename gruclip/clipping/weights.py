@@ -39,7 +39,7 @@ class ClippedMatrix(NamedTuple):
 class _Found(NamedTuple):
     """A parameter of now."""
 
-    place: int  #: of the entry
+    place: int  #: its index
     entry: ClippedParameter
     parameter: Tensor
     matrices: Tensor
@@ -57,7 +57,7 @@ class SpectralClipping:
 
     `delta` is for recurrent layers: in every GRU, LSTM and tanh RNN (see `gruclip.dynamics`), gruclip's and torch's,
     several layers, both directions and single cells, the block of weight_hh through which the state is fed back is
-    clipped at its stability limit minus delta. The limits are taken once, here, for the biases of now; where a
+    clipped at its stability limit minus delta. The limits are set once, here, by the current biases; where a
     candidate bias, the layer's own or one below, moves the fixed point, they are heuristics, and `report` says so. The
     method is that of Kanai, Fujiwara and Iwamura (2017), there for the GRU. delta=None leaves these layers alone.
 
@@ -139,18 +139,18 @@ class SpectralClipping:
         before = self.state_dict() if known else {}
         self.clip()
         if known and not any(self.last_clipped):
-            self.load_state_dict(before)  # to look once more is no step, of which the next one should know
+            self.load_state_dict(before)  # a look is no step: the next one starts from the same state
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         return self
 
     @untraced
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        # A fused optimizer is called for a step that gradient scaling skips, too, and looks at this itself.
+        # A fused optimizer's step is called even if gradient scaling skips it: it checks found_inf itself.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
             before = self.last_clipped
             self.clip()
-            if len(self._hooks) > 1:  # the last step of what another optimizer trains was that one's
+            if len(self._hooks) > 1:  # weights of other optimizers keep their last step's counts
                 trained = trained_by(optimizer)
                 for index, entry in enumerate(self.parameters):
                     if id(entry.tensor()) not in trained:
@@ -176,7 +176,7 @@ class SpectralClipping:
             if not is_finite(norms, partial(one.entry.matrices, one.parameter)):
                 raise NonFiniteError(f"{one.entry.name} holds NaN or infinity; nothing was changed")
         self.last_clipped = [0] * len(self.parameters)
-        # Where a parameter has two entries, of other blocks, the second is clipped after what was done for the first.
+        # A parameter with two entries, of different blocks, is clipped in two rounds, one after the other.
         rounds: defaultdict[int, list[_Found]] = defaultdict(list)
         seen: Counter[int] = Counter()
         for one, norms in zip(found, every_norm, strict=True):
@@ -188,7 +188,7 @@ class SpectralClipping:
                 self._clip([one_round[place] for place in batch])
 
     def _clip(self, found: list[_Found]) -> None:
-        """A batch in which no parameter is twice."""
+        """Clip a batch of distinct parameters."""
         every = [one.entry.matrices(one.parameter) for one in found]
         stacks = [
             Stack(matrices, one.entry.limits, self.states[one.place])
@@ -200,7 +200,7 @@ class SpectralClipping:
             one.entry.put_back(one.parameter, matrices)
 
     def _found(self) -> list[_Found]:
-        """The parameters of now: one of several names once, with the smallest limits."""
+        """The current parameters, one of several names once, at the smallest limits."""
         found: dict[tuple[int, int, int | None], _Found] = {}
         for index, entry in enumerate(self.parameters):
             parameter = entry.tensor()

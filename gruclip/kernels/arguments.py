@@ -1,9 +1,9 @@
 """What each kernel is called with, and the check of it: no call reads or writes beyond its tensors.
 
 A kernel gets addresses, then counts, then flags. From the counts follows what each tensor must be: so many elements
-one after the other, or a matrix of a shape and strides; and a tensor that is so lies within its memory, by torch.
-Two things are not seen here: what indices a tensor holds (`gruclip.model.losses` looks at its targets), and whether
-results overlap what they are made of.
+one after the other, or a matrix of a shape and strides; and torch guarantees that such a tensor lies in its memory.
+Two things are not checked here: what indices a tensor holds (`gruclip.model.losses` checks its targets), and whether
+outputs overlap inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 #: Elements of a contiguous tensor; or shape and strides.
 Layout = int | tuple[tuple[int, int], tuple[int, int]]
-#: Of two, the first for a first flag of 0, the second for 1.
+#: A pair: for a first flag of 0 and of 1.
 Dtype = torch.dtype | tuple[torch.dtype, torch.dtype]
 F32, F64, BF16, I64, I16 = torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int16
 
@@ -25,9 +25,9 @@ F32, F64, BF16, I64, I16 = torch.float32, torch.float64, torch.bfloat16, torch.i
 class Kernel:
     """One kernel's arguments.
 
-    tensors: a name that ends in "?" may be None. layouts: the tensors', from the counts, which are its arguments.
-    allows: of counts and flags, what the layouts do not say. values: how many of the last counts are none, but numbers
-    of any sign.
+    tensors: a name that ends in "?" may be None. layouts: a function from the counts to the tensors' layouts.
+    allows: a predicate of counts and flags, beyond the layouts. values: how many of the last counts are not sizes, and
+    may be negative.
     """
 
     def __init__(

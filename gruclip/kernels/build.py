@@ -103,7 +103,7 @@ def prebuild(folder: Path) -> None:
 
 
 def file_name(stem: str, content: bytes) -> str:
-    """A library's, which says what its content should be."""
+    """Of a library: STEM-SHA256.so, of its content."""
     return f"{stem}-{hashlib.sha256(content).hexdigest()}.so"
 
 
@@ -150,5 +150,5 @@ def _paths() -> list[str]:
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    """What it wrote."""
+    """Its output."""
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout

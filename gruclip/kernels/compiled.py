@@ -1,12 +1,12 @@
 """Compiled kernels for the CPU: optional, loaded once, called by one function that checks what they are given.
 
-What they compute is in the `build.SOURCES`; the modules that call them where they can compute the same with torch's own
-operations elsewhere. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
+Their sources are `build.SOURCES`; where they cannot be used the modules that call them compute the same with torch's
+operations. They are plain C++ without torch's headers, bound by ctypes, and not an extension of torch's:
 compiling takes seconds and not forty, and needs neither ninja nor setuptools.
 
-The first of these that there is, is taken: a wheel's library for the best level of instructions that this processor
-has; one that the C++ compiler that is there made for this very processor, kept in the user's cache; none. There is one
-warning where there is none. ``GRUCLIP_NATIVE=0`` in the environment turns them off (1, or nothing: on). `description`
+The first available is taken: a wheel's library for the best instruction level of this processor; one compiled here for
+this processor and kept in the user's cache; none, with one
+warning. ``GRUCLIP_NATIVE=0`` in the environment turns them off (1, or nothing: on). `description`
 says what is in use: the runner stores it with each run, since a number's last bits may depend on it.
 """
 
@@ -34,7 +34,7 @@ PREBUILT = Path(__file__).parent / "prebuilt"
 
 
 class NativeWarning(RuntimeWarning):
-    """The kernels could not be had, or not be kept; everything works all the same, slower."""
+    """The kernels are unavailable, or could not be cached; all works the same, slower."""
 
 
 class Loaded(NamedTuple):
@@ -55,8 +55,8 @@ class Loaded(NamedTuple):
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels can work on these: float32 on the CPU, and compiled.
 
-    Not where something looks on at torch's operations (FakeTensor, make_fx, a counter of FLOP) or a tensor is of a
-    class that is not torch's own: what a kernel does to bare memory they would not see, or there is none.
+    Not under a dispatch mode (FakeTensor, make_fx, a FLOP counter), nor for tensor subclasses: they would not see what
+    a kernel does to bare memory, or have none.
     """
     for tensor in tensors:
         if tensor is not None and not (

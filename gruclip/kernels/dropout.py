@@ -59,7 +59,7 @@ def factors(bits: Tensor, threshold: int, factor: float, like: Tensor) -> Tensor
 def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``left @ right`` for float32 (m, k) and (k, n) on the CPU, of any strides; pays where `left` is half zeros.
 
-    A zero of `left` meets nothing: also an infinity of `right` counts for nothing then. To `out`, if that is given.
+    Zeros of `left` are skipped, even against an infinity of `right`. The result goes to `out`, if that is given.
     """
     (m, depth), n = left.shape, right.shape[1]
     out = left.new_empty(m, n) if out is None else out

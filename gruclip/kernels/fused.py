@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Numbers that a program of a kernel takes, and of a step of a layer, of which there are few; the longest row of one.
+#: Elements per program of a kernel, and of a layer's step, which has few; the longest row of one program.
 BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
 
 #: What a program of a step's kernels with products takes: units, and terms of the sum at a time.
 PRODUCT_BLOCKS = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
-#: Units of a layer that these kernels take: places in both gates' weights are whole numbers of 32 bits.
+#: Units of a layer, at most: offsets into both gates' weights are 32-bit integers.
 MOST_UNITS = (1 << 15) - 1
 
 #: Set by tests, where TRITON_INTERPRET=1 was set before Triton was first imported: the kernels take the CPU's tensors.

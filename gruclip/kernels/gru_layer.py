@@ -27,8 +27,8 @@ class Saved(NamedTuple):
     keep: Tensor | None  #: (R, T, B)
     mask: Tensor | None  #: (R, T, B, k)
     states: Tensor  #: (R, T + 1, B, n), with the one before the first step
-    gates: Tensor  #: (R, T, B, 3n) of the compiled kernels; of torch's operations r and z, (R, T, B, 2n), and
-    candidate: Tensor | None  #: (R, T, B, n)
+    gates: Tensor  #: r, z, c, (R, T, B, 3n), by the compiled kernels; by torch r and z, (R, T, B, 2n)
+    candidate: Tensor | None  #: c, (R, T, B, n)
 
 
 class Gradients(NamedTuple):
@@ -95,7 +95,7 @@ def backward(
 
 
 def _each_run(*tensors: Tensor | None) -> Iterator[list[Any]]:
-    """What belongs to each run of a stack, (R, ...); None to all."""
+    """Each run's slices of (R, ...) tensors; None stays None."""
     first = next(tensor for tensor in tensors if tensor is not None)
     for run in range(len(first)):
         yield [None if tensor is None else tensor[run] for tensor in tensors]

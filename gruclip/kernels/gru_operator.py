@@ -111,7 +111,7 @@ def operator_backward(
     wants_bias: bool,
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`gru_layer.backward`, with an axis for the groups also of one; empty what is not wanted."""
+    """`gru_layer.backward`, always with an axis for groups; unwanted gradients are empty."""
     n = grad.shape[-1]
     parts: tuple[Tensor, Tensor | None] = gates[..., : 2 * n], gates[..., 2 * n :]
     if gru_layer.is_compiled(compute, grad, x, weight_ih, weight_hh, keep):

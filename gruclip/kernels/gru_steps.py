@@ -1,9 +1,9 @@
 """The steps of the paper's GRU, forward and backward: by torch's operations, and with fewer kernels on a GPU.
 
 A step is two products, and elementwise work between them. By torch's operations that is 6 kernels forward and 7
-backward, 10 and 11 in bf16 with its casts; with Triton's kernels (`fused`, `gru_steps_triton`) 4 and 4, and of what
-backward needs of all steps at once nothing is written. In bf16 the kernels take the products, too, 2 and 2: of so few
-rows a product is the reading of its weights, for which cuBLAS needed three to six times as long as the memory does.
+backward, 10 and 11 in bf16 with its casts; with Triton's kernels (`fused`, `gru_steps_triton`) 4 and 4, without
+backward's arrays over all steps. In bf16 these also compute the products, 2 and 2: with so few rows the cost
+of a product is reading its weights, for which cuBLAS took three to six times as long as memory bandwidth allows.
 Torch's operations are the specification, and taken wherever the kernels do not go.
 """
 
@@ -88,7 +88,7 @@ def backward(
 ) -> StepGradients:
     """For `grad` (..., T, B, n), that of the states after the first; the others as `forward_` leaves them.
 
-    rounds: the gradients of the sums are wanted as factors of products alone, and may be of the dtype of such.
+    rounds: the gradients of the sums are only factors of products, and may have the operands' dtype.
     """
     if _are_fused(gates, c, states, weight_hh, compute):
         return _backward_fused(grad, gates, c, states, weight_hh, keep, compute, rounds)

@@ -31,8 +31,8 @@ def _tanh(x: T) -> T:
 
 @triton.jit
 def _places(run: T, row: T, unit: T, step: T, steps: T, batch: T, n: T) -> tuple[T, ...]:
-    """Of each number of a step its place among those of a step, in an array, in the states and, of r, in the gates; its
-    place in keep; which exist."""
+    """Offsets of each number of a step: in the step, in an array, in the states, in the gates (of r) and in keep; and
+    which exist."""
     size, at, place = batch * n, run * steps + step, row * n + unit
     inside = (row < batch) & (unit < n)
     return (

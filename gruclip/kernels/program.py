@@ -47,7 +47,7 @@ def _takes_square(matrix: Tensor) -> bool:
 
 
 def filter_step(W: Tensor, x: Tensor, before: Tensor | None, scale: Tensor) -> Tensor:
-    """``2 (scale W^T W x - x) - before``, and half of that for None: a step of Chebyshev's recurrence. x (R, n, q),
+    """``2 (scale W^T W x - x) - before``, or ``scale W^T W x - x`` for None: a Chebyshev step. x (R, n, q),
     scale (R,)."""
     if _takes_thin(W, x):
         factor, x = (1.0 if before is None else 2.0), _apart(x)

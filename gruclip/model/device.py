@@ -15,15 +15,15 @@ SMALL_MODEL = 256
 
 
 def round_products(precision: str) -> None:
-    """Let a GPU's float32 products, cuDNN's layers among them, be rounded as TF32 where `precision` is, and those of
-    bf16 be added up in float32: torch's own choice is TF32 in cuDNN, and partial sums in bf16."""
+    """Use TF32 for a GPU's float32 products, cuDNN's among them, only if `precision` is tf32, and sum bf16 products in
+    float32: torch's defaults are TF32 in cuDNN, and partial sums in bf16."""
     matmul = torch.backends.cuda.matmul
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def choose_device(config: RunConfig) -> torch.device:
-    """The device that a configuration asks for; `ConfigError` where it, or the precision on it, is not to be had."""
+    """The device that a configuration asks for; `ConfigError` where it, or the precision on it, is unavailable."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise ConfigError("device=cuda: torch finds no CUDA device here; take device=cpu or auto")

@@ -34,7 +34,7 @@ def softmax_nll(
         h, mask = h * mask, None
     if h.shape[0] > 1 or h.device.type != "cpu":
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
-    # Not by an index: that one's gradient is a whole array of zeros, and the gradient copied into it.
+    # squeeze, not [0]: the backward of an index copies the gradient into an array of zeros.
     arguments = [None if tensor is None else tensor.squeeze(0) for tensor in (h, weight, bias, targets, weights)]
     if native:
         return _CompiledSoftmaxNLL.apply(*arguments, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
@@ -85,7 +85,7 @@ class _SoftmaxNLL(torch.autograd.Function):
             rows = d_logits.flatten(0, -2)
             # By index: `scatter_add_` passes over the whole array in bf16.
             rows[torch.arange(rows.shape[0], device=rows.device), targets.flatten()] -= 1
-        # The factor `grad` goes to the thin arrays and not over the (M, V) one.
+        # Scale the small arrays by `grad`, not the (M, V) one.
         factor = grad.unsqueeze(-1).unsqueeze(-1)
         d_h = matmul(d_logits, weight.mT).to(ctx.dtype) * factor
         d_weight = matmul((h * factor.to(h.dtype)).mT, d_logits).to(ctx.weight_dtype)

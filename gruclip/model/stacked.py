@@ -6,7 +6,7 @@
 
 Parameters are a dict of tensors with a leading axis R, one slice a run:
 
-    input           (R V, n): row r V + v is word v of run r, for the rows that a window uses are few;
+    input           (R V, n): row r V + v is word v of run r, flat since a window uses few rows;
                     for music (R, 88, n)
     weight_ih_l{k}  (R, gates n, n)
     weight_hh_l{k}  (R, gates n, n)

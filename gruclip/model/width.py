@@ -1,6 +1,6 @@
-"""Layers whose vectors are some zeros longer than the model's: a GPU's fast products take rows of whole 16 bytes.
+"""Layers padded with zero units: a GPU's fast products need rows that are multiples of 16 bytes.
 
-Units that are added have no weights. Their state is zero and stays so, for z h + (1 - z) tanh(0) = 0 at h = 0, and so
+Added units have zero weights. Their state is zero and stays so, for z h + (1 - z) tanh(0) = 0 at h = 0, and so
 are the gradients of all their weights: the other units compute what they compute without them.
 """
 

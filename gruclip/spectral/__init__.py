@@ -6,9 +6,9 @@
   `eigen`; `products`: matrix products alone, for GPUs.
 - `tracked`: clipping by a subspace that is followed, with `subspace` (Rayleigh-Ritz and the filter), `certificate` and
   the `bound` for it, and `state` (what is carried from step to step); `thin`: products with a few columns.
-- `eager`: what every call goes through, whatever surrounds it; `arguments`: what it may be given.
-- `deferred`: what a GPU does without waiting for the host, by `products` or by `program`, a tracked subspace a matrix;
-  `stages`: what it redoes.
+- `eager`: guards every call against compilation and autocast; `arguments`: checks what it is given.
+- `deferred`: clipping on a GPU without waiting for the host, by `products` or `program` (a tracked subspace each);
+  `stages`: the redo.
 
 Imports torch and the standard library, and of gruclip `kernels`, `choices` and `errors`.
 """

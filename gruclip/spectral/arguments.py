@@ -9,7 +9,7 @@ from gruclip.errors import UserError
 
 
 def check_matrices(weight: Tensor, name: str = "weight") -> None:
-    """Raise `UserError` for what is not a batch of matrices (..., m, n) with values that can be computed with."""
+    """Raise `UserError` unless `weight` is a dense float32 or float64 batch (..., m, n), m and n at least 1."""
     if weight.is_nested:
         raise UserError(f"{name} is a nested tensor: should be dense; call to_padded_tensor(0) first")
     shape = tuple(weight.shape)
@@ -24,7 +24,7 @@ def check_matrices(weight: Tensor, name: str = "weight") -> None:
 
 
 def check_writable(name: str, weight: Tensor) -> None:
-    """Raise `UserError` where no element can be changed alone, as in an expanded tensor, or none is at hand.
+    """Raise `UserError` where elements share memory (an expanded tensor) or cannot be changed in place.
 
     name: what to call it.
     """
@@ -32,7 +32,7 @@ def check_writable(name: str, weight: Tensor) -> None:
         raise UserError(f"{name} is under torch.func.vmap: give the whole batch (..., m, n) at once instead")
     if weight.is_inference() and not torch.is_inference_mode_enabled():
         raise UserError(f"{name} was made under torch.inference_mode, outside of which it cannot be changed; clone it")
-    reach = 0  # of the axes so far, from the smallest stride on
+    reach = 0  # largest offset in the axes of smaller stride
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
         if size > 1 and stride <= reach:
             raise UserError(
@@ -43,9 +43,9 @@ def check_writable(name: str, weight: Tensor) -> None:
 
 
 def limits_of_batch(limit: float | Tensor, batch: torch.Size, device: torch.device) -> Tensor:
-    """A limit for each matrix of a batch, float64, with the gradient of `limit`; not looked at yet.
+    """A limit for each matrix of a batch, float64, with the gradient of `limit`; not checked yet.
 
-    Raises `UserError` for what is no number, and no tensor that broadcasts.
+    Raises `UserError` unless it is a number or a tensor that broadcasts.
     """
     try:
         if isinstance(limit, bool | complex) or (isinstance(limit, Tensor) and (limit.is_complex() or limit.is_meta)):

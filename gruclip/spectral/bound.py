@@ -1,7 +1,7 @@
 """An upper bound of ||W||_2 from random vectors, wrong with a probability of at most `MISS`.
 
-Equation (9) of README.md for Chebyshev's polynomial, whose least bound solves (10). It takes 2 k products of m n b
-for a polynomial of degree k and b vectors.
+Equation (9) of README.md for Chebyshev's polynomial, whose least bound solves (10). It takes 2 k m n b
+multiply-adds for degree k and b vectors.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ MOST_TERMS = 24
 
 
 def probes(rows: int, like: Tensor, seed: int, count: int = PROBES) -> Tensor:
-    """(rows, count) standard Gaussian numbers, others for every `seed` below 2^32, the same for every matrix."""
+    """(rows, count) standard Gaussian numbers, new for every `seed` below 2^32, the same for all matrices."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, count, generator=generator, dtype=torch.float32).to(like)
 
 
 def bound(rest: Tensor, guess: float, target: float, vectors: Tensor) -> float:
-    """A number mu with ||rest||_2 <= mu, not above `target` if a polynomial of degree `MOST_TERMS` gets there.
+    """A number mu <= `target` with ||rest||_2 <= mu; infinity where degree `MOST_TERMS` shows none.
 
-    rest (m, n); guess: what the norm might be, and not far below it; vectors: `probes` (n, b) on which it does not
-    depend, written over. Rounding moves mu by some eps ||rest||^2 / mu.
+    rest (m, n); guess: an estimate of the norm, not far below it; vectors: `probes` (n, b), independent of `rest`,
+    overwritten. Rounding moves mu by some eps ||rest||^2 / mu.
     """
     if not 0 < guess < target:
         return math.inf

@@ -1,6 +1,5 @@
-"""What certifies that no singular value is above the limit after a step: equation (8) of README.md, for a bound of what
-the pairs that were found leave out. It comes from random vectors, (9), or from the last step's certificate by Weyl's
-inequality, (2).
+"""The certificate that no singular value is above the limit after a step: equation (8) of README.md, given a bound of
+what the Ritz pairs leave out, from random vectors, (9), or from the last step's certificate by Weyl's inequality, (2).
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from gruclip.spectral.subspace import Block, number_above
 
 #: beta / L, at most: kappa is then below 34.
 HIGHEST_BULK = 0.985
-#: The least value that the certificate counts among the tracked ones if it can: each costs, and so does a bulk near L.
+#: Ritz pairs below this multiple of L are left to the bulk: each tracked one costs, and so does a bulk near L.
 LEAST_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
 GUESS = 0.1
-#: For how many steps a certificate should hold for a gap between two values to be sought for it.
+#: A certificate ends at a gap between values if that is wider than so many steps.
 STEPS = 4
-#: What the residuals may have of the certificate's room, by an estimate; and what is left out of its columns for that.
+#: Share of the certificate's room that residuals may use, by an estimate; pairs beyond it are left out.
 SHARE = 0.5
 #: What is added to a computed singular value or bound for its rounding, relative to it.
 ROUNDED = 1e-6
@@ -40,20 +39,20 @@ NONE = Certificate(math.inf, 0, math.inf)
 
 
 def certifies(block: Block, count: int, limit: float, ceiling: float, beta: float) -> bool:
-    """Whether by (8) no singular value is above `ceiling`, once those of the first `count` pairs that are above it are
-    at `limit`, and beta < ceiling bounds the ones that these pairs leave out.
+    """Whether (8) shows that no singular value is above `ceiling` once those of the first `count` pairs above it are
+    clipped to `limit`; beta < ceiling bounds the values that these leave out.
     """
     # Of a positive semidefinite matrix the trace bounds the largest eigenvalue.
     return sum(_shares(block, limit, ceiling, beta)[:count]) <= 1
 
 
 def _room(block: Block, limit: float, ceiling: float) -> list[float]:
-    """Of each pair once those above the ceiling are clipped; what lies between the limit and the ceiling is not."""
+    """1 - (theta / ceiling)^2 of each pair after clipping; values from limit to ceiling are not clipped."""
     return [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
 
 
 def apart(values: list[float], limit: float, least: int, step: float) -> int:
-    """How many of the values, descending, are before their widest gap, `least` or more; 0 where a few steps of length
+    """How many of the values, descending, precede their widest gap, at least `least`; 0 where a few steps of length
     `step` = ||W - W_old||_F may close it.
     """
     gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
@@ -62,7 +61,7 @@ def apart(values: list[float], limit: float, least: int, step: float) -> int:
 
 
 def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """What each pair's residual takes of its room in the certificate (8)."""
+    """The share of its room in (8) that each pair's residual uses."""
     kappa = ceiling**2 / (ceiling**2 - bulk**2)
     return [
         kappa * (size / ceiling) ** 2 / left if left > 0 else math.inf
@@ -81,7 +80,7 @@ def _certifiable(block: Block, limit: float, ceiling: float) -> int:
 
 
 def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[float]:
-    """Of each of the first `near` pairs its residual over the largest with which (8) can hold; empty where all are
+    """For each of the first `near` pairs its residual over the largest for which (8) can hold; empty if all are
     small enough."""
     if _certifiable(block, limit, ceiling) >= near:
         return []
@@ -90,25 +89,25 @@ def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[f
 
 
 def left_out(block: Block, count: int, above: float) -> float:
-    """beta, where at most `count` singular values of the matrix are above a number and so many pairs were found:
-    beta^2 = above^2 + theta_1 ||E||_F (README.md). Infinite where one of these pairs is not above beta.
+    """beta, if at most `count` singular values of the matrix exceed `above` and `count` pairs were found:
+    beta^2 = above^2 + theta_1 ||E||_F (README.md). Infinite if one of these pairs is not above beta.
     """
     beta = math.sqrt(above**2 + block.values[0] * math.hypot(*block.size[:count])) * (1 + ROUNDED)
     return beta if beta < block.values[count - 1] else math.inf
 
 
 def _certificate(block: Block, limit: float, ceiling: float, count: int, beta: float) -> Certificate | None:
-    """By the first `count` pairs, once those above the ceiling are clipped."""
+    """From the first `count` pairs, after clipping; None if (8) fails."""
     if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
         return None
-    # By (5), Theta being clipped; and so are all but `count` values at most beta.
+    # By (5) with clipped Theta; likewise sigma_(count + 1) <= beta + coupling.
     coupling = math.hypot(*block.size[:count])
     return Certificate(min(max(block.values[0], beta) + coupling, ceiling), count, beta + coupling)
 
 
 def from_last(block: Block, limit: float, ceiling: float, last: Certificate, moved: float) -> Certificate | None:
-    """The certificate of a matrix at a distance `moved`, in the Frobenius norm, from the one that `last` is of, by (2);
-    None where beta no longer tells `last.held` pairs from the others.
+    """The certificate of a matrix at a distance `moved`, in the Frobenius norm, from that of `last`, by (2); None where
+    beta no longer separates `last.held` pairs from the others.
     """
     if not 0 < last.held <= min(_certifiable(block, limit, ceiling), len(block.values) - 1):
         return None
@@ -120,8 +119,8 @@ def from_last(block: Block, limit: float, ceiling: float, last: Certificate, mov
 def from_random_vectors(
     weight: Tensor, block: Block, limit: float, ceiling: float, draw: int, moved: float
 ) -> Certificate | None:
-    """`weight`'s, by vectors that are others for every `draw`; None where they leave it open. `moved`: how far a step
-    goes, in the Frobenius norm.
+    """The certificate of `weight` by random vectors, new for each `draw`; None on failure. `moved`: the length of a
+    step, in the Frobenius norm.
     """
     count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
     count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))

@@ -51,18 +51,18 @@ def clip_singular_values_(
     - ``full``: SVD in float64; the reference.
     - ``gram``: eigenvectors of the Gram matrix in float64.
     - ``truncated``: the paper's; as many leading values as can be above the limit by Weyl's inequality.
-    - ``block``: a tracked subspace with a certificate (see `gruclip.spectral.tracked`); without one, and for some steps
-      after one that cost more than this, the Gram matrix's eigenvectors in float32 where that is precise enough
-      (`gruclip.spectral.single`), ``gram`` elsewhere.
+    - ``block``: a tracked subspace with a certificate (`gruclip.spectral.tracked`); where it gives none, and for some
+      steps after one that cost more than a decomposition, the Gram matrix's eigenvectors in float32 if precise enough
+      (`gruclip.spectral.single`), else ``gram``.
     - ``products``: matrix products alone, all matrices at once (`gruclip.spectral.products`); what it does not certify
-      goes by ``full``, on a GPU that is fast in float64 by products in stages first.
+      is redone, on a GPU with fast float64 by products in stages, and by ``full``.
       `clip_singular_values_deferred_` is the same without waiting for the device.
     - ``program``: ``block`` as a fixed program, all matrices at once (`gruclip.spectral.program`), for float32 matrices
       with 64 rows and columns at least, ``products`` for others; what it does not certify is redone by ``products`` on
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
     - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; where float64
-      is fast also without a state from 2048 on, and ``products`` for others; elsewhere the way out of ``block`` for
-      float32 matrices whose shorter side has 80 to 224; apart from these ``gram`` below 128 rows or columns, and
+      is fast also without a state from 2048 on, and ``products`` for others; elsewhere the fallback of ``block`` for
+      float32 matrices whose shorter side is 80 to 224; for all others ``gram`` if it is below 128, else
       ``block``. With a state a float32 matrix of 56 rows and columns or more that cannot have reached its limit since
       the last call is not decomposed.
 
@@ -73,7 +73,7 @@ def clip_singular_values_(
     exact projection is estimated, and tested (``README.md``, (7)).
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
-    `UserError` for a limit that is not positive, an algorithm there is not, and what is not a batch of matrices.
+    `UserError` for a limit that is not positive, an unknown algorithm, and what is no batch of matrices.
     """
     check_algorithm(algorithm)
     check_matrices(weight)
@@ -97,7 +97,7 @@ def clip_singular_values_(
     counts, leading, certified, redone = zip(*done, strict=True) if done else ((), (), (), ())
 
     def gather(values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        # Each call costs microseconds, of which a small matrix's decomposition has no more than a hundred.
+        # A call costs microseconds, and a small matrix's whole decomposition less than a hundred.
         made = torch.tensor(values if batch else values[0], dtype=dtype, device=weight.device)
         return made if len(batch) < 2 else made.reshape(batch)
 
@@ -106,8 +106,8 @@ def clip_singular_values_(
 
 
 def _clip_by_program_(weight: Tensor, limit: Tensor, state: SpectralState | None) -> ClipResult:
-    """``program``, and what it leaves. Where nothing is known of the matrices a first look finds the subspace of a
-    second one; without a state it is as wide as it may be, since there is no third.
+    """``program``, and a redo of what it leaves. Where nothing is known a first pass finds the subspace for a second;
+    without a state both have the greatest width, since there is no third.
     """
     width = widths(*weight.shape[-2:])[-1 if state is None else 0]
     carried = SubspaceState.of(weight, [] if state is None else state.matrices, width)
@@ -138,7 +138,7 @@ def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
         _frobenius_norms(weight, [])
         return spectral_norm_deferred(weight)
     if 0 in weight.stride():
-        weight = weight.contiguous()  # of an expanded tensor, which nothing could be written to
+        weight = weight.contiguous()  # an expanded tensor cannot be written to
     return clip_singular_values_(weight, torch.inf, state=state).spectral_norm
 
 

@@ -1,4 +1,4 @@
-"""Clipping that the host does not wait for: by the fixed programs, on flags that are read later."""
+"""Clipping without host synchronisation: fixed programs, whose flags are read later."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gruclip.spectral.state import SubspaceState
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions at least.
 SMALLEST_PROGRAM = 256
-#: And of matrices of which nothing is known: `products` takes, by arithmetic, eight times as long there as a look that
-#: may be in vain.
+#: The same without a state: there `products` takes eight times as many operations as a pass of ``program``, which may
+#: fail.
 SMALLEST_UNKNOWN = 2048
 
 
@@ -34,7 +34,7 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
     or float64; limit (...), on the same device, positive; state: made for matrices of these shapes, of at least
     ``state.carried + 8`` rows and columns. Nothing is checked and nothing raised: a matrix that is not `finite`, or
     whose result is not `certified`, is left as it was. Read these flags when the host next waits for the device anyway,
-    and hand the result to `redo_uncertified_`. With a state that knows nothing a first result may well not be
+    and hand the result to `redo_uncertified_`. With a new state the first result is often not
     certified.
     """
     with torch.no_grad():
@@ -51,10 +51,10 @@ def redo_uncertified_(
     state: SubspaceState | None = None,
     stages: Stages | None = None,
 ) -> ClipResult:
-    """Project the finite matrices of a deferred call that were not certified, in place; the result then.
+    """Project the finite matrices of a deferred call that were not certified, in place; the new result.
 
-    By a decomposition; where float64 is fast, by ``products`` in it first, in stages for values far above the limit.
-    `state`: the one that ``program`` had; `stages`: what the last call had, which may have captured them.
+    By decomposition; where float64 is fast by ``products`` first, in stages for values far above the limit.
+    `state`: the one that ``program`` used; `stages`: that of the last call, which may hold captured graphs.
     """
     redone = result.finite & ~result.certified
     values_clipped, norm = result.values_clipped.clone(), result.spectral_norm.clone()
@@ -83,7 +83,7 @@ def redo_uncertified_(
 
 
 def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:
-    """What ``auto`` and ``program`` are for matrices (..., m, n) on their device, with a state or not (`followed`)."""
+    """What ``auto`` or ``program`` resolves to for matrices (..., m, n), with a state (`followed`) or without."""
     size, single = min(weight.shape[-2:]), weight.dtype == torch.float32
     if algorithm == "auto" and weight.device.type == "cuda":
         fast = has_fast_float64(weight.device)

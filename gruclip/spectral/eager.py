@@ -1,4 +1,4 @@
-"""What every call of this room's functions goes through, so that nothing around it changes what they do."""
+"""Decorators that shield this room's functions from torch's modes around a call: compilation, autocast."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 def untraced(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, at which `torch.compile` breaks its graph and calls it: it decides by values."""
-    # torch's decorator for this imports its compiler, seconds of it, at the first call: not where nothing is compiled.
+    """`function`, called eagerly by `torch.compile` (a graph break): it branches on values."""
+    # torch's decorator imports the compiler at its first call, which takes seconds: only where something is compiled.
     hidden = torch._disable_dynamo(function)
 
     @functools.wraps(function)
@@ -30,15 +30,15 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def eagerly(function: Callable[Concatenate[Tensor, P], T]) -> Callable[Concatenate[Tensor, P], T]:
-    """`function` of matrices, `untraced`, without autocast, in whose dtypes no certificate would hold, and without a
-    default device, on which the host's own numbers would be made. Raises `UserError` for a weight that is no tensor.
+    """`function` of matrices, `untraced`, with autocast off, in whose dtypes no certificate holds, and with the CPU as
+    default device, for the host's own numbers. Raises `UserError` for a weight that is no tensor.
     """
 
     @functools.wraps(function)
     def guarded(weight: Tensor, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(weight, Tensor):
             raise UserError(f"weight of {type(weight).__name__}: should be a tensor")
-        # A default device is a mode for functions. To enter one takes a few microseconds more for each call.
+        # A default device is a torch function mode; to enter one costs microseconds a call.
         on_the_host = torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
         with without_autocast(weight.device), on_the_host:
             return function(weight, *args, **kwargs)

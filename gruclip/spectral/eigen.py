@@ -12,7 +12,7 @@ from gruclip.kernels import compiled
 from gruclip.kernels.arguments import ROOM, WIDTH, band_rows
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, thin_product
 
-#: Share of the pairs from which all of them are cheaper: inverse iteration's cost grows with the square.
+#: Share of the pairs above which `eigh` is cheaper: inverse iteration costs their number squared.
 LARGEST_SHARE = 0.5
 #: Floats that the length of the compiled band's rows is a multiple of.
 ROW_STEP = 16
@@ -21,8 +21,8 @@ ROW_STEP = 16
 PRECISION = 4e-6
 
 
-#: After so many reductions of one size to a band the number of threads that was slower is tried again; and of each
-#: number the best of so many last times counts.
+#: After so many reductions of one size to a band the slower number of threads is tried again; each number counts by the
+#: shortest of so many recent times.
 TRIED_AGAIN, LAST_TIMES = 20, 3
 
 
@@ -33,11 +33,11 @@ class Pace:
 
     def __init__(self) -> None:
         self.calls = 0
-        #: Seconds of the last ones by one thread, and by all; of what was not tried, none.
+        #: Seconds of the last reductions by one thread, and by all; 0: not tried yet.
         self.seconds = [deque([0.0], LAST_TIMES), deque([0.0], LAST_TIMES)]
 
     def all_threads(self) -> bool:
-        """What the next reduction takes."""
+        """Whether the next one uses all."""
         self.calls += 1
         alone, together = map(min, self.seconds)
         return (together < alone) != (self.calls % TRIED_AGAIN == 0)
@@ -57,7 +57,7 @@ class Spectrum:
     """The eigenvalues, in units of `unit`, and eigenvectors of a symmetric matrix (n, n), float32, of which the lower
     half is read; the other one may be written over.
 
-    With compiled kernels it is made a band, and pairs are computed as they are asked for; without them, all at once.
+    With compiled kernels it is reduced to a band, and pairs are computed on demand; without them, all at once.
     """
 
     def __init__(self, matrix: Tensor, unit: float = 1.0) -> None:
@@ -94,7 +94,7 @@ class Spectrum:
     def leading(self, count: int, rough: bool = False) -> tuple[list[float], Tensor]:
         """The largest `count` eigenvalues, descending, and their eigenvectors (n, count), float32.
 
-        `rough`: the vectors need not be orthogonal, and are not looked at.
+        `rough`: the vectors need not be orthogonal, and are not checked.
         """
         n = self.matrix.shape[0]
         if self._all is None and count <= LARGEST_SHARE * n:
@@ -110,7 +110,7 @@ class Spectrum:
         return self._all[0][:count].tolist(), self._all[1][:, :count]
 
     def _is_precise(self, values: Tensor, vectors: Tensor) -> bool:
-        """Whether the pairs are what they should be: inverse iteration has no guarantee in a cluster."""
+        """Whether the pairs are eigenpairs to `PRECISION`: inverse iteration may fail in a cluster."""
         compiled.call("gruclip_mirror", [self.matrix], [len(self.matrix)], torch.get_num_threads())
         sizes = values * self.unit
         residuals = thin_product(self.matrix, vectors, roughly=True).addcmul_(vectors, sizes.float(), value=-1)

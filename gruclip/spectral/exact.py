@@ -16,9 +16,9 @@ from gruclip.spectral.thin import take_off, thin_product
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
-#: Values that are taken off in float32 as a difference, times how far, in limits, the largest is above it, at most.
+#: A difference in float32 is precise up to this: values clipped times (sigma_1 / limit - 1).
 MOST_LOST = 100
-#: n up to which to put a matrix together anew costs no more than the calls that a difference takes.
+#: n up to which recomposing a matrix costs no more than the calls of a difference.
 LARGEST_ANEW = 80
 
 
@@ -51,7 +51,7 @@ def gram(weight: Tensor) -> Decomposition:
     if weight.dtype == torch.float64:  # the square of a float32 number is a float64 one
         scale = float(wide.abs().max()) or 1.0
         wide = wide / scale
-    # The negative's, which ascend.
+    # Negated, to descend.
     squares, right = torch.linalg.eigh((wide.mT @ wide).neg_())
     return Decomposition(None, [scale * math.sqrt(max(-square, 0.0)) for square in squares.tolist()], right)
 
@@ -59,8 +59,8 @@ def gram(weight: Tensor) -> Decomposition:
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, list[float]]:
     """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it.
 
-    A matrix up to limit (1 + tolerance) is left alone. Of any other, what is above half the tolerance is clipped,
-    so that rounding carries no value over the whole of it: clipping is idempotent.
+    A matrix up to limit (1 + tolerance) is left alone. In any other the values above half the tolerance are clipped,
+    so that rounding lifts none above all of it: clipping is idempotent.
     """
     left, values, right = parts
     if not values[0] > limit * (1 + tolerance):
@@ -76,7 +76,7 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         else:
             image = left[:, :count].float() * excess.new_tensor(values[:count]).mul_(excess)
         take_off(weight, image, columns)
-    else:  # anew, since from far above the limit, or in a long sum, a difference would lose the digits
+    else:  # recomposed: from far above the limit, or in a long sum, a difference loses digits
         image = weight.double() @ right if left is None else left * left.new_tensor(values)
         image *= image.new_tensor([limit / max(value, limit) for value in values])
         weight.copy_(image @ right.mT)

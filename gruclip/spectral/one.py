@@ -18,11 +18,11 @@ SMALLEST_TRACKED = 128
 #: From this size on a small matrix far inside its limit is followed without a decomposition, by Weyl's inequality.
 SMALLEST_INSIDE = 56
 
-#: From this size on a matrix of which nothing is known is searched for a few values above the limit: in vain that takes
-#: up to a third of the decomposition, and else saves the half of it and more.
+#: From this size on a matrix of which nothing is known is searched for a few values above the limit: a failed search
+#: costs up to a third of a decomposition, a successful one saves half or more.
 SMALLEST_SEARCHED = 800
 
-#: Multiple of the limit up to which the Frobenius norm may be for `gruclip.spectral.single` to be of any use.
+#: Frobenius norm, in limits, above which `gruclip.spectral.single` is of no use.
 FARTHEST = 1e6
 
 
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     clipped: int  #: values
     norm: float  #: sigma_1 after it
     certified: bool
-    #: Decomposed although an algorithm that does without, or with single precision alone, was to have taken it.
+    #: Decomposed since tracking failed, or in float64 since single precision did.
     redone: bool
 
 
@@ -41,8 +41,8 @@ def clip_one(
 ) -> Outcome:
     """Clip one matrix (m, n), of Frobenius norm `norm`, in place.
 
-    held: what is kept of it, written anew; `followed`: whether that is asked for again. ``single``, beside the names
-    that there are for users, is the decomposition in single precision alone.
+    held: its entries in the state, rewritten; `followed`: whether they are kept for a next call. An internal
+    algorithm, ``single``, decomposes in single precision alone.
     """
     slack = tolerance(weight.dtype, algorithm)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
@@ -61,7 +61,7 @@ def clip_one(
     known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
     done = _followed(weight, norm, limit, held, slack, tracks, known) if squarable else None
     if done is not None:
-        held.clear()  # of what another algorithm left, which is of another matrix
+        held.clear()  # what another algorithm left is outdated
         held.update(_untracked(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked.entries())
         return Outcome(done.clipped, done.norm, limit < torch.inf, redone=False)
 
@@ -88,7 +88,7 @@ def clip_one(
 
 
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
-    """What ``auto`` is for a matrix whose shorter side is `size`, and ``block`` for one that rests from tracking."""
+    """Resolve ``auto`` for a shorter side of `size`, and ``block`` while tracking is suspended (`rests`)."""
     if algorithm == "auto":
         at_once = near_limit and SMALLEST_INSIDE <= size <= single.LARGEST_AT_ONCE
         algorithm = "single" if at_once else "gram" if size < SMALLEST_TRACKED else "block"
@@ -104,7 +104,7 @@ def _followed(
     tracks: bool,
     known: tracked.Tracked | None,
 ) -> tracked.Clipped | None:
-    """By what is `known` of the matrix, or by a search where nothing is; None where neither does."""
+    """Clip by the tracked subspace `known`, or by a search if there is none; None if that fails."""
     if known is not None:
         if tracks:
             return tracked.clip(weight, norm, limit, known, slack)
@@ -138,15 +138,15 @@ def _track(
 
 
 def _untracked(draws: int, rests: int) -> dict[str, Tensor]:
-    """The state of a matrix that is not tracked, and is not to be for so many steps, since a decomposition is cheaper:
-    how often random vectors were drawn, since none may be drawn twice.
+    """The state of a matrix that is not tracked for `rests` more steps, since a decomposition is cheaper: the number of
+    draws of random vectors, so that none is repeated.
     """
     return {"draws": torch.tensor(draws), "rests": torch.tensor(rests)}
 
 
 def _draws(held: dict[str, Tensor]) -> int:
-    """The number of the next draw of random vectors: one past the one that is kept, which a step that came to nothing
-    may have used."""
+    """The number of draws to keep: one more than in the state, since a failed step may have used one that it did
+    not record."""
     known = tracked.tracked_in(held)
     return known.draws + 1 if known is not None else int(held["draws"]) + 1 if "draws" in held else 0
 

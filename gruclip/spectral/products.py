@@ -1,7 +1,7 @@
 """Clipping by matrix products alone, for whole batches, with nothing that the host has to wait for.
 
-The projection as equation (15) of README.md has it, certified by (16). Everything is computed in float64: products in
-it are as fast as float32's on the accelerators that this is for, and no rounding counts. The number of operations
+The projection as equation (15) of README.md has it, certified by (16). All is computed in float64: products in
+it are as fast as float32's on the accelerators that this is for, and rounding is negligible. The number of operations
 does not depend on the matrices, so it can be captured in a CUDA graph; instead of raising, it says per matrix whether
 it was finite and whether the result is certified. One that is not is left as it was.
 
@@ -22,15 +22,15 @@ from gruclip.kernels import program
 FARTHEST = 4.0
 #: Eigenvalues of X that are smaller, relative to its norm, have no sign: they move sigma by half as much.
 RESOLUTION = {torch.float32: 2e-7, torch.float64: 5e-9}
-#: How much X's norm is taken larger: beyond 1 the polynomials are so steep, 24 each, that they make much of rounding.
+#: Relative margin on X's norm: beyond 1 the polynomials are so steep (24 each) that they amplify rounding.
 MARGIN = 1e-3
-#: The polynomial that is flat at 1, where the others have come to FLAT_FROM of it, and how often it is applied: its
-#: error is some 2.5 times the third power of what was left.
+#: The polynomial that is flat at 1, for when the others are within FLAT_FROM of it, and how often it is applied: an
+#: error e becomes some 2.5 e^3.
 FLAT, FLAT_FROM = (15 / 8, -10 / 8, 3 / 8), 5e-4
 FLATTENINGS = {torch.float32: 1, torch.float64: 2}
 #: Squarings of W^T W for the spectral norm: the k-th power's Frobenius norm is within n^(1/2) of sigma_1^(2 k).
 SQUARINGS = 15
-#: The same for a spectral radius, of which a matrix that is far from normal leaves more.
+#: The same for a spectral radius: matrices far from normal need more.
 RADIUS_SQUARINGS = 24
 
 
@@ -41,7 +41,7 @@ class ClipResult(NamedTuple):
     spectral_norm: Tensor  #: after clipping, float64, to 1e-4 (with a state, of what its subspace holds)
     certified: Tensor  #: bool: sigma_1 was shown to be within the tolerance
     finite: Tensor  #: bool: it held no NaN or infinity; a matrix that did is left as it was
-    redone: Tensor  #: bool: the quick way had no certificate, so that the matrix was taken again, by what has one
+    redone: Tensor  #: bool: the first algorithm had no certificate; the matrix was redone by one that has
 
 
 def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float], float]:
@@ -85,12 +85,12 @@ class Positive(NamedTuple):
 
     above: Tensor  #: A (..., n, n)
     sign: Tensor  #: S (..., n, n)
-    precise: Tensor  #: bool: (16) is small enough, and it is plain whether anything is outside
+    precise: Tensor  #: bool: (16) is small enough, and `inside` is beyond doubt
     inside: Tensor  #: bool: nothing is
 
 
 def positive_part(squares: Tensor, norm: Tensor, polynomials: program.Polynomials, tolerance: float) -> Positive:
-    """Of X, from W^T W / L^2 (..., n, n) and sigma_1 / L (...), an upper bound of it."""
+    """A of X, from W^T W / L^2 (..., n, n) and an upper bound of sigma_1 / L (...)."""
     identity = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
     x = squares - identity
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
@@ -149,7 +149,7 @@ def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over(vector: Tensor) -> Tensor:
-    """A number for each matrix of a batch, to be multiplied with it."""
+    """(...) as (..., 1, 1): one factor for each matrix of a batch."""
     return vector[..., None, None]
 
 
@@ -164,7 +164,7 @@ def roots(above: Tensor, norm: Tensor, polynomials: program.Polynomials) -> tupl
 
 
 def norms_by_products(weight: Tensor) -> Tensor:
-    """sigma_1 of each finite matrix (..., m, n) in float64: from above, to a share of ln(n) / 2^(SQUARINGS + 2)."""
+    """sigma_1 of each finite matrix (..., m, n), float64: an upper bound, to ln(n) / 2^(SQUARINGS + 2) of it."""
     matrix = (weight if weight.shape[-2] >= weight.shape[-1] else weight.mT).double()
     largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     scaled = matrix / over(largest)
@@ -175,7 +175,7 @@ def radii_by_products(matrix: Tensor) -> Tensor:
     """The largest absolute eigenvalue of each finite matrix (..., n, n) in float64: from above, to 1e-6 and, of one
     that is near to a Jordan block, to 1e-5. The host waits for the device.
 
-    Of a triangular matrix whose powers grow so much that the diagonal underflows beside them, from its eigenvalues.
+    Where a power underflows, as the diagonal of some triangular matrices does, from the eigenvalues.
     """
     matrix = matrix.double()
     largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)

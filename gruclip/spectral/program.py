@@ -1,8 +1,8 @@
 """Clipping by a tracked subspace as a fixed program, for whole batches on a GPU: the host waits for nothing.
 
-The method of `tracked` with a number of columns, which is the state's, and degrees that no matrix changes. The carried
-subspace and a sketch of the change are filtered, the thin matrix that W makes of them is clipped by the polynomials of
-`products`, and the difference goes back. Decompositions become Cholesky factorisations of q x q matrices; the
+The method of `tracked` with degrees and a number of columns (the state's) that depend on no matrix. The carried
+subspace and a sketch of the change are filtered, their image under W is clipped by the polynomials of
+`products`, and the difference is added to W. Decompositions become Cholesky factorisations of q x q matrices; the
 certificate (17) and the precision (18) are (8) and (7) in a basis of any kind, the roots come from (19). The numbers
 are the equations of README.md.
 
@@ -35,12 +35,12 @@ from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import HELD, NEAR, SKETCH
 
-#: q, with those of the sketch, at least; and directions that a state may hold instead, so that q is whole tiles of 64,
-#: as long as q is at most this share of min(m, n), from which on little is saved.
+#: q at least, the sketch included; and wider states' directions, for which q is a multiple of 64, allowed while q is at
+#: most this share of min(m, n), beyond which little is saved.
 COLUMNS = CARRIED + SKETCH
 WIDER, WIDEST = (120, 184), 1 / 3
-#: Degrees of the filter, before each of which the columns are spread: few at first, since values far above the limit
-#: leave no digits of the others; and of the bound's polynomial.
+#: Degrees of the filter, each after a step of Cholesky QR: low at first, since values far above the limit drown the
+#: others in rounding; and of the bound's polynomial.
 DEGREES, BOUND_DEGREE = (2, 4, 4, 3), 12
 #: Values of the thin matrix, in limits, at most; and the polynomials of (15) and (19) that clip it.
 FARTHEST = 16.0
@@ -87,12 +87,12 @@ def clip_by_program_(weight: Tensor, limits: Tensor, tolerance: float, state: Su
 
 def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceState) -> ClipResult:
     matrices, m, n = weight.shape
-    # By a power of two, which rounds nothing: squares of W must be numbers of its dtype.
+    # By a power of two, which is exact, so that squares of W are in its dtype's range.
     largest = torch.linalg.vector_norm(weight, ord=torch.inf, dim=(-2, -1)).double()
     finite, limited = torch.isfinite(largest), limits < torch.inf
     unit = torch.where(limited, limits, largest).clamp(min=torch.finfo(torch.float32).tiny)
     scale = torch.ldexp(torch.ones_like(unit), -torch.frexp(unit).exponent)
-    # With rows and columns of zeros, so that the rows of all arrays begin at whole 16 bytes.
+    # Padded with zero rows and columns, so that the rows of all arrays are 16-byte aligned.
     W = weight.new_empty(matrices, m + -m % STEP, n + -n % STEP)
     torch.mul(weight, over(scale).to(W.dtype), out=W[:, :m, :n])
     W[:, m:].zero_()
@@ -136,7 +136,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     above, sign = (turn.mT @ part @ turn for part in (above, made.sign))
     precise = _imprecision(basis, above, sign, limit, beta, norm) <= PRECISION[W.dtype] * torch.maximum(size, limit)
 
-    # That of the first column, whose square is the error of a norm.
+    # The first residual, whose square is the error of the norm.
     measured = _diagonal(basis.coupling)[:, 0].clamp(min=0).sqrt() <= NORM_RESIDUAL * norm**2
     reached = norm <= FARTHEST * limit
     certified = finite & made.precise & reached & torch.where(limited, inside & (made.inside | precise), measured)
@@ -146,13 +146,13 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     torch.where(over(changed), result, weight, out=weight)
 
     bulk = _lengths(basis.squares)[:, -SKETCH] / scale
-    # No column has come to nothing, or to NaN.
+    # No column is zero or NaN.
     whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > X.shape[-1] - 0.5
     usable = whole & torch.isfinite(bulk) & reached
     state.right.copy_(torch.where(over(usable), X[:, :n, :-SKETCH], state.right))
-    # Of the others `redo_uncertified_` takes what it makes of them.
+    # For the others `redo_uncertified_` stores its result.
     torch.where(over(certified), weight, state.previous, out=state.previous)
-    # A Ritz value is an estimate from below, and among many values near the limit one that falls too far.
+    # A Ritz value is a lower bound, and with many values near the limit far too low.
     bulk = torch.where(changed, torch.maximum(bulk, HELD * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
@@ -177,7 +177,7 @@ def _certificate(
 ) -> tuple[Tensor, Tensor]:
     """The bound of what the first columns leave out, and whether (17) shows that sigma_1(W) <= ceiling.
 
-    Of as many of the columns as have small residuals, an estimate of which needs no bound.
+    By as many first columns as have small residuals, judged with HIGHEST_BULK for beta.
     """
     X, image, G, H, J = basis
     highest = HIGHEST_BULK * limit
@@ -189,7 +189,7 @@ def _certificate(
     left_out = torch.minimum(left_out, limit)
     rest = torch.baddbmm(W, image * counted[:, None].to(X.dtype), X.mT, alpha=-1)
     beta = _bound(rest, left_out + GUESS * (limit - left_out), vectors)
-    # (17) for the columns that are counted, and 1 for the others. F^T F with what X lacks of orthonormal columns.
+    # (17) for the counted columns, the identity for the others; F^T F for X that is not quite orthonormal.
     others = H * (1 - counted)[:, :, None]
     leaning = others.mT @ (H - G @ H)
     coupling = J + others.mT @ G @ others + leaning + leaning.mT
@@ -199,8 +199,8 @@ def _certificate(
 
 
 def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta: Tensor, norm: Tensor) -> Tensor:
-    """The error (18), and what X lacks of orthonormal columns; above (R, q, q): max(Theta, L) / L, and sign: that of
-    Theta - L; norm (R,): of the matrix before."""
+    """The error (18), plus X's deviation from orthonormality; above (R, q, q): max(Theta, L) / L; sign: that of
+    Theta - L; norm (R,): sigma_1 before."""
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
     root = inverse_factor(over(limit) * above - over(torch.minimum(beta, HIGHEST_BULK * limit)) * identity)
     inverse = root @ root.mT
@@ -236,8 +236,8 @@ def _orthonormal(x: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Columns that span the same, by the Cholesky factor of the Gram matrix: orthonormal but for rounding times their
-    condition, which is enough to filter on."""
+    """One step of Cholesky QR: columns with the same span, orthonormal but for rounding times their condition, which
+    is enough for the filter."""
     return (inverse_factor(gram(x), SHIFT).mT.to(x.dtype) @ x.mT).mT
 
 

@@ -22,7 +22,7 @@ from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, take
 
 #: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
 FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
-#: sigma_1 / limit up to which eigenvectors are orthonormal enough: the excess is multiplied by what they lack, 2e-5.
+#: sigma_1 / limit up to which eigenvectors are orthonormal enough: their error, 2e-5, multiplies the excess.
 NEAREST = 1.02
 #: sigma_1 / limit from which the error of X moves it by less than 1e-4 of itself.
 LEAST = 0.1
@@ -32,21 +32,21 @@ LARGEST = 1024
 NOISE = 5e-7
 #: n below which ``gram`` costs no more.
 SMALLEST = 80
-#: n up to which all eigenvectors cost less in float64, from which nothing is to be made good.
+#: n up to which all eigenvectors cost less in float64, which needs no correction.
 LARGEST_EXACT = 128
-#: n up to which a decomposition costs less than to follow a subspace as far as training moves it (200 units on
+#: n up to which a decomposition costs less than tracking a subspace while training moves it (200 units on
 #: Nottingham: 2 ms against 7.7).
 LARGEST_AT_ONCE = 224
-#: Values above this multiple of the limit are taken off one by one where some lie too far above it for the rest.
+#: Values above this multiple of the limit are clipped first where some lie too far above it for (13).
 SET_APART = 1.05
-#: Share of the columns up to which they are.
+#: Share of the columns that they may be.
 WIDEST_SHARE = 0.4
 #: Residual, relative to the limit, that the first pair not above SET_APART limits may have: then no value above them
 #: hides in what is left out.
 HIDDEN = 0.03
 #: Values above this multiple of the limit, and the share of all up to which they are few; pairs that are found beside.
 CLOSE, FEW, SPARE = 0.98, 0.25, 4
-#: The same share of a square matrix's where none of them is far: of more, (13) is cheaper.
+#: `FEW` for a square matrix where none of them is far: above it (13) is cheaper.
 FEW_NEAR = 0.125
 #: Error of the eigenvalues of X that its spectrum gives, in units of sigma_1^2 / L^2; and the residuals of those pairs,
 #: in units of L, at most: (8) then holds with room to spare.
@@ -121,7 +121,7 @@ def clip_near(
         done = _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
         if done is not None:
             return done
-    # Without its certificate (13) is tried, which is not exact from far.
+    # Without its certificate (13) is tried, imprecise from far.
     if far:
         if not few and apart < WIDEST_SHARE * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
@@ -144,7 +144,7 @@ def clip_near(
             ones = torch.ones_like(excess)
             columns = _mixed(columns, ones, _lacking(columns, ones))
             image = thin_product(weight, columns)
-            # Their images, at length 1, are what is left of them: made orthonormal, too, they lose the errors of X.
+            # L times their unit images remains: made orthonormal, these lose the errors of X.
             length = 1 - excess
             lost = _mixed(image, excess, -length[:, None] * _lacking(image, length / limit))
         else:
@@ -155,9 +155,9 @@ def clip_near(
 
 
 def _lacking(columns: Tensor, length: Tensor) -> Tensor:
-    """What a step of Newton's method for the nearest orthonormal columns adds of some columns (m, k) to them: (k, k).
+    """C (k, k) for the Newton step Y <- Y + Y C to the nearest orthonormal columns, Y = X diag(length).
 
-    Each times its number of `length` (k,), they are nearly orthonormal; a step squares what they lack.
+    columns: X (m, k); length (k,): so that Y is nearly orthonormal; a step squares its error.
     """
     if columns.shape[1] <= FEW_COLUMNS:
         scales = length.double()
@@ -171,7 +171,7 @@ def _lacking(columns: Tensor, length: Tensor) -> Tensor:
 
 
 def _mixed(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
-    """Some columns (m, k), each times its own of `factors` (k,), and of all of them what `others` (k, k) says."""
+    """X diag(factors) + X others, for columns X (m, k), factors (k,) and others (k, k)."""
     if columns.shape[1] <= FEW_COLUMNS:
         return thin_product(columns, factors.diag() + others)
     return torch.addmm(columns * factors, columns, others)
@@ -207,10 +207,10 @@ def _clip_few(
         block = subspace.rayleigh_ritz(weight, block.right.contiguous())
         precise = max(judge(block)) <= 1
     if precise and certifies(block, last, limit, ceiling, beta):
-        # What has come from far is at the limit but for rounding, and is now put there.
+        # What came from far above is at the limit up to rounding: clip it to the limit.
         exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
         clipped = clipped or exactly
-        # Of the eigenvalues, whose ranks are known, and not of the Ritz values, of which one may be missing.
+        # From the eigenvalues, whose ranks are known: of the Ritz values one may be missing.
         bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
         return Clipped(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
     if before is not None:
@@ -219,7 +219,7 @@ def _clip_few(
 
 
 def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
-    """Clip the values far above the limit alone, in place; their number, none where that is no quick matter.
+    """Clip only the values far above the limit, in place; their number, 0 where it would be slow.
 
     A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
     """
@@ -231,7 +231,7 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
         if block.values[0] > subspace.FARTHEST * limit or not 0 < count < len(block.values):
             return None
         precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[count], limit))
-        # Of the first that is not above.
+        # Of the first not above it.
         return [*precise, block.size[count] / (HIDDEN * limit)]
 
     if squares.far is None or not bool(squares.far.isfinite().all()):

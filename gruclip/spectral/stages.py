@@ -1,6 +1,6 @@
-"""``products`` of values that may be far above the limit: first at higher limits, each within its reach of the last.
+"""``products`` for values far above the limit: clipped at falling limits, each in its range of the last.
 
-min(min(sigma, one), other) is min(sigma, other) where that is the lower limit.
+Clipping at one limit and then at a lower one is clipping at the lower one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from gruclip.spectral.products import FARTHEST, ClipResult, clip_by_products_, n
 
 #: Limits at which a matrix is clipped one after another, at most, each a quarter of the one before.
 MOST_STAGES = 12
-#: Matrices of a batch that is captured, at most: of more the kernels take longer than their starts.
+#: Matrices of a captured batch, at most: in larger ones kernels take longer than their launch.
 MOST_CAPTURED = 32
 
 
 class Stages:
-    """Clips batches (R, m, n) of finite float64 matrices by so many stages as they need.
+    """Clips batches (R, m, n) of finite float64 matrices in as many stages as they need.
 
-    `capture`: how a stage is replayed for batches of a size that comes again, on memory that is kept for it; by None it
-    is not.
+    `capture`: records a stage as a graph, replayed for later batches of its size on memory kept for it; None: no
+    graphs.
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
@@ -47,7 +47,7 @@ class Stages:
         key = (size, *shape)
         if key not in self._held:
             self._held[key] = _Batch(matrices, size, near)
-        else:  # libraries have set themselves up, which a graph cannot hold
+        else:  # libraries are initialised, which no graph can record
             self._held[key].replay_by(self._capture)
         return self._held[key]
 
@@ -62,7 +62,7 @@ class _Batch:
         self.certified = torch.zeros(size, dtype=torch.bool, device=like.device)
         self.ended = torch.zeros((), dtype=torch.bool, device=like.device)
         self._near = near
-        # Empty until they are captured: phases of its own would keep the batch until Python looks for cycles.
+        # Empty until captured: its own bound methods would keep it alive until Python collects cycles.
         self._replays: list[Phase] = []
 
     def replay_by(self, capture: Capture) -> None:

@@ -41,10 +41,10 @@ class SpectralState:
         self.matrices = list(matrices)
 
     def resize(self, count: int) -> list[dict[str, Tensor]]:
-        """The entries of `count` matrices; what is missing is empty, what is too much goes."""
+        """The entries of `count` matrices; missing ones are empty, extra ones dropped."""
         self.matrices = [*self.matrices[:count], *({} for _ in range(count - len(self.matrices)))]
         if not torch.is_inference_mode_enabled():
-            # What a call under it has left may not be written to any more.
+            # Tensors made under it cannot be written to outside it.
             for held in self.matrices:
                 held.update({name: tensor.clone() for name, tensor in held.items() if tensor.is_inference()})
         return self.matrices
@@ -62,7 +62,7 @@ class SpectralState:
     def load_state_dict(
         self, saved: Mapping[str, Tensor], index: int | None = None, device: torch.device | None = None
     ) -> None:
-        """Take what `state_dict` gave; with `index`, one matrix's for the matrix there. Nothing saved: a new state.
+        """Load a `state_dict`; with `index`, that of one matrix into that place. Empty: a new state.
 
         `device`: of the matrices, if not that of `saved`. Numbers are needed by the host and stay there. Raises
         `UserError` for keys of something else.
@@ -80,7 +80,7 @@ class SpectralState:
             self.resize(max(len(self.matrices), index + 1))[index] = matrices.get(0, {})
 
 
-# A checkpoint of an optimizer that keeps one in its state is then read by `torch.load` without being trusted.
+# So that `torch.load(weights_only=True)` reads a checkpoint whose optimizer state holds one.
 torch.serialization.add_safe_globals([SpectralState])
 
 
@@ -106,8 +106,8 @@ class SubspaceState:
 
     @classmethod
     def of(cls, weight: Tensor, held: Sequence[Mapping[str, Tensor]], carried: int) -> SubspaceState:
-        """For the matrices (..., m, n) of a batch, copies of what is `held` of each; where there is none, or not of all
-        alike, as `load_state_dict` has it, with `carried` directions at least.
+        """For a batch (..., m, n), copies of the entries `held` of each matrix. Where some are missing or differ in
+        form, by `load_state_dict`, with `carried` directions at least.
         """
         (m, n), kind = weight.shape[-2:], weight.dtype
         width = held[0]["right"].shape[-1] if held and "right" in held[0] else 0
@@ -119,7 +119,7 @@ class SubspaceState:
             state = cls(weight, carried)
             state.load_state_dict(SpectralState([dict(known) for known in held]).state_dict())
             return state
-        # At once: to copy what is held of each of hundreds alone would cost a GPU more than to project them.
+        # At once: copying hundreds of entries one by one costs a GPU more than the projection.
         state = cls.__new__(cls)
         for name in ENTRIES:
             setattr(state, name, torch.stack([known[name].to(weight.device) for known in held]))
@@ -131,9 +131,9 @@ class SubspaceState:
         return self.right.shape[-1]
 
     def widen(self, carried: int) -> None:
-        """Hold `carried` directions of each matrix, if that is more; those beyond what is known at random.
+        """Hold `carried` directions of each matrix, if that is more; the new ones are random.
 
-        `right` is another tensor then, of which a captured program knows nothing; what was missed is forgotten.
+        `right` is then a new tensor, which no captured program reads; `missed` starts again at 0.
         """
         if carried > self.carried:
             self.right = _filled(self.right, self.draws, carried)
@@ -174,7 +174,7 @@ class SubspaceState:
     def _saved(self, saved: Mapping[str, Tensor], number: int) -> dict[str, Tensor] | None:
         """The entries of a matrix of this shape, if they are all there."""
         held = self._entries(0)
-        # The first states that were saved had none of it.
+        # The earliest saved states lack it.
         known = {"missed": torch.zeros((), dtype=torch.float64)}
         entries = known | {name: saved[f"{number}.{name}"] for name in held if f"{number}.{name}" in saved}
         shapes = {name: tensor.shape for name, tensor in entries.items()}
@@ -186,8 +186,8 @@ class SubspaceState:
 
 
 def _filled(right: Tensor, draws: Tensor, carried: int) -> Tensor:
-    """Directions (R, n, k) and random ones to make `carried` of them, other ones than any step of `draws` (R,) has and
-    than were added to fewer."""
+    """Directions (R, n, k) padded to `carried` with random ones, which no step of `draws` (R,) and no narrower padding
+    uses."""
     missing = carried - right.shape[-1]
     if not missing:
         return right

@@ -24,8 +24,8 @@ FIRST_DEGREES = 2
 #: A filtered column longer than this leaves too much of its direction in the others after one round of Cholesky's QR:
 #: it takes two.
 LEANING = 1e4
-#: How much smaller than they must be the residuals are made, and the least that a degree is taken to divide them by:
-#: logarithms.
+#: Logarithms: how far below their bound residuals are aimed, and the least reduction by a degree that is counted
+#: on.
 MARGIN, SLOWEST_RATE = 0.5, 0.1
 #: d degrees are taken to divide residuals by exp(FIRST_RATE / (d + 1)) each at least: the first do more than `growth`
 #: says.
@@ -34,7 +34,7 @@ FIRST_RATE = 6.0
 ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 SMALLEST_VALUE = 0.02
-#: theta - mu in (7) is taken as so many limits at least.
+#: Least theta - mu in (7), in limits.
 LEAST_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 FARTHEST = 4.0
@@ -59,8 +59,8 @@ class Block(NamedTuple):
 
 
 def orthonormal(columns: Tensor, rounds: int = 2) -> Tensor:
-    """An orthonormal basis of some columns; any directions where columns have none of their own. After one of two
-    `rounds` it may be a basis of a condition near 1."""
+    """An orthonormal basis of some columns' span, arbitrary where they are dependent. After only one of two `rounds`
+    its condition is near 1."""
     # QR takes more columns than there are dimensions, too, and gives as many as there are.
     if compiled.takes(columns) and columns.shape[1] <= columns.shape[0]:
         basis = columns.clone(memory_format=torch.contiguous_format)
@@ -104,7 +104,7 @@ def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
         made: list[Tensor | None] = [left, right, residual, size, *parts, Y, theta]
         compiled.call("gruclip_ritz_triplets", made, [m, n, q, *Y.stride()], torch.get_num_threads())
         return Block(values, left, right, residual, size.tolist())
-    # By no less than the rounding of the image: what is left of a value that is zero must not become infinite.
+    # By no less than the image's rounding: the remainder of a zero value must not become infinite.
     single = torch.finfo(torch.float32)
     scaled = (Y / theta.clamp(min=max(single.eps * values[0], single.tiny))).to(weight.dtype)
     left, right = image @ scaled, basis @ Y.to(weight.dtype)
@@ -127,7 +127,7 @@ def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> 
     return count
 
 
-#: Of each pair its residual over the largest that is allowed, so that 1 is small enough; None to give up.
+#: For each pair its residual over the largest allowed one (at most 1: converged); None to give up.
 Judge = Callable[[Block], list[float] | None]
 
 
@@ -135,15 +135,15 @@ class Found(NamedTuple):
     """What `converge` came to."""
 
     block: Block
-    degree: int  #: of the filter that would have done
+    degree: int  #: of the sufficient filter
 
 
 def chebyshev(
     weight: Tensor, x: Tensor, end: float, degree: int, before: Tensor | None = None, k: int = 0
 ) -> tuple[Tensor, Tensor, float]:
-    """T_(k + degree)(2 W^T W / end^2 - I) and T_(k + degree - 1) of some columns, and the largest norm of the former's.
+    """T_(k + degree)(2 W^T W / end^2 - I) and T_(k + degree - 1) of some columns, and the former's largest norm.
 
-    x (n, c) and `before`: T_k and, for k > 0, T_(k - 1). Both are written over.
+    x (n, c) and `before`: T_k and, for k > 0, T_(k - 1). Both are overwritten.
     """
     if before is None:
         before = torch.empty_like(x)
@@ -193,24 +193,24 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
 
 
 def _spare(block: Block, excess: list[float], end: float, done: int) -> int:
-    """Of a filter of `done` degrees those that were too many: the residuals would not be too large without them."""
+    """How many of a filter's `done` degrees were not needed for residuals that are small enough."""
     slowest = max(SLOWEST_RATE, FIRST_RATE / (done + 1))
     rounding = ROUNDING * torch.finfo(block.residual.dtype).eps * block.values[0] ** 2
     asked = [pair for pair in zip(block.values, block.size, excess, strict=False) if pair[2] > 0]
-    # What has shrunk to rounding says less than there was to spare, of the slowest pair the most.
+    # Residuals at rounding level understate the spare degrees, the slowest pair's least.
     seen = [pair for pair in asked if pair[0] * pair[1] > rounding] or asked[-1:]
     slack = [-(math.log(one) + MARGIN) / max(growth(value, end), slowest) for value, _, one in seen]
     return int(max(min(slack, default=0.0), 0.0))
 
 
 def growth(value: float, end: float) -> float:
-    """The logarithm of what a degree of the polynomial multiplies a column with, for a value above `end`."""
+    """The logarithm of the factor by which a degree amplifies a singular `value` above `end`."""
     return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0)) if end > 0 else math.inf
 
 
 def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """Of the pairs above `ceiling` by equation (7) of README.md, for a matrix of Frobenius norm `norm` whose other
-    values are at most `bulk`; where there is none, of the first by its value."""
+    """The `Judge` ratios of the pairs above `ceiling` by (7) of README.md, for a matrix of Frobenius norm `norm` whose
+    other values are at most `bulk`; without such pairs that of the first."""
     count = number_above(block.values, ceiling)
     if count == 0:
         return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
@@ -226,8 +226,8 @@ def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: f
 
 
 def allotted(parts: list[float], whole: float) -> float:
-    """What each part may be at most for their sum to be `whole`, where those below it keep what they are; where the sum
-    is less, the largest part enlarged as much."""
+    """The cap for which the parts, each cut to it, sum to `whole`; where they sum to less, the largest part scaled up
+    by the same factor."""
     left = whole
     for done, part in enumerate(sorted(parts)):
         share = left / (len(parts) - done)

@@ -11,10 +11,10 @@ from torch.autograd.graph import increment_version
 
 from gruclip.kernels import compiled
 
-#: Terms of a sum that are added up in float32 where its digits count (see panels.h): of up to so many columns, and of
-#: more. Values that many columns belong to are not far above the limit.
+#: Terms of a sum added in float32 before float64 takes over, where digits count (panels.h): for up to FEW_COLUMNS
+#: columns, and for more, whose values are not far above the limit.
 RUN, FEW_COLUMNS, LONG_RUN = 8, 64, 32
-#: Elements of a matrix from which ours takes less than torch's product, and columns that are taken off at once.
+#: Elements from which our kernel is faster than torch's product, and columns it subtracts at once.
 LARGE, MOST = 300_000, 256
 
 
@@ -38,7 +38,7 @@ def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
     if weight.stride(1) != 1:
         weight, left, right = weight.mT, right, left
     if weight.numel() >= LARGE and weight.stride(1) == 1 and compiled.takes(weight, left, right):
-        # Apart, since rows that lie a power of two apart drive each other out of a cache.
+        # Copied: rows that are a power of two apart evict each other from the cache.
         whole = left.shape[1] <= MOST
         for x, y in zip(left.split(MOST, 1), right.split(MOST, 1), strict=True):
             x = x if whole else x.contiguous()

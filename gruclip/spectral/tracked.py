@@ -51,14 +51,14 @@ WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
 #: a square matrix; the share of that decomposition that is no product of W with itself; and for how many steps it then
 #: serves, until a subspace is tried again.
 DEAREST, SQUARE_SHARE, RESTS = 1.15, 0.55, 32
-#: Degrees that the work beside the filter comes to, with a certificate of random vectors and with the last step's.
+#: Work outside the filter, in degrees: with a certificate by random vectors, and by the last step's.
 BESIDE_DRAWN, BESIDE = 9, 4
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
 #: below it, and what is left out.
 STILL = 0.1
 #: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones or the change's.
 LEADING, STIRRED = 8, 2
-#: What an estimate of the largest value left out keeps of the last one at least: a Ritz value is one from below.
+#: Least ratio of the estimate of the largest value left out to the last one: Ritz values are lower bounds.
 HELD = 0.98
 #: Columns of a search in a matrix of which nothing is known.
 SEARCHED = 32
@@ -71,7 +71,7 @@ class Tracked(NamedTuple):
     previous: Tensor  #: W (m, n) after the last step
     bulk: float  #: an estimate of the largest value that they leave out, for no certificate
     shown: Certificate  #: of `previous`; infinite bounds for none
-    draws: int  #: how often random vectors were drawn: they are others each time
+    draws: int  #: how often random vectors were drawn, the seed of the next
     degree: int  #: of the filter that the last step would have needed
 
     def entries(self) -> dict[str, Tensor]:
@@ -108,8 +108,8 @@ def width_for(weight: Tensor, near: int) -> int:
 
 
 def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draws: int) -> Tracked | None:
-    """Track `weight`, clipped at `limit`: its leading singular values (the first one not too small) and right vectors
-    (n, k), descending, and the number of draws so far.
+    """Track `weight`, clipped at `limit`, by its leading singular values, descending (the first not underestimated),
+    their right vectors (n, k), and the draws so far.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
@@ -147,14 +147,14 @@ def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance:
 def inside(
     weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float, tolerance: float
 ) -> Clipped | None:
-    """What is to be said of `weight`, at a distance `moved` from the one tracked, if by (2) no value can be above the
-    limit: the largest of a few columns, which is for the report alone. None elsewhere.
+    """The outcome if (2) shows that no value of `weight`, at a distance `moved` from the tracked matrix, is above the
+    limit; its norm, from a few columns, is only reported. None otherwise.
     """
     # With the tolerance: what was found inside by another look must not be found above by this one's rounding.
     if not tracked.shown.largest + moved <= limit * (1 + tolerance) < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
-    # What the change brings elsewhere, once it may be the largest: no carried column need ever show it.
+    # From the change, once that may hold the largest value: the carried columns may never show it.
     stirred = _sketch if moved > STILL * (tracked.shown.largest - tracked.bulk) else _random
     columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
     found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
@@ -177,7 +177,7 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 
 
 def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipped | None:
-    """The same for a matrix of which nothing is known; None where that takes too long, too."""
+    """`clip` for a matrix of which nothing is known; None also where that takes too long."""
     unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
     found = _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
@@ -188,8 +188,8 @@ def _clip(
     weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
 ) -> Clipped | None:
     ceiling = limit * (1 + tolerance)
-    # Of a matrix that has shrunk the last estimate is too high, and above all values the filter tells none apart: the
-    # one behind k others is at most ||W||_F / (k + 1)^(1/2).
+    # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
+    # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
     held = min(tracked.bulk, norm / math.sqrt(tracked.right.shape[1] + 1))
     end = min(held, NEAR * limit)
 
@@ -219,12 +219,12 @@ def _clip(
             weight.copy_(before)
         return None
     values, right = found.block.values, found.block.right
-    # What has come from far is at the limit but for rounding, and is now put there.
+    # What came from far above is at the limit up to rounding: clip it to the limit.
     again = clip_leading(weight, found.block, limit, ceiling if before is None else limit)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
     bulk = max(values[min(width, len(values) - 1)], HELD * held)
-    # In place, where there is a place: to map new memory takes longer than to write it.
+    # In place where possible: mapping new memory takes longer than writing it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
     work = columns.shape[1] * (degree + (BESIDE if known else BESIDE_DRAWN))

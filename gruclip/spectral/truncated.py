@@ -12,7 +12,7 @@ from torch import Tensor
 from gruclip.spectral import exact, subspace
 from gruclip.spectral.thin import distance
 
-#: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's recollected 1/4).
+#: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's 1/4, recalled).
 LARGEST_SHARE = 0.25
 #: Columns beyond those wanted: they speed the iteration up.
 OVERSAMPLING = 8
@@ -28,7 +28,7 @@ def clip(
     `held` carries an upper bound of every singular value and the matrix they belong to. By Weyl's inequality
     each grows by at most ||W_new - W_old||_F in a step, whatever the optimizer was. The s values whose bound passes
     the limit are computed and their bounds refreshed; s = 0 needs no projection at all. That the truncated
-    decomposition found the largest s, and no smaller ones in their place, is taken on trust.
+    decomposition found the largest s, and not smaller ones instead, is not verified.
     """
     bounds, previous = held.get("bounds"), held.get("previous")
     if bounds is not None and previous is not None and previous.shape == weight.shape:

@@ -59,7 +59,7 @@ class ActiveRun:
             if self.config.resume == "strict":
                 check_versions(self.name, self.folder.environment(), environment)
         self.folder.write_config()
-        # One may not be there, and then nothing is trained without it.
+        # Raises if one cannot be opened: no run goes without it.
         self.loggers.open(
             self.config.logger, self.folder.path, self.config.flat(), self.folder.identity, self.progress.step
         )
@@ -124,8 +124,8 @@ class ActiveRun:
         return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
 
     def epoch_checkpoint_due(self) -> bool:
-        """At every epoch's end; on a GPU, where those of a stack are seconds apart and the files of a hundred runs take
-        longer than an epoch, no sooner than within one."""
+        """Whether to save at an epoch's end: on a CPU always; on a GPU, where a stack's epochs take seconds and
+        a hundred runs' files longer, only if `checkpoint_due`."""
         return self.job.device.type == "cpu" or self.checkpoint_due()
 
     def end_epoch(self, valid_loss: float, tensors: dict[str, Tensor]) -> None:
@@ -178,7 +178,7 @@ class ActiveRun:
                 )
             device = self.job.device
             progress.test_loss = evaluate_weights(best.tensors, self.config, self.job.corpus, "test", device)
-        # A run that is interrupted after this one is found to be over, and not trained on.
+        # If interrupted after this save, the run is found to be over and not trained on.
         self._save(tensors)
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)

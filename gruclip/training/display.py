@@ -179,7 +179,7 @@ class Display:
 
 
 class RemoteDisplay:
-    """Hands everything to a `Display` in another process by `send`, numbers of iterations only as often as it draws."""
+    """Hands everything to a `Display` in another process by `send`, `step` only as often as that draws."""
 
     def __init__(self, send: Callable[[str, tuple[Any, ...], dict[str, Any]], object]) -> None:
         self._send = send

@@ -47,7 +47,7 @@ WARM_UP = 3
 class Engine:
     """Trains `configs`, all of one shape, side by side on `device`.
 
-    `capture`: how iterations are replayed, by default as is best there. `states`: `run_state` of those that began.
+    `capture`: how to capture iterations, by default `capture_on(device)`. `states`: `run_state` or None of each.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Engine:
             generator = torch.Generator().manual_seed(config.seed)
             drawn = parameters_of(state) if state else initial_parameters(self.model, corpus.num_outputs, generator)
             initial.append(drawn)
-            # On the CPU, so that a seed means the same weights and masks on every device. Torch takes a seed's low 32
-            # bits, so that these are the bits of the weights; a mask is what SplitMix64 makes of one of them.
+            # On the CPU, so that a seed gives the same weights and masks on every device. Torch ignores all but a
+            # seed's low 32 bits, so this repeats the weights' stream; masks are SplitMix64 of its numbers.
             self.generators.append(torch.Generator().manual_seed(config.seed + 2**32))
         self.parameters = self._width.stacked(initial, corpus.num_outputs, device, self.dtype)
         if isinstance(corpus, WordCorpus):
@@ -142,10 +142,10 @@ class Engine:
         return metrics
 
     def _program(self, window: Lanes, seeds: Tensor | None) -> tuple[Iteration, list[Phase]]:
-        """The phases of an iteration on these data, and where they leave what they find.
+        """The phases of an iteration on this window, and the `Iteration` they fill.
 
-        Whole windows are captured after `WARM_UP` iterations, and then replayed on memory of their own. The
-        projection is part of that where it asks nothing of the host.
+        Full windows are captured after `WARM_UP` iterations, and then replayed on memory of their own. The
+        projection is captured, too, if the host decides nothing in it.
         """
         self._iterations += 1
         if self.projections.take_moved():
@@ -165,7 +165,7 @@ class Engine:
             if iteration.seeds is not None and seeds is not None:
                 iteration.seeds.copy_(seeds)
         iteration, replays = self._captured
-        # The others are not kept: they hold the engine, whose memory must be free as soon as nobody else does.
+        # Uncaptured phases are not kept: they refer to the engine, whose memory must be freed with its owner.
         return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
 
     def _phases(self, iteration: Iteration) -> list[Phase]:
@@ -276,8 +276,8 @@ class Engine:
         return self._width.cut(name, stacked[index])
 
     def evaluate(self, split: str) -> list[float]:
-        """Loss of each run on all of a split: nats per token or per time step; after training steps also a look at
-        the limits, which raises `ProjectionError` where one does not hold."""
+        """Loss of each run on all of a split: nats per token or per time step; after training steps checks the
+        limits, too: raises `ProjectionError` where one is exceeded."""
         self._read_flags()
         self.clock.start()
         if self._iterations:

@@ -25,7 +25,7 @@ def operands_of(parameters: Parameters, compute: torch.dtype, corpus: WordCorpus
 
 @torch.no_grad()
 def round_to_(operands: Parameters, parameters: Parameters, names: Iterable[str]) -> None:
-    """Bring the copies up to date of parameters that something else than the update has changed."""
+    """Update the rounded copies of parameters that something other than the SGD step changed."""
     for name in names:
         if operands[name] is not parameters[name]:
             operands[name].copy_(parameters[name])

@@ -20,9 +20,9 @@ from gruclip.kernels import fused
 
 
 class RowGradient(NamedTuple):
-    """A gradient that is zero in all rows of a parameter (R V, n) but few, as a GPU takes it: of a fixed shape.
+    """A row-sparse gradient of a parameter (R V, n), of a fixed shape, as CUDA graphs need it.
 
-    A row may stand more than once: its gradient is then in one place, and the others are zero.
+    A row may occur more than once: one occurrence then has its gradient, and the others are zero.
     """
 
     rows: Tensor  #: (R M,)
@@ -36,7 +36,7 @@ def row_gradient(rows: Tensor, gradient: Tensor) -> RowGradient:
     """The gradient of a parameter of which ``parameter[rows]`` was taken: rows (R, M), gradient (R, M, n).
 
     Which rows are equal must be the same in all runs, as it is where they read the same words. Equal rows are summed in
-    an order of their own, the same every time.
+    a fixed order.
     """
     runs, count, n = gradient.shape
     first = (rows[0, :, None] == rows[0]).int().argmax(1)
@@ -50,7 +50,7 @@ def row_gradient(rows: Tensor, gradient: Tensor) -> RowGradient:
 def gradient_norms(gradients: Iterable[Gradient], runs: int, waits: bool = True) -> Tensor:
     """Global norm of each run's gradient, float64 (R,): it overflows only where the gradient does.
 
-    Gradients are (R, ...), or sparse (R V, n) and coalesced. `waits`: whether the host may look at what it finds.
+    Gradients are (R, ...), or sparse (R V, n) and coalesced. `waits`: whether the host may wait for a value.
     """
     total: Tensor | float = 0.0
     for gradient in gradients:
@@ -92,7 +92,7 @@ def sgd_step_(
 ) -> None:
     """``p <- p - step_size * gradient`` in place; step_sizes (R,) float64; sparse gradients touch their rows only.
 
-    `copies`: of each parameter what is rounded to its dtype in the same pass, or the parameter itself.
+    `copies`: each parameter's rounded copy, updated in the same pass, or the parameter itself.
     """
     runs = step_sizes.shape[0]
     for parameter, gradient, copy in zip(parameters, gradients, copies or parameters, strict=True):
@@ -108,7 +108,7 @@ def sgd_step_(
             factors = step_sizes[indices // (parameter.shape[0] // runs)].to(values.dtype)
             parameter.index_add_(0, indices, values * factors.unsqueeze(1), alpha=-1)
         elif runs == 1 and parameter.device.type == "cpu":
-            # A rate beyond the dtype's range is the infinity that it is in a stack.
+            # A rate beyond the dtype's range becomes infinity, as in a stack.
             largest = torch.finfo(parameter.dtype).max
             rate = step_sizes.item()
             parameter.add_(gradient, alpha=-rate if rate <= largest else -math.inf)

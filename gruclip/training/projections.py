@@ -44,7 +44,7 @@ class Projections:
     """Clips or measures the matrices (R, n, n) of every layer.
 
     `limits`: of each run, None where its matrices are only measured; `algorithm` as in `clip_singular_values_`;
-    weights: the matrices, or others of their shape, dtype and device; `capture`: how what is redone may be replayed.
+    weights: the matrices, or others of their shape, dtype and device; `capture`: how the redo is captured.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Projections:
                 state.widen(carried)
 
     def take_moved(self) -> bool:
-        """Whether subspaces lie in other memory than at the last call, of which a captured `project` knows nothing."""
+        """Whether a subspace has moved in memory since the last call, so that a captured `project` is stale."""
         before, self._held = self._held, self._subspaces()
         return any(one is not other for one, other in zip(before, self._held, strict=True))
 

@@ -50,8 +50,8 @@ def train(
 ) -> list[RunResult]:
     """Train every run that is not finished yet; the results in the order of `runs`.
 
-    `gruclip.train`, which is this with the `defaults` of the files in ``conf``, says what the others mean and what is
-    raised.
+    `gruclip.train`, which calls this with the `defaults` of the files in ``conf``, documents the other arguments and
+    errors.
 
     defaults: for each experiment's name the configuration that its folder names are told apart from.
     batched: a stack is one program on a CPU too, as it is on a GPU; slower there, for tests and rehearsals.
@@ -70,7 +70,7 @@ def train_jobs(
     batched: bool = False,
     part_of_sweep: bool = False,
 ) -> list[RunResult]:
-    """`train` of checked runs; of those that are part of a sweep another process has recorded that it begins."""
+    """`train` for checked runs; if `part_of_sweep`, another process has recorded the sweep's beginning."""
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
     groups = list(_groups(pending, stack, stack_size, batched))
@@ -107,7 +107,7 @@ def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult
 def _train_groups(
     groups: Sequence[tuple[list[Job], int]], display: Display, interrupted: Interrupts, batched: bool, alone: bool
 ) -> None:
-    """Train group after group; what other processes are training is waited for, unless it is `alone` what there is.
+    """Train group after group; then wait for runs that other processes train, or refuse a run that is `alone`.
 
     Raises `RefusedRun` at the end where a run could not be continued.
     """
@@ -152,7 +152,7 @@ def _train_groups(
 def _groups(jobs: Sequence[Job], stack: bool, asked: int | None, batched: bool) -> Iterator[tuple[list[Job], int]]:
     """Runs that are trained together, and how many of them at a time; without `stack` each alone.
 
-    As one program those of one shape, in processes all that take one thread. Raises `UserError` where they do not fit.
+    One program takes runs of one shape; processes, single-threaded runs. Raises `UserError` where they do not fit.
     """
     check_stack_size(asked)
     groups: dict[Any, list[Job]] = {}

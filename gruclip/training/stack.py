@@ -90,7 +90,7 @@ class _Stack:
         _train_epoch(self._engine, self.active, self.interrupted)
 
     def _join(self, survivors: Sequence[ActiveRun]) -> list[ActiveRun]:
-        """Runs for the free places: those that wait, stand where the others do in their epochs, and nobody else has."""
+        """Waiting runs for the free places: as far into their epochs as the others, and locked by nobody else."""
         joining: list[ActiveRun] = []
         elsewhere: list[Job] = []
         try:

@@ -12,10 +12,10 @@ from gruclip.spectral.program import NEAR, widths
 
 #: Iterations of an epoch from one decision to the next: where all is redone they take twice as long or more.
 EVERY = 200
-#: Share of all steps that had no certificate, and could have one, from which other columns are worth their cost.
+#: Share of uncertified steps that more columns could certify, above which these are worth their cost.
 WORTH = 0.1
-#: Of the directions, that values may take which the filter lifts (those above `NEAR` limits). Drifting matrices had
-#: certificates at nearly every step up to three fifths, at half of them at seven tenths, and none beyond nine.
+#: Share of the directions that values amplified by the filter (above `NEAR` limits) may take. Drifting matrices had
+#: certificates at nearly every step up to 0.6, at half of them at 0.7, and at none beyond 0.9.
 FILLED = 2 / 3
 #: Matrices that are decomposed for a decision, at most.
 SAMPLED = 4
@@ -24,8 +24,8 @@ SAMPLED = 4
 def directions(weights: Sequence[Tensor], limits: Tensor, states: Sequence[SubspaceState]) -> int:
     """How many directions the states of all layers should hold: as many as now, or more.
 
-    weights: a layer's matrices (R, m, n) each, at limits (R,), infinity for those that are only measured, which many
-    values do no harm. By nothing but these and the states, so that a continued run decides alike. The host waits.
+    weights: a layer's matrices (R, m, n) each, at limits (R,), infinity for those that are only measured, which
+    never need more. It depends on these and the states alone, so that a resumed run decides alike. The host waits.
     """
     now = max(state.carried for state in states)
     more = [carried for carried in widths(*weights[0].shape[-2:]) if carried > now]
@@ -37,12 +37,12 @@ def directions(weights: Sequence[Tensor], limits: Tensor, states: Sequence[Subsp
     share = sum(shares) / len(shares)
     if share <= WORTH:
         return now
-    # From the most often redone on, all through: where some are hopeless, others may not be.
+    # Spread over all of them, from the most often redone on: not all may be hopeless.
     redone = sorted((index for index, one in enumerate(shares) if one > WORTH), key=lambda index: -shares[index])
     taken = min(SAMPLED, len(redone))
     sample = [divmod(redone[place * len(redone) // taken], len(limits)) for place in range(taken)]
     counts = [_values_near(weights[layer][run], limits[run]) for layer, run in sample]
-    # With far fewer values than columns there is another reason, and of nearly all no subspace holds enough.
+    # Far fewer values than columns: the cause is another. Nearly all values: no subspace is wide enough.
     helped = [count for count in counts if now / 3 < count <= FILLED * more[-1]]
     if share * len(helped) <= WORTH * taken:
         return now
