@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gruclip.choices import CELLS, LEAST_DELTA, METHODS, OWN_DATASETS, is_delta
+from gruclip.choices import CELLS, METHODS, MIN_DELTA, OWN_DATASETS, is_delta
 from gruclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check_delta(run: RunConfig) -> None:
         if not is_delta(delta, limit):
             whose = f"the stability limit of {run.model.cell}"
             raise ConfigError(
-                f"optimizer.delta={delta}: should be inside (0, {limit:g}), {whose}, by {LEAST_DELTA:g} of it"
+                f"optimizer.delta={delta}: should be inside (0, {limit:g}), {whose}, by {MIN_DELTA:g} of it"
             )
     elif delta is not None:
         others = " or ".join(other for other, method in METHODS.items() if method.delta)

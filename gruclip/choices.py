@@ -49,12 +49,12 @@ CELLS = {
 
 #: Share of a stability limit that delta is from both its ends, at least: a value may be left 2e-6 above where it is
 #: clipped, and should be below the limit all the same.
-LEAST_DELTA = 2e-6
+MIN_DELTA = 2e-6
 
 
 def is_delta(delta: float, limit: float) -> bool:
-    """Whether delta is inside (0, limit), by `LEAST_DELTA`."""
-    return LEAST_DELTA * limit <= delta <= (1 - LEAST_DELTA) * limit
+    """Whether delta is inside (0, limit), by `MIN_DELTA`."""
+    return MIN_DELTA * limit <= delta <= (1 - MIN_DELTA) * limit
 
 
 #: Algorithms of the projection (what each is: `gruclip.spectral.clip_singular_values_`).

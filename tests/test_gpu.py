@@ -23,7 +23,7 @@ from gruclip.spectral import (
     redo_uncertified_,
     spectral_norm,
 )
-from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.deferred import MIN_SIZE_PROGRAM
 from gruclip.spectral.stages import Stages
 from gruclip.training.engine import Engine, StepMetrics
 
@@ -115,7 +115,7 @@ def test_a_projection_is_that_of_float64(n: int, spectrum: str) -> None:
     assert torch.linalg.vector_norm(after.cpu().double() - expected) <= 2e-6 * max(float(values.norm()), 1)
     assert float(torch.linalg.matrix_norm(after.cpu().double(), 2)) <= 1 + 1e-5
     # Of a matrix of which nothing is known, whose values lie close by each other, a subspace holds the largest nearly.
-    near = 1e-3 if n >= SMALLEST_PROGRAM else 1e-4
+    near = 1e-3 if n >= MIN_SIZE_PROGRAM else 1e-4
     assert float(result.spectral_norm) == pytest.approx(min(float(values[0]), 1.0), rel=near, abs=1e-30)
     assert torch.equal(after.cpu(), before) or float(values[0]) > 1
     assert float(spectral_norm(before.to(DEVICE))) == pytest.approx(float(values[0]), rel=1e-4, abs=1e-30)

@@ -52,7 +52,7 @@ from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import RECORD_SECONDS
 from gruclip.kernels.program import STEP
 from gruclip.spectral.bound import PROBES
-from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.deferred import MIN_SIZE_PROGRAM
 from gruclip.spectral.program import BOUND_DEGREE, COLUMNS, DEGREES
 from gruclip.spectral.tracked import SKETCH
 from gruclip.training.capacity import run_bytes
@@ -171,7 +171,7 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
     for phase, name, operations, passed, kernels in lines:
         times = shape.layers if name in repeated else 1
         made.append(Line(phase, name, float(times * operations), float(times * passed), times * kernels, precision))
-    followed = n >= SMALLEST_PROGRAM and precision != "fp64"
+    followed = n >= MIN_SIZE_PROGRAM and precision != "fp64"
     projection = program_lines(n, runs, card) if followed else products_lines(n, clipped, runs - clipped)
     for line in projection:
         times = shape.layers
@@ -181,7 +181,7 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
 
 
 def program_lines(n: int, matrices: int, card: Card = H100) -> list[Line]:
-    """The projection of so many matrices by ``program``, which `auto` takes from `SMALLEST_PROGRAM` on: whether they
+    """The projection of so many matrices by ``program``, which `auto` takes from `MIN_SIZE_PROGRAM` on: whether they
     are clipped or only measured is the same to it."""
     n += -n % STEP
     q = COLUMNS

@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]  #: (m, k) @ (k, n)
 BANDWIDTH_BYTES = 1 << 27
 
 LARGE = (2048, 2048, 2048)
-OPERATIONS_A_ROUND, MOST_REPEATS = 2e8, 200
+OPERATIONS_A_ROUND, MAX_REPEATS = 2e8, 200
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 #: Said where bf16 is left out of a bench: it would take the time of float32, and torch's own takes sixty times that.
@@ -125,7 +125,7 @@ def product_rates(
     rates = {}
     for m, k, n in dict.fromkeys(shapes):
         a, b = torch.randn(m, k).to(device, dtype), torch.randn(k, n).to(device, dtype)
-        repeats = min(MOST_REPEATS, max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n))))
+        repeats = min(MAX_REPEATS, max(1, round(OPERATIONS_A_ROUND / (2 * m * k * n))))
         kernels: dict[str, Contestant] = {"torch": partial(torch.mm, a, b)}
         if dtype == torch.float32 and device.type == "cpu":
             kernels["oneDNN"] = partial(onednn_product, a, b)

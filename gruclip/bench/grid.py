@@ -26,13 +26,13 @@ from gruclip.runs.environment import git_revision, processor_family, processor_n
 from gruclip.spectral import SpectralState, clip_singular_values_
 
 SIZES = (64, 128, 256, 512, 650, 1024)
-#: Rows and columns over n, the shorter side; beyond `LARGEST_RECTANGLE` the square alone.
+#: Rows and columns over n, the shorter side; beyond `MAX_RECTANGLE` the square alone.
 SHAPES = {"n x n": (1, 1), "2n x n": (2, 1), "n x 8n": (1, 8)}
-LARGEST_RECTANGLE = 1024
+MAX_RECTANGLE = 1024
 #: Values above the limit: a share of n, or as many.
 SHARES: dict[str, float | int] = {"0": 0, "0.01": 0.01, "10": 10, "0.1": 0.1, "0.5": 0.5, "1": 1.0}
 #: Beyond this size a cell takes minutes: these shares alone.
-LARGEST_WHOLE, LARGE_SHARES = 2048, ("10", "0.5")
+MAX_WHOLE, LARGE_SHARES = 2048, ("10", "0.5")
 
 AUTO, ALTERNATIVES = "auto", (NAIVE, "gram", "truncated")
 #: A factor above this is marked.
@@ -67,8 +67,8 @@ class Cell:
 
 def cells(sizes: Iterable[int]) -> Iterator[Cell]:
     for n in sizes:
-        for shape in SHAPES if n <= LARGEST_RECTANGLE else ("n x n",):
-            for share in SHARES if n <= LARGEST_WHOLE else LARGE_SHARES:
+        for shape in SHAPES if n <= MAX_RECTANGLE else ("n x n",):
+            for share in SHARES if n <= MAX_WHOLE else LARGE_SHARES:
                 for known in (False, True):
                     yield Cell(shape, n, share, known)
 

@@ -45,7 +45,7 @@ STACK_STEPS = 8  #: of a stack
 DEFERRED = "deferred"
 
 #: Every contestant takes part in so many rounds, before it leaves because its time is used up.
-FEWEST_ROUNDS = 3
+MIN_ROUNDS = 3
 
 
 @dataclass
@@ -93,19 +93,19 @@ def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
 def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
     """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own on the device.
 
-    A contestant leaves when it has used `seconds` and done `FEWEST_ROUNDS`. Its result is compared in the third
+    A contestant leaves when it has used `seconds` and done `MIN_ROUNDS`. Its result is compared in the third
     round and in the last. The first matrix is not timed: nothing is known of it yet. Returns what was measured
     by algorithm, and the number of values above the limit in the third round, or the last.
     """
     contestants = projections(sequence.limit, device)
     measured = {name: Measured() for name in contestants}
     last, above = len(sequence.matrices) - 1, 0
-    compared_first = min(FEWEST_ROUNDS, last)
+    compared_first = min(MIN_ROUNDS, last)
     for turn, matrix in enumerate(sequence.matrices):
         results: dict[str, Tensor] = {}
         for name in shuffled(contestants, turn):
             taken = measured[name].seconds
-            if len(taken) >= FEWEST_ROUNDS and sum(taken) > seconds:
+            if len(taken) >= MIN_ROUNDS and sum(taken) > seconds:
                 continue
             weight, said = matrix.to(device, copy=True), []
             needed = seconds_of(lambda: said.append(contestants[name](weight)), device)  # noqa: B023 (called at once)

@@ -16,7 +16,7 @@ from gruclip.bench.timing import WARMUP, Contestant, interleave
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
 from gruclip.gru import GRU
-from gruclip.kernels.dropout import FEWEST_UNITS
+from gruclip.kernels.dropout import MIN_UNITS
 from gruclip.report.render import Table
 from gruclip.training.clock import PARTS
 from gruclip.training.engine import Engine
@@ -127,7 +127,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
         return layer + output_work(rows, n, vocabulary, 2 if precision == "bf16" else 4, dropout)
 
     works = {precision: work_of(precision, 0.0) for precision in ("fp32", "bf16")}
-    spared = work_of("fp32", model.dropout if n >= FEWEST_UNITS else 0.0)
+    spared = work_of("fp32", model.dropout if n >= MIN_UNITS else 0.0)
     machine = measure_machine(works.values())
     timings = interleave(language_contestants(corpus, ours, steps, batch, n), rounds)
     floors = {name: machine.floor(works[precision], precision) for name, precision in _precisions(timings).items()}

@@ -13,7 +13,7 @@ from gruclip.clipping.rounding import clip_matrices_
 from gruclip.spectral import SpectralState
 
 #: Elements that are clipped at once, at most: they are copied together, and the algorithms hold a few arrays as large.
-MOST_AT_ONCE = 1 << 26
+MAX_AT_ONCE = 1 << 26
 #: Algorithms that take a batch at once on any device.
 BATCHED = ("products", "program")
 
@@ -36,14 +36,14 @@ def batches(shapes: Sequence[Tensor], algorithm: str) -> list[list[int]]:
 
 
 def _of_a_size(places: list[int], shapes: Sequence[Tensor]) -> list[list[int]]:
-    """Split so that each has `MOST_AT_ONCE` elements at most, or is one stack."""
+    """Split so that each has `MAX_AT_ONCE` elements at most, or is one stack."""
     parted: list[list[int]] = []
     room = 0
     for place in places:
         room -= shapes[place].numel()
         if room < 0:
             parted.append([])
-            room = MOST_AT_ONCE - shapes[place].numel()
+            room = MAX_AT_ONCE - shapes[place].numel()
         parted[-1].append(place)
     return parted
 

@@ -94,7 +94,7 @@ class _Projection(torch.autograd.Function):
         return _Projection.apply(weight, limits, algorithm), 0  # type: ignore[no-untyped-call]
 
 
-class _Once(torch.autograd.Function):
+class _FirstOrder(torch.autograd.Function):
     """It has no second derivative."""
 
     @staticmethod
@@ -110,7 +110,7 @@ class _Once(torch.autograd.Function):
         raise UserError("clip_singular_values has first derivatives only; differentiate it once")
 
 
-class _Derivative(_Once):
+class _Derivative(_FirstOrder):
     """(weight, limits, P(weight), gradient) to the gradients of weight and limits."""
 
     @staticmethod
@@ -127,7 +127,7 @@ class _Derivative(_Once):
         return _Derivative.apply(*_directions(info.batch_size, in_dims, *tensors)), (0, 0)  # type: ignore[no-untyped-call]
 
 
-class _Tangent(_Once):
+class _Tangent(_FirstOrder):
     """(weight, limits, P(weight), tangent, that of limits) to the tangent of P(weight)."""
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from gruclip.choices import CELLS, LEAST_DELTA, is_delta
+from gruclip.choices import CELLS, MIN_DELTA, is_delta
 from gruclip.clipping.selection import Select, pick
 from gruclip.dynamics import limits_of
 from gruclip.errors import UserError
@@ -125,7 +125,7 @@ def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParam
     for entry, layer, (limit, _) in zip(entries, layers, limits_of(layers), strict=True):
         if not is_delta(delta, limit):
             whose = f"the limit of {layer.name} ({layer.cell})"
-            raise UserError(f"delta={delta}: should be inside (0, {limit:.4g}), {whose}, by {LEAST_DELTA:g} of it")
+            raise UserError(f"delta={delta}: should be inside (0, {limit:.4g}), {whose}, by {MIN_DELTA:g} of it")
         yield replace(entry, limits=(limit - delta,))
 
 

@@ -22,7 +22,7 @@ LARGE = 1 << 16
 #: A vector's norm up to limit (1 + NEAR) counts as inside: in 16 or 32 bits, and in float64.
 NEAR = (1e-6, 1e-12)
 #: Tries to find by measurement how far below the limit the values have to be to stay inside when they are rounded.
-MOST_TRIES = 5
+MAX_TRIES = 5
 #: How far below: so many times the root mean square of what the last rounding moved out.
 ROOM = 2.0
 
@@ -116,7 +116,7 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
     if not any(counts):
         return counts
     target, sure = ceiling.clone(), _sure_target(matrices, ceiling)
-    for tries in range(MOST_TRIES + 1):
+    for tries in range(MAX_TRIES + 1):
         rounded = wide.to(matrices.dtype)
         inside = rounded.float()
         moved_out = clip_singular_values_(inside, ceiling, algorithm=algorithm, state=state).values_clipped
@@ -126,7 +126,7 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
         excess = (
             torch.linalg.vector_norm(rounded.float() - inside, dim=(-2, -1)).double() / moved_out.clamp(min=1).sqrt()
         )
-        lower = (target - ROOM * excess).clamp(min=sure) if tries + 1 < MOST_TRIES else sure
+        lower = (target - ROOM * excess).clamp(min=sure) if tries + 1 < MAX_TRIES else sure
         target = torch.where(outside, lower, target)
         clip_singular_values_(wide, target, algorithm=algorithm, state=state)
     matrices.copy_(rounded)

@@ -19,7 +19,7 @@ from gruclip.data.words import WordCorpus
 from gruclip.errors import ConfigError
 
 #: Lanes that tunes are dealt to in evaluation, at most.
-MOST_EVALUATION_LANES = 64
+MAX_EVALUATION_LANES = 64
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _eval_words(text: Tensor, batch_size: int) -> Lanes:
 
 def _eval_tunes(tunes: Sequence[Tensor]) -> Lanes:
     steps = sum(map(len, tunes))
-    count = min(MOST_EVALUATION_LANES, steps // max(map(len, tunes)))
+    count = min(MAX_EVALUATION_LANES, steps // max(map(len, tunes)))
     lanes: list[list[Tensor]] = [[] for _ in range(count)]
     filled = [0] * count
     for tune in sorted(tunes, key=len, reverse=True):

@@ -19,7 +19,7 @@ PERCUSSION = 9  #: the channel on which numbers are drums
 VELOCITY = 80
 
 #: Steps of a tune, at most: a time that a damaged file gives may be any.
-MOST_STEPS = 10**6
+MAX_STEPS = 10**6
 
 
 def _mido() -> Any:
@@ -51,8 +51,8 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
     if strange is not None:
         raise DataError(f"{name}: note {strange} is no key of a piano (21 to 108); transpose the tune or leave it out")
     steps = max(stop for _, _, stop in spans)
-    if steps > MOST_STEPS:
-        raise DataError(f"{name}: {steps:,} time steps long, which no tune is ({MOST_STEPS:,} at most); leave it out")
+    if steps > MAX_STEPS:
+        raise DataError(f"{name}: {steps:,} time steps long, which no tune is ({MAX_STEPS:,} at most); leave it out")
     roll = torch.zeros(steps, KEYS, dtype=torch.uint8)
     for note, start, stop in spans:
         roll[start:stop, note - LOWEST] = 1

@@ -20,7 +20,7 @@ UNK = "<unk>"
 TOKEN = re.compile(r"\w+|([^\w\s])\1*")
 PYDOC_VOCABULARY = 10_000
 PYDOC_CHUNK = 500  #: tokens
-LEAST_COUNT = 2  #: a word met once in the training text is <unk>, so that <unk> is learned
+MIN_COUNT = 2  #: a word met once in the training text is <unk>, so that <unk> is learned
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def tokens(lines: Iterable[str], unit: str) -> list[str]:
 def _without_rare(text: list[str], vocabulary: int) -> list[str]:
     """``<unk>`` for what is met once or is not frequent enough for a `vocabulary` that holds it and ``<eos>``."""
     frequent = Counter(token for token in text if token != EOS).most_common(vocabulary - 2)
-    known = {EOS, *(token for token, count in frequent if count >= LEAST_COUNT)}
+    known = {EOS, *(token for token, count in frequent if count >= MIN_COUNT)}
     return [token if token in known else UNK for token in text]
 
 

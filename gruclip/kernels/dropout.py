@@ -8,7 +8,7 @@ from torch import Tensor
 from gruclip.kernels import compiled
 
 #: Units from which skipping pays, and the share of them that may be left: below, a library's product is as fast.
-FEWEST_UNITS, MOST_KEPT = 256, 0.75
+MIN_UNITS, MAX_KEPT = 256, 0.75
 #: SplitMix64's numbers, as int64.
 STEP = 0x9E3779B97F4A7C15 - 2**64
 SCRAMBLING = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -19,9 +19,9 @@ def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
 
     The mask has dropout's factors, 0 and 1 / (1 - p), so that its largest says what share is left.
     """
-    if mask is None or mask.shape[-1] < FEWEST_UNITS or not compiled.takes(mask, *others):
+    if mask is None or mask.shape[-1] < MIN_UNITS or not compiled.takes(mask, *others):
         return False
-    return MOST_KEPT * float(mask.max()) >= 1
+    return MAX_KEPT * float(mask.max()) >= 1
 
 
 def random_bits(seeds: Tensor, words: int) -> Tensor:

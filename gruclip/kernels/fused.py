@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 #: Elements per program of a kernel, and of a layer's step, which has few; the longest row of one program.
-BLOCK, STEP_BLOCK, LONGEST_ROW = 1024, 256, 1 << 16
+BLOCK, STEP_BLOCK, MAX_ROW = 1024, 256, 1 << 16
 
 #: What a program of a step's kernels with products takes: units, and terms of the sum at a time.
 PRODUCT_BLOCKS = {"UNITS": 64, "K": 64, "num_warps": 4, "num_stages": 4}
 #: Units of a layer, at most: offsets into both gates' weights are 32-bit integers.
-MOST_UNITS = (1 << 15) - 1
+MAX_UNITS = (1 << 15) - 1
 
 #: Set by tests, where TRITON_INTERPRET=1 was set before Triton was first imported: the kernels take the CPU's tensors.
 INTERPRETED = False
@@ -75,7 +75,7 @@ def launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 
 def takes_logits(logits: Tensor) -> bool:
-    return takes(logits) and logits.shape[-1] <= LONGEST_ROW
+    return takes(logits) and logits.shape[-1] <= MAX_ROW
 
 
 def softmax_nll_(logits: Tensor, bias: Tensor, targets: Tensor, gradient: bool) -> Tensor:

@@ -37,7 +37,7 @@ def split(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _are_fused(gates: Tensor, c: Tensor, states: Tensor, weight_hh: Tensor, compute: torch.dtype | None) -> bool:
     single = all(tensor.dtype == torch.float32 for tensor in (gates, c, states))
     weights = compute == torch.bfloat16 or (compute in (None, torch.float32) and weight_hh.dtype == torch.float32)
-    return single and weights and c.shape[-1] <= fused.MOST_UNITS and fused.takes(gates, c, states)
+    return single and weights and c.shape[-1] <= fused.MAX_UNITS and fused.takes(gates, c, states)
 
 
 def forward_(

@@ -27,7 +27,7 @@ STEP = 16
 #: Squarings after which torch's operations make the norm 1 again: q^-(2^4) is far from the least number.
 NORMED = 5
 #: Squared lengths up to which a column is taken for zero.
-LEAST_SQUARE = 1e-60
+MIN_SQUARE = 1e-60
 
 Polynomials = Sequence[tuple[float, float, float]]
 
@@ -120,13 +120,13 @@ def inverse_factor(matrix: Tensor, shift: float | None = None) -> Tensor:
         out = matrix.new_empty(matrix.shape)
         fused.launch(
             "inverse_factor", (len(matrix),), matrix.contiguous(), out, UNIT=shift is not None, SHIFT=shift or 0.0,
-            LEAST=LEAST_SQUARE, Q=SIDE, num_warps=4,
+            LEAST=MIN_SQUARE, Q=SIDE, num_warps=4,
         )  # fmt: skip
         return out
     size = None
     if shift is not None:
         square = matrix.diagonal(dim1=-2, dim2=-1)
-        size = torch.where(square > LEAST_SQUARE, square.rsqrt(), 0.0)
+        size = torch.where(square > MIN_SQUARE, square.rsqrt(), 0.0)
         matrix = matrix * size[:, None] * size[:, :, None]
         matrix.diagonal(dim1=-2, dim2=-1).add_(shift)
     factor = torch.linalg.cholesky_ex(matrix, upper=True).L

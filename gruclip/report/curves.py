@@ -31,7 +31,7 @@ CHUNK = 100_000
 
 #: Bytes of all files of a kind together, and of one file unpacked: what is larger was not written here. The 180,000
 #: epochs of all runs that a lent GPU is to train have some four million; it gives back files of twice their limit.
-MOST_BYTES = {"steps": 1_000_000, "epochs": 8 << 20}
+MAX_BYTES = {"steps": 1_000_000, "epochs": 8 << 20}
 _MOST_UNPACKED = 50_000_000
 
 STEPS = ("step", "grad_norm", "radius")

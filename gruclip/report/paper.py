@@ -46,7 +46,7 @@ def collect(
     were left out since they are kept with other results, as of another machine.
 
     Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two of the places with
-    other results, and where the curves would grow beyond `curves.MOST_BYTES`.
+    other results, and where the curves would grow beyond `curves.MAX_BYTES`.
     """
     files: dict[Path, _File] = {}
     for place in places:
@@ -178,7 +178,7 @@ def _check_names(step_names: Sequence[str], made: Sequence[_Made]) -> None:
 
 
 def _check_size(out: Path, contents: dict[Path, bytes]) -> None:
-    for kind, most in curves.MOST_BYTES.items():
+    for kind, most in curves.MAX_BYTES.items():
         ending = f".{kind}.csv.gz"
         sizes = {path: path.stat().st_size for path in out.rglob(f"curves/*{ending}")}
         sizes |= {path: len(data) for path, data in contents.items() if path.name.endswith(ending)}

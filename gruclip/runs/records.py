@@ -27,7 +27,7 @@ MOVE_AWAY = "move the folder away to run it anew"
 WRITTEN_ANEW = "remove that file, and the command that made the run writes it anew"
 
 #: Levels that the YAML loader is trusted with; a configuration has two.
-MOST_LEVELS = 2000
+MAX_LEVELS = 2000
 
 #: C's parser, where PyYAML has it, is ten times faster; both build plain data only.
 _YAML_LOADER: Any = None if yaml is None else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -97,7 +97,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML record of plain data; `UserError` where it cannot be read or is none."""
     text = _text(path)
     # Each level takes one of these characters, and the C loader recurs: too many levels would end the process.
-    if sum(map(text.count, "[{-?:")) > MOST_LEVELS:
+    if sum(map(text.count, "[{-?:")) > MAX_LEVELS:
         raise UserError(f"{path}: damaged (nested too deeply); {MOVE_AWAY}")
     try:
         content = _parsed(path, text)

@@ -17,7 +17,7 @@ from gruclip.rules import SEED
 from gruclip.runs.trained import read_trained
 
 #: Steps of a sample, at most.
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def sample(
     the first STEPS (32) of a tune of the test split, counted from 0. Without one, a text begins after the end of a
     sentence and a tune from nothing. Raises `ConfigError` for a value that cannot be, `UserError` as `evaluate_run`.
     """
-    if not 1 <= length <= MOST_STEPS:
-        raise ConfigError(f"--length {length}: should be a whole number from 1 to {MOST_STEPS:,}")
+    if not 1 <= length <= MAX_STEPS:
+        raise ConfigError(f"--length {length}: should be a whole number from 1 to {MAX_STEPS:,}")
     if not 0.01 <= temperature <= 100:
         raise ConfigError(f"--temperature {temperature:g}: should be a number from 0.01 to 100")
     if not SEED.holds(seed):

@@ -20,7 +20,7 @@ PROBES = 16
 #: alpha of (9).
 ALPHA = math.sqrt(math.pi / 2) * MISS ** (1 / PROBES)
 #: Degree of the polynomial in A, at most.
-MOST_TERMS = 24
+MAX_DEGREE = 24
 
 
 def probes(rows: int, like: Tensor, seed: int, count: int = PROBES) -> Tensor:
@@ -30,7 +30,7 @@ def probes(rows: int, like: Tensor, seed: int, count: int = PROBES) -> Tensor:
 
 
 def bound(rest: Tensor, guess: float, target: float, vectors: Tensor) -> float:
-    """A number mu <= `target` with ||rest||_2 <= mu; infinity where degree `MOST_TERMS` shows none.
+    """A number mu <= `target` with ||rest||_2 <= mu; infinity where degree `MAX_DEGREE` shows none.
 
     rest (m, n); guess: an estimate of the norm, not far below it; vectors: `probes` (n, b), independent of `rest`,
     overwritten. Rounding moves mu by some eps ||rest||^2 / mu.
@@ -39,8 +39,8 @@ def bound(rest: Tensor, guess: float, target: float, vectors: Tensor) -> float:
         return math.inf
     # The degree that it takes if the guess is right.
     expected = math.acosh(math.sqrt(rest.shape[1]) / ALPHA) / growth(target, guess)
-    x, before, degree, more = vectors, None, 0, max(1, math.ceil(min(expected, MOST_TERMS + 1)))
-    while degree + more <= MOST_TERMS:
+    x, before, degree, more = vectors, None, 0, max(1, math.ceil(min(expected, MAX_DEGREE + 1)))
+    while degree + more <= MAX_DEGREE:
         x, before, largest = chebyshev(rest, x, guess, more, before, degree)
         degree, more = degree + more, 1
         mu = guess * math.sqrt((1 + math.cosh(math.acosh(max(largest / ALPHA, 1.0)) / degree)) / 2)

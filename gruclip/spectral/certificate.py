@@ -14,9 +14,9 @@ from gruclip.spectral.bound import bound, probes
 from gruclip.spectral.subspace import Block, number_above
 
 #: beta / L, at most: kappa is then below 34.
-HIGHEST_BULK = 0.985
+MAX_BETA = 0.985
 #: Ritz pairs below this multiple of L are left to the bulk: each tracked one costs, and so does a bulk near L.
-LEAST_TRACKED = 0.88
+MIN_TRACKED = 0.88
 #: Where in the gap between the largest value left out and the limit the interval of the bound's polynomial ends.
 GUESS = 0.1
 #: A certificate ends at a gap between values if that is wider than so many steps.
@@ -51,11 +51,11 @@ def _room(block: Block, limit: float, ceiling: float) -> list[float]:
     return [1 - ((limit if value > ceiling else value) / ceiling) ** 2 for value in block.values]
 
 
-def apart(values: list[float], limit: float, least: int, step: float) -> int:
+def widest_gap(values: list[float], limit: float, least: int, step: float) -> int:
     """How many of the values, descending, precede their widest gap, at least `least`; 0 where a few steps of length
     `step` = ||W - W_old||_F may close it.
     """
-    gaps = [values[i - 1] - values[i] if values[i] < HIGHEST_BULK * limit else 0.0 for i in range(least, len(values))]
+    gaps = [values[i - 1] - values[i] if values[i] < MAX_BETA * limit else 0.0 for i in range(least, len(values))]
     widest = max(gaps, default=0.0)
     return least + gaps.index(widest) if widest > STEPS * step else 0
 
@@ -72,7 +72,7 @@ def _shares(block: Block, limit: float, ceiling: float, bulk: float) -> list[flo
 def _certifiable(block: Block, limit: float, ceiling: float) -> int:
     """How many of the leading pairs have residuals that let a certificate hold, even with the largest bulk."""
     total = 0.0
-    for count, share in enumerate(_shares(block, limit, ceiling, HIGHEST_BULK * limit)):
+    for count, share in enumerate(_shares(block, limit, ceiling, MAX_BETA * limit)):
         total += share
         if total > SHARE:
             return count
@@ -84,7 +84,7 @@ def uncertainty(block: Block, limit: float, ceiling: float, near: int) -> list[f
     small enough."""
     if _certifiable(block, limit, ceiling) >= near:
         return []
-    shares = _shares(block, limit, ceiling, HIGHEST_BULK * limit)[:near]
+    shares = _shares(block, limit, ceiling, MAX_BETA * limit)[:near]
     return [math.sqrt(2 * share * near / SHARE) for share in shares]
 
 
@@ -98,7 +98,7 @@ def left_out(block: Block, count: int, above: float) -> float:
 
 def _certificate(block: Block, limit: float, ceiling: float, count: int, beta: float) -> Certificate | None:
     """From the first `count` pairs, after clipping; None if (8) fails."""
-    if beta > HIGHEST_BULK * limit or not certifies(block, count, limit, ceiling, beta):
+    if beta > MAX_BETA * limit or not certifies(block, count, limit, ceiling, beta):
         return None
     # By (5) with clipped Theta; likewise sigma_(count + 1) <= beta + coupling.
     coupling = math.hypot(*block.size[:count])
@@ -123,12 +123,12 @@ def from_random_vectors(
     step, in the Frobenius norm.
     """
     count = min(_certifiable(block, limit, ceiling), len(block.values) - 1)
-    count = min(count, max(number_above(block.values, LEAST_TRACKED * limit), 1))
-    count = apart(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
+    count = min(count, max(number_above(block.values, MIN_TRACKED * limit), 1))
+    count = widest_gap(block.values[: count + 1], limit, max(number_above(block.values, ceiling), 1), moved) or count
     if count == 0:
         return None
     largest = block.values[count]
-    guess, target = largest + GUESS * (limit - largest), HIGHEST_BULK * limit
+    guess, target = largest + GUESS * (limit - largest), MAX_BETA * limit
     found = block.left[:, :count] * weight.new_tensor(block.values[:count])
     rest = torch.addmm(weight, found, block.right[:, :count].mT, alpha=-1)
     beta = bound(rest, guess, target, probes(weight.shape[1], weight, 2 * draw + 1))

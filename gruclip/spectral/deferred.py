@@ -13,10 +13,10 @@ from gruclip.spectral.stages import Stages
 from gruclip.spectral.state import SubspaceState
 
 #: Size, min(m, n), from which `auto` takes ``program`` on a GPU: it follows 64 directions at least.
-SMALLEST_PROGRAM = 256
+MIN_SIZE_PROGRAM = 256
 #: The same without a state: there `products` takes eight times as many operations as a pass of ``program``, which may
 #: fail.
-SMALLEST_UNKNOWN = 2048
+MIN_SIZE_UNKNOWN = 2048
 
 
 def tolerance(dtype: torch.dtype, algorithm: str) -> float:
@@ -87,7 +87,7 @@ def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:
     size, single = min(weight.shape[-2:]), weight.dtype == torch.float32
     if algorithm == "auto" and weight.device.type == "cuda":
         fast = has_fast_float64(weight.device)
-        if single and size >= (SMALLEST_PROGRAM if followed else SMALLEST_UNKNOWN) and (followed or fast):
+        if single and size >= (MIN_SIZE_PROGRAM if followed else MIN_SIZE_UNKNOWN) and (followed or fast):
             return "program"
         return "products" if fast else "auto"
     return "products" if algorithm == "program" and not (single and size >= COLUMNS) else algorithm

@@ -13,7 +13,7 @@ from gruclip.kernels.arguments import ROOM, WIDTH, band_rows
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, thin_product
 
 #: Share of the pairs above which `eigh` is cheaper: inverse iteration costs their number squared.
-LARGEST_SHARE = 0.5
+MAX_SHARE = 0.5
 #: Floats that the length of the compiled band's rows is a multiple of.
 ROW_STEP = 16
 #: Deviation from orthonormality, and residual relative to the largest entry of the matrix or to a pair's own value,
@@ -97,7 +97,7 @@ class Spectrum:
         `rough`: the vectors need not be orthogonal, and are not checked.
         """
         n = self.matrix.shape[0]
-        if self._all is None and count <= LARGEST_SHARE * n:
+        if self._all is None and count <= MAX_SHARE * n:
             values, vectors = torch.empty(count, dtype=torch.float64), self.matrix.new_empty(n, count)
             made: list[Tensor | None] = [values, vectors, self._reflections, self._band, self._scales]
             counts = [n, self._reflections.stride(0), count]

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gruclip.spectral.subspace import FARTHEST, number_above
-from gruclip.spectral.thin import take_off, thin_product
+from gruclip.spectral.subspace import MAX_RATIO, number_above
+from gruclip.spectral.thin import subtract_low_rank_, thin_product
 
 #: sigma_1 / limit up to which the Gram matrix in float64 resolves the limit well enough for matrices of a dtype: its
 #: eigenvalues are squares, so the limit comes out with a relative error of some 1e-16 (sigma_1 / limit)^2.
 GRAM_RANGE = {torch.float32: 1e4, torch.float64: 1e2}
 #: A difference in float32 is precise up to this: values clipped times (sigma_1 / limit - 1).
-MOST_LOST = 100
+MAX_LOST = 100
 #: n up to which recomposing a matrix costs no more than the calls of a difference.
-LARGEST_ANEW = 80
+MAX_SIZE_ANEW = 80
 
 
 class Decomposition(NamedTuple):
@@ -67,15 +67,15 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         return 0, values
     count = number_above(values, limit * (1 + tolerance / 2))
     lost = count * (values[0] / limit - 1)
-    difference = weight.dtype == torch.float32 and values[0] <= FARTHEST * limit and lost <= MOST_LOST
-    if difference and weight.shape[1] > LARGEST_ANEW:
+    difference = weight.dtype == torch.float32 and values[0] <= MAX_RATIO * limit and lost <= MAX_LOST
+    if difference and weight.shape[1] > MAX_SIZE_ANEW:
         columns = right[:, :count].float()
         excess = columns.new_tensor([1 - limit / value for value in values[:count]])
         if left is None:
             image = thin_product(weight, columns * excess)
         else:
             image = left[:, :count].float() * excess.new_tensor(values[:count]).mul_(excess)
-        take_off(weight, image, columns)
+        subtract_low_rank_(weight, image, columns)
     else:  # recomposed: from far above the limit, or in a long sum, a difference loses digits
         image = weight.double() @ right if left is None else left * left.new_tensor(values)
         image *= image.new_tensor([limit / max(value, limit) for value in values])

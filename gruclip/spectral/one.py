@@ -13,17 +13,17 @@ from gruclip.spectral.subspace import number_above
 from gruclip.spectral.thin import distance, thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
-SMALLEST_TRACKED = 128
+MIN_SIZE_TRACKED = 128
 
 #: From this size on a small matrix far inside its limit is followed without a decomposition, by Weyl's inequality.
-SMALLEST_INSIDE = 56
+MIN_SIZE_INSIDE = 56
 
 #: From this size on a matrix of which nothing is known is searched for a few values above the limit: a failed search
 #: costs up to a third of a decomposition, a successful one saves half or more.
-SMALLEST_SEARCHED = 800
+MIN_SIZE_SEARCHED = 800
 
 #: Frobenius norm, in limits, above which `gruclip.spectral.single` is of no use.
-FARTHEST = 1e6
+MAX_FROBENIUS_RATIO = 1e6
 
 
 class Outcome(NamedTuple):
@@ -37,9 +37,9 @@ class Outcome(NamedTuple):
 
 
 def clip_one(
-    weight: Tensor, norm: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
+    weight: Tensor, frobenius: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
 ) -> Outcome:
-    """Clip one matrix (m, n), of Frobenius norm `norm`, in place.
+    """Clip one matrix (m, n), of Frobenius norm `frobenius`, in place.
 
     held: its entries in the state, rewritten; `followed`: whether they are kept for a next call. An internal
     algorithm, ``single``, decomposes in single precision alone.
@@ -47,36 +47,40 @@ def clip_one(
     slack = tolerance(weight.dtype, algorithm)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     # Its square is a float32 number; and so are the elements of W^T W / L^2, in which sigma_1 has its digits.
-    squarable = 1e-15 < norm < 1e15
-    near_limit = squarable and norm / FARTHEST < limit <= norm / single.LEAST and single.takes(tall)
+    squarable = 1e-15 < frobenius < 1e15
+    near_limit = (
+        squarable and frobenius / MAX_FROBENIUS_RATIO < limit <= frobenius / single.MIN_RATIO and single.takes(tall)
+    )
     rests = int(held.get("rests", 1)) - 1
     algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
     if algorithm == "truncated" and squarable and limit < torch.inf:
         draws = _draws(held)
-        outcome = Outcome(*truncated.clip(weight, norm, limit, slack, held), redone=False)
+        outcome = Outcome(*truncated.clip(weight, frobenius, limit, slack, held), redone=False)
         if draws:
             held["draws"] = torch.tensor(draws)
         return outcome
     tracks = algorithm == "block"
     known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
-    done = _followed(weight, norm, limit, held, slack, tracks, known) if squarable else None
+    done = _followed(weight, frobenius, limit, held, slack, tracks, known) if squarable else None
     if done is not None:
         held.clear()  # what another algorithm left is outdated
-        held.update(_untracked(done.tracked.draws, tracked.RESTS) if done.dear else done.tracked.entries())
-        return Outcome(done.clipped, done.norm, limit < torch.inf, redone=False)
+        held.update(_untracked(done.tracked.draws, tracked.UNTRACKED_STEPS) if done.costly else done.tracked.entries())
+        return Outcome(done.clipped, done.norm_after, limit < torch.inf, redone=False)
 
     def wanted(count: int) -> int:
         return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
 
-    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.SMALLEST)
-    quick, far = single.clip(tall, norm, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
+    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE)
+    quick, far = (
+        single.clip(tall, frobenius, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
+    )
     if quick is None:
         count, values, right = _decomposed(tall, limit, slack, algorithm)
         count, after, rests = count + far, values[0], 0
     else:
         count, right = quick.clipped, quick.right
         values = [min(value, limit) for value in quick.values] if quick.clipped else quick.values
-        after = min(quick.norm, limit) if quick.clipped else quick.norm
+        after = min(quick.norm_before, limit) if quick.clipped else quick.norm_before
     if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
         _track(held, tall, weight, limit, values, right)
     else:
@@ -90,27 +94,27 @@ def clip_one(
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
     """Resolve ``auto`` for a shorter side of `size`, and ``block`` while tracking is suspended (`rests`)."""
     if algorithm == "auto":
-        at_once = near_limit and SMALLEST_INSIDE <= size <= single.LARGEST_AT_ONCE
-        algorithm = "single" if at_once else "gram" if size < SMALLEST_TRACKED else "block"
+        at_once = near_limit and MIN_SIZE_INSIDE <= size <= single.MAX_SIZE_AT_ONCE
+        algorithm = "single" if at_once else "gram" if size < MIN_SIZE_TRACKED else "block"
     return "single" if algorithm == "block" and near_limit and rests > 0 else algorithm
 
 
 def _followed(
     weight: Tensor,
-    norm: float,
+    frobenius: float,
     limit: float,
     held: dict[str, Tensor],
     slack: float,
     tracks: bool,
     known: tracked.Tracked | None,
-) -> tracked.Clipped | None:
+) -> tracked.Followed | None:
     """Clip by the tracked subspace `known`, or by a search if there is none; None if that fails."""
     if known is not None:
         if tracks:
-            return tracked.clip(weight, norm, limit, known, slack)
-        return tracked.inside(weight, norm, limit, known, distance(weight, known.previous), slack)
-    if tracks and limit < torch.inf and not held and min(weight.shape) >= SMALLEST_SEARCHED:
-        return tracked.search(weight, norm, limit, slack)
+            return tracked.clip(weight, frobenius, limit, known, slack)
+        return tracked.inside(weight, frobenius, limit, known, distance(weight, known.previous), slack)
+    if tracks and limit < torch.inf and not held and min(weight.shape) >= MIN_SIZE_SEARCHED:
+        return tracked.search(weight, frobenius, limit, slack)
     return None
 
 

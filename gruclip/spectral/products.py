@@ -19,7 +19,7 @@ from torch import Tensor
 from gruclip.kernels import program
 
 #: sigma_1 / limit, at most; beyond it the result is not certified.
-FARTHEST = 4.0
+MAX_RATIO = 4.0
 #: Eigenvalues of X that are smaller, relative to its norm, have no sign: they move sigma by half as much.
 RESOLUTION = {torch.float32: 2e-7, torch.float64: 5e-9}
 #: Relative margin on X's norm: beyond 1 the polynomials are so steep (24 each) that they amplify rounding.
@@ -77,7 +77,7 @@ def sign_polynomials(resolution: float, flattenings: int) -> list[tuple[float, f
 
 
 SIGN_POLYNOMIALS = {dtype: sign_polynomials(low, FLATTENINGS[dtype]) for dtype, low in RESOLUTION.items()}
-ROOT_POLYNOMIALS = sign_polynomials(1 / (FARTHEST * (1 + MARGIN)), flattenings=1)
+ROOT_POLYNOMIALS = sign_polynomials(1 / (MAX_RATIO * (1 + MARGIN)), flattenings=1)
 
 
 class Positive(NamedTuple):
@@ -96,7 +96,7 @@ def positive_part(squares: Tensor, norm: Tensor, polynomials: program.Polynomial
     # Two bounds of X's norm; the second holds since X + I has no negative eigenvalues.
     size = torch.linalg.vector_norm(x, dim=(-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     size = torch.minimum(size, (norm**2 - 1).clamp(min=1.0))
-    sign = program.sign((x / over(size * (1 + MARGIN))).reshape(-1, *x.shape[-2:]), polynomials).view_as(x)
+    sign = program.sign((x / per_matrix(size * (1 + MARGIN))).reshape(-1, *x.shape[-2:]), polynomials).view_as(x)
     absolute = x @ sign
     unresolved = torch.linalg.vector_norm(x - absolute @ sign, dim=(-2, -1)) / 2
     above = (x + absolute) / 2
@@ -120,13 +120,13 @@ def clip_by_products_(weight: Tensor, limits: Tensor, tolerance: float) -> ClipR
     finite, matrices = finite_matrices(weight)
     limits, wide = limits.to(torch.float64), matrices.double()
     norm = norms_by_products(wide)
-    scaled = wide / over(limits)
+    scaled = wide / per_matrix(limits)
     made = positive_part(scaled.mT @ scaled, norm / limits, SIGN_POLYNOMIALS[weight.dtype], tolerance)
     result = wide @ roots(made.above, norm / limits, ROOT_POLYNOMIALS)[0]
 
-    certified = finite & made.precise & (norm <= FARTHEST * limits)
+    certified = finite & made.precise & (norm <= MAX_RATIO * limits)
     changed = certified & ~made.inside
-    weight.copy_(torch.where(over(changed), result.to(weight.dtype), weight))
+    weight.copy_(torch.where(per_matrix(changed), result.to(weight.dtype), weight))
     return ClipResult(
         torch.where(changed, number_positive(made.sign), 0),
         torch.where(finite, torch.where(certified, torch.minimum(norm, limits), norm), torch.nan),
@@ -145,10 +145,10 @@ def number_positive(sign: Tensor) -> Tensor:
 def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each matrix of a batch is finite, and the batch with zeros for those that are not."""
     finite = torch.isfinite(weight).all(-1).all(-1)
-    return finite, torch.where(over(finite), weight, 0.0)
+    return finite, torch.where(per_matrix(finite), weight, 0.0)
 
 
-def over(vector: Tensor) -> Tensor:
+def per_matrix(vector: Tensor) -> Tensor:
     """(...) as (..., 1, 1): one factor for each matrix of a batch."""
     return vector[..., None, None]
 
@@ -158,7 +158,7 @@ def roots(above: Tensor, norm: Tensor, polynomials: program.Polynomials) -> tupl
     limits (...)."""
     flat = above.reshape(-1, *above.shape[-2:])
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
-    size = over((norm.reshape(-1).clamp(min=1.0) * (1 + MARGIN)).square())
+    size = per_matrix((norm.reshape(-1).clamp(min=1.0) * (1 + MARGIN)).square())
     root, inverse = program.coupled_roots((identity + flat) / size, polynomials)
     return (inverse / size.sqrt()).view_as(above), (root * size.sqrt()).view_as(above)
 
@@ -167,7 +167,7 @@ def norms_by_products(weight: Tensor) -> Tensor:
     """sigma_1 of each finite matrix (..., m, n), float64: an upper bound, to ln(n) / 2^(SQUARINGS + 2) of it."""
     matrix = (weight if weight.shape[-2] >= weight.shape[-1] else weight.mT).double()
     largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
-    scaled = matrix / over(largest)
+    scaled = matrix / per_matrix(largest)
     return largest * _gelfand(scaled.mT @ scaled, SQUARINGS).sqrt()
 
 
@@ -179,7 +179,7 @@ def radii_by_products(matrix: Tensor) -> Tensor:
     """
     matrix = matrix.double()
     largest = matrix.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
-    radii = largest * _gelfand(matrix / over(largest), RADIUS_SQUARINGS)
+    radii = largest * _gelfand(matrix / per_matrix(largest), RADIUS_SQUARINGS)
     vanished = (radii == 0) & (matrix != 0).any(-1).any(-1)
     if bool(vanished.any()):
         radii[vanished] = torch.linalg.eigvals(matrix[vanished]).abs().amax(-1)
@@ -192,6 +192,6 @@ def _gelfand(power: Tensor, squarings: int) -> Tensor:
     for k in range(squarings + 1):
         size = torch.linalg.vector_norm(power, dim=(-2, -1))
         logarithm = logarithm + size.log() / 2**k
-        power = power / over(size.clamp(min=torch.finfo(power.dtype).tiny))
+        power = power / per_matrix(size.clamp(min=torch.finfo(power.dtype).tiny))
         power = power @ power if k < squarings else power
     return logarithm.exp()

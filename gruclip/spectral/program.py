@@ -29,8 +29,16 @@ from gruclip.kernels.program import (
     is_positive_definite,
 )
 from gruclip.spectral.bound import ALPHA, PROBES
-from gruclip.spectral.certificate import GUESS, HIGHEST_BULK, SHARE
-from gruclip.spectral.products import MARGIN, ClipResult, number_positive, over, positive_part, roots, sign_polynomials
+from gruclip.spectral.certificate import GUESS, MAX_BETA, SHARE
+from gruclip.spectral.products import (
+    MARGIN,
+    ClipResult,
+    number_positive,
+    per_matrix,
+    positive_part,
+    roots,
+    sign_polynomials,
+)
 from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
 from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
 from gruclip.spectral.tracked import HELD, NEAR, SKETCH
@@ -38,14 +46,14 @@ from gruclip.spectral.tracked import HELD, NEAR, SKETCH
 #: q at least, the sketch included; and wider states' directions, for which q is a multiple of 64, allowed while q is at
 #: most this share of min(m, n), beyond which little is saved.
 COLUMNS = CARRIED + SKETCH
-WIDER, WIDEST = (120, 184), 1 / 3
+WIDER, MAX_SHARE = (120, 184), 1 / 3
 #: Degrees of the filter, each after a step of Cholesky QR: low at first, since values far above the limit drown the
 #: others in rounding; and of the bound's polynomial.
 DEGREES, BOUND_DEGREE = (2, 4, 4, 3), 12
 #: Values of the thin matrix, in limits, at most; and the polynomials of (15) and (19) that clip it.
-FARTHEST = 16.0
+MAX_RATIO = 16.0
 SIGN = sign_polynomials(1e-9, flattenings=1)
-ROOT = sign_polynomials(1 / (FARTHEST * (1 + MARGIN)), flattenings=1)
+ROOT = sign_polynomials(1 / (MAX_RATIO * (1 + MARGIN)), flattenings=1)
 #: Squarings of its Gram matrix: for the power that brings the leading columns first, and for its norm.
 ORDERING, SQUARINGS = 4, 14
 #: Added to that power, and to a Gram matrix of unit columns, so that they have Cholesky factors.
@@ -56,7 +64,7 @@ STIR = 1e-3
 
 def widths(m: int, n: int) -> list[int]:
     """How many directions a state may hold of each matrix (m, n), rising."""
-    return [CARRIED, *(carried for carried in WIDER if carried + SKETCH <= WIDEST * min(m, n))]
+    return [CARRIED, *(carried for carried in WIDER if carried + SKETCH <= MAX_SHARE * min(m, n))]
 
 
 @contextmanager
@@ -94,7 +102,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     scale = torch.ldexp(torch.ones_like(unit), -torch.frexp(unit).exponent)
     # Padded with zero rows and columns, so that the rows of all arrays are 16-byte aligned.
     W = weight.new_empty(matrices, m + -m % STEP, n + -n % STEP)
-    torch.mul(weight, over(scale).to(W.dtype), out=W[:, :m, :n])
+    torch.mul(weight, per_matrix(scale).to(W.dtype), out=W[:, :m, :n])
     W[:, m:].zero_()
     W[:, :, n:].zero_()
     size = torch.linalg.vector_norm(W, dim=(-2, -1)).double()
@@ -104,7 +112,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
 
     # The subspace.
     vectors, probes = gaussian(state.draws * 2 + 1, n, SKETCH + PROBES).to(W.dtype).split((SKETCH, PROBES), -1)
-    moved = W[:, :m, :n] @ vectors - (state.previous @ vectors) * over(scale).to(W.dtype)
+    moved = W[:, :m, :n] @ vectors - (state.previous @ vectors) * per_matrix(scale).to(W.dtype)
     sketch = _unit(W[:, :m, :n].mT @ moved) + (STIR / n**0.5) * vectors
     X = torch.nn.functional.pad(torch.cat((sketch.mT, state.right.mT), 1), (0, -n % STEP)).mT
     # Not below the values' root mean square, nor above what so many values can be at most.
@@ -112,17 +120,17 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     end = torch.minimum(end, torch.minimum(NEAR * limit, size / state.carried**0.5))
     end = end.clamp(min=torch.finfo(torch.float32).eps)
     for degree in DEGREES:
-        X = _chebyshev(W, _spread(X), end, degree)
-    X = _orthonormal(X)
+        X = _chebyshev(W, _cholesky_qr(X), end, degree)
+    X = _cholesky_qr_twice(X)
 
     # What W makes of it, clipped.
     image = exact_product(W, X)
     squares = gram(image)
     norm = high_power(squares, SQUARINGS)[1]
-    made = positive_part(squares / over(limit**2), norm / limit, SIGN, tolerance)
+    made = positive_part(squares / per_matrix(limit**2), norm / limit, SIGN, tolerance)
     factor, above = roots(made.above, norm / limit, ROOT)
     identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
-    loss = torch.where(over(made.inside), 0.0, factor - identity)
+    loss = torch.where(per_matrix(made.inside), 0.0, factor - identity)
     clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
 
     # The leading directions first.
@@ -138,20 +146,20 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
 
     # The first residual, whose square is the error of the norm.
     measured = _diagonal(basis.coupling)[:, 0].clamp(min=0).sqrt() <= NORM_RESIDUAL * norm**2
-    reached = norm <= FARTHEST * limit
+    reached = norm <= MAX_RATIO * limit
     certified = finite & made.precise & reached & torch.where(limited, inside & (made.inside | precise), measured)
     certified = certified & torch.isfinite(size)
     changed = certified & ~made.inside
-    result = clipped[:, :m, :n].mul_(over(1 / scale).to(W.dtype))
-    torch.where(over(changed), result, weight, out=weight)
+    result = clipped[:, :m, :n].mul_(per_matrix(1 / scale).to(W.dtype))
+    torch.where(per_matrix(changed), result, weight, out=weight)
 
     bulk = _lengths(basis.squares)[:, -SKETCH] / scale
     # No column is zero or NaN.
     whole = torch.linalg.vector_norm(X, dim=(-2, -1)).square() > X.shape[-1] - 0.5
     usable = whole & torch.isfinite(bulk) & reached
-    state.right.copy_(torch.where(over(usable), X[:, :n, :-SKETCH], state.right))
+    state.right.copy_(torch.where(per_matrix(usable), X[:, :n, :-SKETCH], state.right))
     # For the others `redo_uncertified_` stores its result.
-    torch.where(over(certified), weight, state.previous, out=state.previous)
+    torch.where(per_matrix(certified), weight, state.previous, out=state.previous)
     # A Ritz value is a lower bound, and with many values near the limit far too low.
     bulk = torch.where(changed, torch.maximum(bulk, HELD * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
@@ -177,10 +185,10 @@ def _certificate(
 ) -> tuple[Tensor, Tensor]:
     """The bound of what the first columns leave out, and whether (17) shows that sigma_1(W) <= ceiling.
 
-    By as many first columns as have small residuals, judged with HIGHEST_BULK for beta.
+    By as many first columns as have small residuals, judged with MAX_BETA for beta.
     """
     X, image, G, H, J = basis
-    highest = HIGHEST_BULK * limit
+    highest = MAX_BETA * limit
     room = (ceiling.square()[:, None] - _diagonal(H)).clamp(min=torch.finfo(torch.float64).tiny)
     shares = _diagonal(J) / ((ceiling.square() - highest.square())[:, None] * room)
     counted = (shares.cumsum(-1) <= SHARE).double()
@@ -193,7 +201,7 @@ def _certificate(
     others = H * (1 - counted)[:, :, None]
     leaning = others.mT @ (H - G @ H)
     coupling = J + others.mT @ G @ others + leaning + leaning.mT
-    schur = over(ceiling.square()) * G - H - coupling / over(ceiling.square() - beta.square())
+    schur = per_matrix(ceiling.square()) * G - H - coupling / per_matrix(ceiling.square() - beta.square())
     schur = schur * counted[:, None] * counted[:, :, None] + torch.diag_embed(1 - counted)
     return beta, is_positive_definite(schur) & (beta <= highest)
 
@@ -202,7 +210,7 @@ def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta:
     """The error (18), plus X's deviation from orthonormality; above (R, q, q): max(Theta, L) / L; sign: that of
     Theta - L; norm (R,): sigma_1 before."""
     identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
-    root = inverse_factor(over(limit) * above - over(torch.minimum(beta, HIGHEST_BULK * limit)) * identity)
+    root = inverse_factor(per_matrix(limit) * above - per_matrix(torch.minimum(beta, MAX_BETA * limit)) * identity)
     inverse = root @ root.mT
     factor, positive = (above - identity) @ inverse, (identity + sign) / 2
     first = ((factor @ basis.coupling) * factor).sum((-2, -1)).clamp(min=0).sqrt()
@@ -230,12 +238,12 @@ def _bound(rest: Tensor, end: Tensor, vectors: Tensor) -> Tensor:
     return end * ((1 + grown) / 2).sqrt()
 
 
-def _orthonormal(x: Tensor) -> Tensor:
-    """By `_spread`, twice: what rounding leaves after the first is gone after the second."""
-    return _spread(_spread(x))
+def _cholesky_qr_twice(x: Tensor) -> Tensor:
+    """By `_cholesky_qr`, twice: what rounding leaves after the first is gone after the second."""
+    return _cholesky_qr(_cholesky_qr(x))
 
 
-def _spread(x: Tensor) -> Tensor:
+def _cholesky_qr(x: Tensor) -> Tensor:
     """One step of Cholesky QR: columns with the same span, orthonormal but for rounding times their condition, which
     is enough for the filter."""
     return (inverse_factor(gram(x), SHIFT).mT.to(x.dtype) @ x.mT).mT
@@ -245,7 +253,7 @@ def _ordered(squares: Tensor) -> Tensor:
     """An orthogonal Q (..., q, q) whose first columns span leading eigenvectors of `squares`, by powers of it."""
     power = high_power(squares, ORDERING)[0]
     power.diagonal(dim1=-2, dim2=-1).add_(FLOOR)
-    return _orthonormal(power @ _spread(power))
+    return _cholesky_qr_twice(power @ _cholesky_qr(power))
 
 
 def _unit(x: Tensor) -> Tensor:

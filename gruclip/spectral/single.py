@@ -17,30 +17,30 @@ from torch import Tensor
 from gruclip.kernels.products import lower_gram
 from gruclip.spectral import exact, subspace
 from gruclip.spectral.certificate import certifies, left_out
-from gruclip.spectral.eigen import LARGEST_SHARE, Spectrum
-from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, take_off, thin_product
+from gruclip.spectral.eigen import MAX_SHARE, Spectrum
+from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, subtract_low_rank_, thin_product
 
-#: sigma_1 / limit, at most, up to n = LARGEST_AT_ONCE and beyond: the error of X grows with its norm and with n.
-FARTHEST_AT_ONCE, FARTHEST = 1.7, 1.4
+#: sigma_1 / limit, at most, up to n = MAX_SIZE_AT_ONCE and beyond: the error of X grows with its norm and with n.
+MAX_RATIO_AT_ONCE, MAX_RATIO = 1.7, 1.4
 #: sigma_1 / limit up to which eigenvectors are orthonormal enough: their error, 2e-5, multiplies the excess.
-NEAREST = 1.02
+MAX_RATIO_UNREFINED = 1.02
 #: sigma_1 / limit from which the error of X moves it by less than 1e-4 of itself.
-LEAST = 0.1
+MIN_RATIO = 0.1
 #: min(m, n), at most.
-LARGEST = 1024
+MAX_SIZE = 1024
 #: Error of sigma / limit, but for the largest X: there it may be twice as large, which the tolerance has room for.
 NOISE = 5e-7
 #: n below which ``gram`` costs no more.
-SMALLEST = 80
+MIN_SIZE = 80
 #: n up to which all eigenvectors cost less in float64, which needs no correction.
-LARGEST_EXACT = 128
+MAX_SIZE_EXACT = 128
 #: n up to which a decomposition costs less than tracking a subspace while training moves it (200 units on
 #: Nottingham: 2 ms against 7.7).
-LARGEST_AT_ONCE = 224
+MAX_SIZE_AT_ONCE = 224
 #: Values above this multiple of the limit are clipped first where some lie too far above it for (13).
 SET_APART = 1.05
 #: Share of the columns that they may be.
-WIDEST_SHARE = 0.4
+MAX_SHARE_APART = 0.4
 #: Residual, relative to the limit, that the first pair not above SET_APART limits may have: then no value above them
 #: hides in what is left out.
 HIDDEN = 0.03
@@ -53,16 +53,16 @@ FEW_NEAR = 0.125
 ROUGH, SETTLED = 1e-5, 1e-5
 
 
-class Clipped(NamedTuple):
+class Decomposed(NamedTuple):
     """What was done, and the decomposition it was done by."""
 
     clipped: int  #: values
-    norm: float  #: sigma_1 before clipping, to `NOISE`
+    norm_before: float  #: sigma_1 before clipping, to `NOISE`
     values: list[float]  #: upper bounds of the leading k values before clipping, near them, descending
     right: Tensor  #: their right singular vectors (n, k), float32
 
 
-class Squares:
+class ShiftedGram:
     """L^2 X = W^T W - L^2 I for a matrix W (m, n) and a limit L, the lower half in float32, and what was seen of it."""
 
     def __init__(self, weight: Tensor, limit: float) -> None:
@@ -81,23 +81,23 @@ class Squares:
 
 def takes(weight: Tensor) -> bool:
     """Whether a matrix, or its transpose, is of a kind that this can clip."""
-    return weight.dtype == torch.float32 and min(weight.shape) <= LARGEST
+    return weight.dtype == torch.float32 and min(weight.shape) <= MAX_SIZE
 
 
 def clip(
-    weight: Tensor, norm: float, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]
-) -> tuple[Clipped | None, int]:
-    """Clip `weight` (m, n), m >= n, of Frobenius norm `norm`, in place; None where this is not precise enough, and how
-    many values far above the limit were clipped all the same.
+    weight: Tensor, frobenius: float, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]
+) -> tuple[Decomposed | None, int]:
+    """Clip `weight` (m, n), m >= n, of Frobenius norm `frobenius`, in place; None where this is not precise enough, and
+    how many values far above the limit were clipped all the same.
 
     A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
     leading triplets are returned at least, given the number of values above near * limit.
     """
-    squares = Squares(weight, limit)
-    done = clip_near(weight, norm, squares, tolerance, near, wanted)
-    far = take_off_far_values(weight, squares, norm) if done is None else 0
+    squares = ShiftedGram(weight, limit)
+    done = clip_near(weight, frobenius, squares, tolerance, near, wanted)
+    far = clip_far_values_(weight, squares, frobenius) if done is None else 0
     if far:
-        done = clip_near(weight, norm, squares, tolerance, near, wanted)
+        done = clip_near(weight, frobenius, squares, tolerance, near, wanted)
     if far and done is not None:
         # Those are at the limit now, some by rounding above it.
         again = min(done.clipped, subspace.number_above(done.values, limit * (1 + tolerance + NOISE)))
@@ -106,55 +106,55 @@ def clip(
 
 
 def clip_near(
-    weight: Tensor, norm: float, squares: Squares, tolerance: float, near: float, wanted: Callable[[int], int]
-) -> Clipped | None:
+    weight: Tensor, frobenius: float, squares: ShiftedGram, tolerance: float, near: float, wanted: Callable[[int], int]
+) -> Decomposed | None:
     """The same given the squares; None, and `weight` unchanged, also where values are too far above the limit."""
     limit = squares.limit
     if squares.far is not None:
         return None
     spectrum = Spectrum(squares.matrix, limit**2)
-    farthest = FARTHEST if weight.shape[1] > LARGEST_AT_ONCE else FARTHEST_AT_ONCE
+    farthest = MAX_RATIO if weight.shape[1] > MAX_SIZE_AT_ONCE else MAX_RATIO_AT_ONCE
     marks = farthest, SET_APART, 1 + NOISE, CLOSE, near
     far, apart, above, close, beside = spectrum.count_above(*(mark**2 - 1 for mark in marks))
     (m, n), few = weight.shape, close <= FEW * weight.shape[1]
     if above and few and (far or close * m <= FEW_NEAR * n**2):
-        done = _clip_few(weight, norm, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
+        done = _clip_few(weight, frobenius, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
         if done is not None:
             return done
     # Without its certificate (13) is tried, imprecise from far.
     if far:
-        if not few and apart < WIDEST_SHARE * weight.shape[1]:
+        if not few and apart < MAX_SHARE_APART * weight.shape[1]:
             squares.far = spectrum.leading(apart + 1)[1]
         return None
-    if weight.shape[1] <= LARGEST_EXACT and above > LARGEST_SHARE * weight.shape[1]:
+    if weight.shape[1] <= MAX_SIZE_EXACT and above > MAX_SHARE * weight.shape[1]:
         parts = exact.gram(weight)
         count, _ = exact.clip(weight, limit, parts, tolerance)
-        return Clipped(count, parts.values[0], parts.values, parts.right.float())
+        return Decomposed(count, parts.values[0], parts.values, parts.right.float())
     x, right = spectrum.leading(max(1, above, wanted(beside)))
     relative = [math.sqrt(max(1 + one, 0.0)) for one in x]
     leading = relative[0] - 1
-    if abs(leading - tolerance) <= NOISE or leading < LEAST - 1:
+    if abs(leading - tolerance) <= NOISE or leading < MIN_RATIO - 1:
         return None
     if subspace.number_above(relative, 1.0) < above:
         return None  # one of those that were counted was not found
     count = above if leading > tolerance else 0
     if count:
         columns, excess = right[:, :count], right.new_tensor([1 - 1 / one for one in relative[:count]])
-        if leading > NEAREST - 1:
+        if leading > MAX_RATIO_UNREFINED - 1:
             ones = torch.ones_like(excess)
-            columns = _mixed(columns, ones, _lacking(columns, ones))
+            columns = _combined(columns, ones, _newton_correction(columns, ones))
             image = thin_product(weight, columns)
             # L times their unit images remains: made orthonormal, these lose the errors of X.
             length = 1 - excess
-            lost = _mixed(image, excess, -length[:, None] * _lacking(image, length / limit))
+            lost = _combined(image, excess, -length[:, None] * _newton_correction(image, length / limit))
         else:
             lost = thin_product(weight, columns * excess)
-        take_off(weight, lost, columns)
+        subtract_low_rank_(weight, lost, columns)
     values = [limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)) for one in x]
-    return Clipped(count, values[0], values, right)
+    return Decomposed(count, values[0], values, right)
 
 
-def _lacking(columns: Tensor, length: Tensor) -> Tensor:
+def _newton_correction(columns: Tensor, length: Tensor) -> Tensor:
     """C (k, k) for the Newton step Y <- Y + Y C to the nearest orthonormal columns, Y = X diag(length).
 
     columns: X (m, k); length (k,): so that Y is nearly orthonormal; a step squares its error.
@@ -170,7 +170,7 @@ def _lacking(columns: Tensor, length: Tensor) -> Tensor:
     return lacking.mul_(-0.5)
 
 
-def _mixed(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
+def _combined(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
     """X diag(factors) + X others, for columns X (m, k), factors (k,) and others (k, k)."""
     if columns.shape[1] <= FEW_COLUMNS:
         return thin_product(columns, factors.diag() + others)
@@ -178,8 +178,8 @@ def _mixed(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
 
 
 def _clip_few(
-    weight: Tensor, norm: float, limit: float, spectrum: Spectrum, close: int, count: int, tolerance: float
-) -> Clipped | None:
+    weight: Tensor, frobenius: float, limit: float, spectrum: Spectrum, close: int, count: int, tolerance: float
+) -> Decomposed | None:
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
     ceiling = limit * (1 + tolerance)
     x, right = spectrum.leading(count, rough=True)
@@ -190,8 +190,8 @@ def _clip_few(
     below = max(1 + x[last], 0.0) * limit**2
 
     def judge(block: subspace.Block) -> list[float]:
-        precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[-1], limit))
-        return subspace.both(precise, [size / (SETTLED * limit) for size in block.size[:last]])
+        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[-1], limit))
+        return subspace.elementwise_max(precise, [size / (SETTLED * limit) for size in block.size[:last]])
 
     found = subspace.converge(weight, right, judge)
     if found is None:
@@ -201,24 +201,24 @@ def _clip_few(
     if not beta < limit:
         return None
     before, clipped, precise = None, 0, True
-    if block.values[0] > subspace.FARTHEST * limit:
+    if block.values[0] > subspace.MAX_RATIO * limit:
         before = weight.clone()
-        clipped = subspace.clip_leading(weight, block, limit, ceiling)
+        clipped = subspace.clip_leading_(weight, block, limit, ceiling)
         block = subspace.rayleigh_ritz(weight, block.right.contiguous())
         precise = max(judge(block)) <= 1
     if precise and certifies(block, last, limit, ceiling, beta):
         # What came from far above is at the limit up to rounding: clip it to the limit.
-        exactly = subspace.clip_leading(weight, block, limit, ceiling if before is None else limit)
+        exactly = subspace.clip_leading_(weight, block, limit, ceiling if before is None else limit)
         clipped = clipped or exactly
         # From the eigenvalues, whose ranks are known: of the Ritz values one may be missing.
         bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
-        return Clipped(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
+        return Decomposed(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
     if before is not None:
         weight.copy_(before)
     return None
 
 
-def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
+def clip_far_values_(weight: Tensor, squares: ShiftedGram, frobenius: float) -> int:
     """Clip only the values far above the limit, in place; their number, 0 where it would be slow.
 
     A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
@@ -228,9 +228,9 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
 
     def judge(block: subspace.Block) -> list[float] | None:
         count = subspace.number_above(block.values, ceiling)
-        if block.values[0] > subspace.FARTHEST * limit or not 0 < count < len(block.values):
+        if block.values[0] > subspace.MAX_RATIO * limit or not 0 < count < len(block.values):
             return None
-        precise = subspace.imprecision(block, norm, limit, ceiling, min(block.values[count], limit))
+        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[count], limit))
         # Of the first not above it.
         return [*precise, block.size[count] / (HIDDEN * limit)]
 
@@ -238,7 +238,7 @@ def take_off_far_values(weight: Tensor, squares: Squares, norm: float) -> int:
         return 0
     found = subspace.converge(weight, squares.far, judge)
     block = None if found is None else found.block
-    count = 0 if block is None else subspace.clip_leading(weight, block, limit, ceiling)
+    count = 0 if block is None else subspace.clip_leading_(weight, block, limit, ceiling)
     # Where all that was found is far, there may be more.
     if block is not None and 0 < count < len(block.values):
         squares.form(weight)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels.graphs import Capture, Phase
-from gruclip.spectral.products import FARTHEST, ClipResult, clip_by_products_, norms_by_products
+from gruclip.spectral.products import MAX_RATIO, ClipResult, clip_by_products_, norms_by_products
 
 #: Limits at which a matrix is clipped one after another, at most, each a quarter of the one before.
-MOST_STAGES = 12
+MAX_STAGES = 12
 #: Matrices of a captured batch, at most: in larger ones kernels take longer than their launch.
-MOST_CAPTURED = 32
+MAX_CAPTURED = 32
 
 
 class Stages:
@@ -33,7 +33,7 @@ class Stages:
         batch = self._batch(matrices, near)
         batch.take(matrices, limit)
         batch.measure()
-        for _ in range(MOST_STAGES):
+        for _ in range(MAX_STAGES):
             batch.stage()
             if bool(batch.ended):
                 break
@@ -41,7 +41,7 @@ class Stages:
 
     def _batch(self, matrices: Tensor, near: float) -> _Batch:
         count, *shape = matrices.shape
-        if self._capture is None or count > MOST_CAPTURED:
+        if self._capture is None or count > MAX_CAPTURED:
             return _Batch(matrices, count, near)
         size = _rounded(count)
         key = (size, *shape)
@@ -84,7 +84,7 @@ class _Batch:
         self.counts.zero_()
 
     def _stage(self) -> None:
-        now = torch.maximum(self.limit, self.norm * (1.01 / FARTHEST))
+        now = torch.maximum(self.limit, self.norm * (1.01 / MAX_RATIO))
         result = clip_by_products_(self.matrices, now, self._near)
         self.norm.copy_(result.spectral_norm)
         self.counts.copy_(torch.maximum(self.counts, result.values_clipped))

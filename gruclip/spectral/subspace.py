@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import compiled
-from gruclip.spectral.thin import column_gram, take_off, there_and_back, thin_product
+from gruclip.spectral.thin import column_gram, normal_product, subtract_low_rank_, thin_product
 
 #: At most so many filters, of that degree at most; the basis is made orthonormal again after `DEGREES` degrees, or
-#: before the largest value's column has grown by exp(`MOST_GROWTH`).
-MOST_ROUNDS, MOST_DEGREE, DEGREES, MOST_GROWTH = 8, 12, 4, 18.0
+#: before the largest value's column has grown by exp(`MAX_GROWTH`).
+MAX_ROUNDS, MAX_DEGREE, DEGREES, MAX_GROWTH = 8, 12, 4, 18.0
 #: The same for columns that are no Ritz vectors.
 FIRST_DEGREES = 2
 #: A filtered column longer than this leaves too much of its direction in the others after one round of Cholesky's QR:
@@ -26,18 +26,18 @@ FIRST_DEGREES = 2
 LEANING = 1e4
 #: Logarithms: how far below their bound residuals are aimed, and the least reduction by a degree that is counted
 #: on.
-MARGIN, SLOWEST_RATE = 0.5, 0.1
+MARGIN, MIN_RATE = 0.5, 0.1
 #: d degrees are taken to divide residuals by exp(FIRST_RATE / (d + 1)) each at least: the first do more than `growth`
 #: says.
 FIRST_RATE = 6.0
 #: A residual e of a pair theta is rounding alone where theta e <= ROUNDING eps sigma_1^2.
 ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
-SMALLEST_VALUE = 0.02
+MIN_VALUE = 0.02
 #: Least theta - mu in (7), in limits.
-LEAST_GAP = 1e-3
+MIN_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
-FARTHEST = 4.0
+MAX_RATIO = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
 PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
 #: Where Q holds Ritz vectors already, the images W Q are orthogonal but for rounding: ||U^T U - I||_2 is at most
@@ -91,10 +91,10 @@ def _right_singular(image: Tensor) -> tuple[list[float], Tensor]:
 def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
     """The Ritz triplets of W (m, n) on the span of some columns (n, q), and their residuals: (3) and (4)."""
     basis = orthonormal(columns)
-    image, back = there_and_back(weight, basis)
+    image, back = normal_product(weight, basis)
     values, Y = _right_singular(image)
     # W^T U = (W^T W Q) Y / Theta, but for values so small that their division would lose digits.
-    at_hand = values[-1] > SMALLEST_VALUE * values[0]
+    at_hand = values[-1] > MIN_VALUE * values[0]
     theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
     if at_hand and compiled.takes(basis, image, back):
         (m, q), n = image.shape, len(basis)
@@ -118,12 +118,12 @@ def number_above(values: list[float], bound: float) -> int:
     return sum(value > bound for value in values)
 
 
-def clip_leading(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
+def clip_leading_(weight: Tensor, block: Block, limit: float, ceiling: float) -> int:
     """W - U_C (Theta_C - L) V_C^T in place, for the values above `ceiling`; their number."""
     count = number_above(block.values, ceiling)
     if count:
         excess = weight.new_tensor([value - limit for value in block.values[:count]])
-        take_off(weight, block.left[:, :count] * excess, block.right[:, :count])
+        subtract_low_rank_(weight, block.left[:, :count] * excess, block.right[:, :count])
     return count
 
 
@@ -166,7 +166,7 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
     `degree`: that of a filter before the first look, if `end` is known.
     """
     done, most, size = 0, FIRST_DEGREES, math.inf
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         while degree:
             now = min(degree, most)
             # Columns that are no Ritz vectors all turn to the largest value's.
@@ -186,15 +186,15 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
             return Found(block, done - min(_spare(block, excess, end, done), done))
         if not 1e-18 * largest < end or not all(math.isfinite(one) for _, one in wanted):
             return None
-        degrees = [(math.log(one) + MARGIN) / max(growth(value, end), SLOWEST_RATE) for value, one in wanted]
-        degree, columns = min(math.ceil(max(degrees)), MOST_DEGREE), block.right.contiguous()
-        most = max(1, min(DEGREES, int(MOST_GROWTH / growth(largest, end))))
+        degrees = [(math.log(one) + MARGIN) / max(growth(value, end), MIN_RATE) for value, one in wanted]
+        degree, columns = min(math.ceil(max(degrees)), MAX_DEGREE), block.right.contiguous()
+        most = max(1, min(DEGREES, int(MAX_GROWTH / growth(largest, end))))
     return None
 
 
 def _spare(block: Block, excess: list[float], end: float, done: int) -> int:
     """How many of a filter's `done` degrees were not needed for residuals that are small enough."""
-    slowest = max(SLOWEST_RATE, FIRST_RATE / (done + 1))
+    slowest = max(MIN_RATE, FIRST_RATE / (done + 1))
     rounding = ROUNDING * torch.finfo(block.residual.dtype).eps * block.values[0] ** 2
     asked = [pair for pair in zip(block.values, block.size, excess, strict=False) if pair[2] > 0]
     # Residuals at rounding level understate the spare degrees, the slowest pair's least.
@@ -208,24 +208,24 @@ def growth(value: float, end: float) -> float:
     return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0)) if end > 0 else math.inf
 
 
-def imprecision(block: Block, norm: float, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """The `Judge` ratios of the pairs above `ceiling` by (7) of README.md, for a matrix of Frobenius norm `norm` whose
-    other values are at most `bulk`; without such pairs that of the first."""
+def imprecision(block: Block, frobenius: float, limit: float, ceiling: float, bulk: float) -> list[float]:
+    """The `Judge` ratios of the pairs above `ceiling` by (7) of README.md, for a matrix of Frobenius norm `frobenius`
+    whose other values are at most `bulk`; without such pairs that of the first."""
     count = number_above(block.values, ceiling)
     if count == 0:
         return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
-    precise = PRECISION[block.residual.dtype] * max(norm, limit)
+    precise = PRECISION[block.residual.dtype] * max(frobenius, limit)
     squares, seconds = [], []
     for value, size in zip(block.values[:count], block.size, strict=False):
-        gap = max(value - bulk, LEAST_GAP * limit)
+        gap = max(value - bulk, MIN_GAP * limit)
         squares.append((size * min((value - limit) / gap, 1.0)) ** 2)
         seconds.append(size**2 / gap)
     # What is of second order shrinks with the square of the residual, too.
-    room, further = allotted(squares, precise**2), allotted(seconds, precise)
+    room, further = water_level(squares, precise**2), water_level(seconds, precise)
     return [math.sqrt(max(one / room, two / further)) for one, two in zip(squares, seconds, strict=True)]
 
 
-def allotted(parts: list[float], whole: float) -> float:
+def water_level(parts: list[float], whole: float) -> float:
     """The cap for which the parts, each cut to it, sum to `whole`; where they sum to less, the largest part scaled up
     by the same factor."""
     left = whole
@@ -237,6 +237,6 @@ def allotted(parts: list[float], whole: float) -> float:
     return max(max(parts) * whole / max(sum(parts), sys.float_info.min), sys.float_info.min)
 
 
-def both(one: list[float], other: list[float]) -> list[float]:
+def elementwise_max(one: list[float], other: list[float]) -> list[float]:
     """The larger of two demands on each pair."""
     return [max(pair) for pair in itertools.zip_longest(one, other, fillvalue=0.0)]

@@ -33,7 +33,7 @@ def thin_product(weight: Tensor, columns: Tensor, roughly: bool = False) -> Tens
     return (columns.mT.double().contiguous() @ weight.mT.double()).mT.to(weight.dtype)
 
 
-def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
+def subtract_low_rank_(weight: Tensor, left: Tensor, right: Tensor) -> None:
     """W -= X Y^T in place, for columns X and Y."""
     if weight.stride(1) != 1:
         weight, left, right = weight.mT, right, left
@@ -51,7 +51,7 @@ def take_off(weight: Tensor, left: Tensor, right: Tensor) -> None:
             weight.addmm_(x, y.mT, alpha=-1)
 
 
-def there_and_back(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def normal_product(weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """W X and W^T W X for a few columns X, in one pass over W."""
     if compiled.takes(weight, columns) and weight.stride(1) == 1:
         (m, n), width = weight.shape, columns.shape[1]

@@ -21,18 +21,18 @@ from gruclip.spectral.certificate import (
     NONE,
     ROUNDED,
     Certificate,
-    apart,
     from_last,
     from_random_vectors,
     uncertainty,
+    widest_gap,
 )
 from gruclip.spectral.state import NUMBERS
 from gruclip.spectral.subspace import (
-    FARTHEST,
+    MAX_RATIO,
     Block,
-    both,
-    clip_leading,
+    clip_leading_,
     converge,
+    elementwise_max,
     imprecision,
     number_above,
 )
@@ -46,11 +46,11 @@ SPARE = 3
 SKETCH, PANEL = 8, 16
 #: Share of min(m, n) that the filtered columns may be, and where `single` takes the matrix: with more, a decomposition
 #: is cheaper.
-WIDEST_SHARE, WIDEST_SINGLE = 1 / 8, 1 / 12
+MAX_SHARE, MAX_SHARE_SINGLE = 1 / 8, 1 / 12
 #: The work of a step, degrees times columns, from which a decomposition by `single` is cheaper, relative to the size of
 #: a square matrix; the share of that decomposition that is no product of W with itself; and for how many steps it then
 #: serves, until a subspace is tried again.
-DEAREST, SQUARE_SHARE, RESTS = 1.15, 0.55, 32
+MAX_WORK, SQUARE_SHARE, UNTRACKED_STEPS = 1.15, 0.55, 32
 #: Work outside the filter, in degrees: with a certificate by random vectors, and by the last step's.
 BESIDE_DRAWN, BESIDE = 9, 4
 #: ||W - W_old||_F below which the filter needs no sketch, relative to the gap between the limit, or a bound of sigma_1
@@ -89,21 +89,21 @@ def tracked_in(held: dict[str, Tensor]) -> Tracked | None:
     return Tracked(held["right"], held["previous"], bulk, shown, int(draws), int(degree))
 
 
-class Clipped(NamedTuple):
+class Followed(NamedTuple):
     """What a step did."""
 
     clipped: int  #: values
-    norm: float  #: sigma_1 after it
+    norm_after: float  #: sigma_1
     tracked: Tracked
-    dear: bool = False  #: whether a decomposition would have been cheaper
+    costly: bool = False  #: whether a decomposition would have been cheaper
 
 
 def width_for(weight: Tensor, near: int) -> int:
     """Columns to carry where `near` values lie above NEAR * limit; 0 where that would not pay."""
     width, size = -(-(near + GUARD + SKETCH) // PANEL) * PANEL - SKETCH, min(weight.shape)
-    widest = max(PANEL, WIDEST_SHARE * size)
+    widest = max(PANEL, MAX_SHARE * size)
     if single.takes(weight):
-        widest = min(widest, max(2 * PANEL, WIDEST_SINGLE * size))
+        widest = min(widest, max(2 * PANEL, MAX_SHARE_SINGLE * size))
     return width if width + SKETCH <= widest else 0
 
 
@@ -118,7 +118,7 @@ def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draw
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
     known = [value * (1 + ROUNDED) for value in values[: width + 1]]
-    held = apart(known, limit, 1, 0.0)
+    held = widest_gap(known, limit, 1, 0.0)
     shown = Certificate(known[0], held, known[held] if held else torch.inf)
     return Tracked(leading, weight.clone(), known[width], shown, draws, 0)
 
@@ -129,24 +129,24 @@ def pairs_wanted(weight: Tensor, near: int) -> int:
     return width + 1 if width else 0
 
 
-def clip(weight: Tensor, norm: float, limit: float, tracked: Tracked, tolerance: float) -> Clipped | None:
-    """Clip `weight`, of Frobenius norm `norm`, in place at `limit` (infinity: only measure).
+def clip(weight: Tensor, frobenius: float, limit: float, tracked: Tracked, tolerance: float) -> Followed | None:
+    """Clip `weight`, of Frobenius norm `frobenius`, in place at `limit` (infinity: only measure).
 
     None where no certificate was found; the weight is then unchanged.
     """
     moved = distance(weight, tracked.previous)
-    gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, norm / math.sqrt(min(weight.shape)))
-    shown = inside(weight, norm, limit, tracked, moved, tolerance)
+    gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, frobenius / math.sqrt(min(weight.shape)))
+    shown = inside(weight, frobenius, limit, tracked, moved, tolerance)
     if shown is not None:
         return shown
     tracked = tracked._replace(draws=tracked.draws + 1)
     columns = [tracked.right, _sketch(weight, tracked, SKETCH)] if moved > STILL * gap else [tracked.right]
-    return _clip(weight, norm, limit, torch.cat(columns, 1), tracked, tolerance, moved)
+    return _clip(weight, frobenius, limit, torch.cat(columns, 1), tracked, tolerance, moved)
 
 
 def inside(
-    weight: Tensor, norm: float, limit: float, tracked: Tracked, moved: float, tolerance: float
-) -> Clipped | None:
+    weight: Tensor, frobenius: float, limit: float, tracked: Tracked, moved: float, tolerance: float
+) -> Followed | None:
     """The outcome if (2) shows that no value of `weight`, at a distance `moved` from the tracked matrix, is above the
     limit; its norm, from a few columns, is only reported. None otherwise.
     """
@@ -157,11 +157,11 @@ def inside(
     # From the change, once that may hold the largest value: the carried columns may never show it.
     stirred = _sketch if moved > STILL * (tracked.shown.largest - tracked.bulk) else _random
     columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
-    found = converge(weight, columns, lambda block: imprecision(block, norm, torch.inf, torch.inf, 0.0))
+    found = converge(weight, columns, lambda block: imprecision(block, frobenius, torch.inf, torch.inf, 0.0))
     if found is None:
         return None
     right = torch.cat((found.block.right[:, :LEADING], tracked.right[:, LEADING:]), 1)
-    return Clipped(0, min(found.block.values[0], limit), tracked._replace(right=right))
+    return Followed(0, min(found.block.values[0], limit), tracked._replace(right=right))
 
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
@@ -176,39 +176,39 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     return thin_product(weight.mT, change, roughly=True)
 
 
-def search(weight: Tensor, norm: float, limit: float, tolerance: float) -> Clipped | None:
+def search(weight: Tensor, frobenius: float, limit: float, tolerance: float) -> Followed | None:
     """`clip` for a matrix of which nothing is known; None also where that takes too long."""
     unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
-    found = _clip(weight, norm, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
+    found = _clip(weight, frobenius, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
-    return None if found is None else found._replace(dear=False)
+    return None if found is None else found._replace(costly=False)
 
 
 def _clip(
-    weight: Tensor, norm: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
-) -> Clipped | None:
+    weight: Tensor, frobenius: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
+) -> Followed | None:
     ceiling = limit * (1 + tolerance)
     # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
     # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
-    held = min(tracked.bulk, norm / math.sqrt(tracked.right.shape[1] + 1))
+    held = min(tracked.bulk, frobenius / math.sqrt(tracked.right.shape[1] + 1))
     end = min(held, NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
         if limit == torch.inf:
-            return imprecision(block, norm, limit, ceiling, 0.0)
+            return imprecision(block, frobenius, limit, ceiling, 0.0)
         near = number_above(block.values, NEAR * limit)
         if not width_for(weight, near) or near + SPARE > len(block.values):
             return None
-        precise = imprecision(block, norm, limit, ceiling, min(block.values[near + SPARE - 1], limit))
-        return both(precise, uncertainty(block, limit, ceiling, near))
+        precise = imprecision(block, frobenius, limit, ceiling, min(block.values[near + SPARE - 1], limit))
+        return elementwise_max(precise, uncertainty(block, limit, ceiling, near))
 
     before, count = None, 0
     found = converge(weight, columns, judge, end, tracked.degree)
     degree = found.degree if found else 0
-    if found is not None and FARTHEST * limit < found.block.values[0] < torch.inf:
+    if found is not None and MAX_RATIO * limit < found.block.values[0] < torch.inf:
         # A difference from so far away loses digits: once more, from near the limit.
         before, moved = weight.clone(), torch.inf
-        count = clip_leading(weight, found.block, limit, ceiling)
+        count = clip_leading_(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
     known = shown = NONE if limit == torch.inf else None
     if found is not None and shown is None:
@@ -220,7 +220,7 @@ def _clip(
         return None
     values, right = found.block.values, found.block.right
     # What came from far above is at the limit up to rounding: clip it to the limit.
-    again = clip_leading(weight, found.block, limit, ceiling if before is None else limit)
+    again = clip_leading_(weight, found.block, limit, ceiling if before is None else limit)
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
     bulk = max(values[min(width, len(values) - 1)], HELD * held)
@@ -229,6 +229,6 @@ def _clip(
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
     work = columns.shape[1] * (degree + (BESIDE if known else BESIDE_DRAWN))
     small, large = sorted(weight.shape)
-    dearest = DEAREST * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
-    dear = single.takes(weight) and work > dearest
-    return Clipped(count or again, min(values[0], limit), kept, dear)
+    costliest = MAX_WORK * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
+    costly = single.takes(weight) and work > costliest
+    return Followed(count or again, min(values[0], limit), kept, costly)

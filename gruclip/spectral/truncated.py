@@ -13,7 +13,7 @@ from gruclip.spectral import exact, subspace
 from gruclip.spectral.thin import distance
 
 #: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's 1/4, recalled).
-LARGEST_SHARE = 0.25
+MAX_SHARE = 0.25
 #: Columns beyond those wanted: they speed the iteration up.
 OVERSAMPLING = 8
 #: Residual of the s leading pairs, relative to their values.
@@ -21,7 +21,7 @@ RESIDUAL = 1e-5
 
 
 def clip(
-    weight: Tensor, norm: float, limit: float, tolerance: float, held: dict[str, Tensor]
+    weight: Tensor, frobenius: float, limit: float, tolerance: float, held: dict[str, Tensor]
 ) -> tuple[int, float, bool]:
     """Clip `weight` (m, n) in place; values clipped, sigma_1 after it, and whether a full decomposition was taken.
 
@@ -34,9 +34,9 @@ def clip(
     if bounds is not None and previous is not None and previous.shape == weight.shape:
         bounds = bounds + distance(weight, previous)
         s = int((bounds > limit).sum())
-        found = _leading(weight, norm, limit, tolerance, s, held) if s <= LARGEST_SHARE * bounds.shape[0] else None
-        if found is not None and found.values[0] <= subspace.FARTHEST * limit:
-            count = subspace.clip_leading(weight, found, limit, limit * (1 + tolerance))
+        found = _leading(weight, frobenius, limit, tolerance, s, held) if s <= MAX_SHARE * bounds.shape[0] else None
+        if found is not None and found.values[0] <= subspace.MAX_RATIO * limit:
+            count = subspace.clip_leading_(weight, found, limit, limit * (1 + tolerance))
             if s:  # else the triplets are for the reported norm alone
                 bounds[:s] = bounds.new_tensor(found.values[:s]).clamp(max=limit)
                 bounds[s:].clamp_(max=found.values[s - 1])
@@ -49,7 +49,7 @@ def clip(
 
 
 def _leading(
-    weight: Tensor, norm: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
+    weight: Tensor, frobenius: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
 ) -> subspace.Block | None:
     """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
     n = weight.shape[1]
@@ -66,10 +66,12 @@ def _leading(
     def judge(found: subspace.Block) -> list[float] | None:
         if s >= len(found.values):
             return None
-        precise = subspace.imprecision(found, norm, limit, ceiling, min(found.values[s], limit))
+        precise = subspace.imprecision(found, frobenius, limit, ceiling, min(found.values[s], limit))
         # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
         pairs = zip(found.size[:s], found.values, strict=False)
-        return subspace.both(precise, [size / max(RESIDUAL * value, sys.float_info.min) for size, value in pairs])
+        return subspace.elementwise_max(
+            precise, [size / max(RESIDUAL * value, sys.float_info.min) for size, value in pairs]
+        )
 
     done = subspace.converge(weight, start, judge)
     return None if done is None else done.block

@@ -38,7 +38,7 @@ from gruclip.training.iteration import Iteration, StepMetrics
 from gruclip.training.operands import operands_of, round_to_
 from gruclip.training.optimizers import clipping_factors, gradient_norms, row_gradient, sgd_step_
 from gruclip.training.projections import Projected, Projections
-from gruclip.training.widening import EVERY
+from gruclip.training.widening import WIDEN_EVERY
 
 #: Iterations before one is captured: libraries set themselves up in the first.
 WARM_UP = 3
@@ -121,7 +121,7 @@ class Engine:
         """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
         assert self._lanes is not None
         self._read_flags()
-        if iteration % EVERY == 0:
+        if iteration % WIDEN_EVERY == 0:
             self.projections.adapt(self.recurrent_blocks())
         clock = self.clock
         clock.start()
@@ -148,7 +148,7 @@ class Engine:
         projection is captured, too, if the host decides nothing in it.
         """
         self._iterations += 1
-        if self.projections.take_moved():
+        if self.projections.pop_moved():
             self._captured, self._iterations = None, min(self._iterations, WARM_UP)
         whole = window.inputs.shape[1] == self.trainer.bptt
         if self._capture is None or not whole or self._iterations <= WARM_UP:
@@ -157,7 +157,7 @@ class Engine:
         if self._captured is None:
             iteration = Iteration(window.clone(), None if seeds is None else seeds.clone())
             phases = self._phases(iteration)
-            whole = self.projections.asks_nothing and captures_projections()
+            whole = self.projections.needs_no_host and captures_projections()
             self._captured = iteration, self._capture(phases if whole else phases[:-1])
         else:
             iteration = self._captured[0]
@@ -231,7 +231,7 @@ class Engine:
         To be called before the step's metrics are read: where a matrix was redone only now, they change in place.
         """
         self._read_flags()
-        return self.projections.take_redone()
+        return self.projections.pop_redone()
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""

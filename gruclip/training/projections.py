@@ -72,7 +72,7 @@ class Projections:
         self._held = self._subspaces()
 
     @property
-    def asks_nothing(self) -> bool:
+    def needs_no_host(self) -> bool:
         """Whether the host decides nothing in `project`, so that it can be captured in a CUDA graph."""
         return self.algorithm in ("products", "program")
 
@@ -113,7 +113,7 @@ class Projections:
             for state in states:
                 state.widen(carried)
 
-    def take_moved(self) -> bool:
+    def pop_moved(self) -> bool:
         """Whether a subspace has moved in memory since the last call, so that a captured `project` is stale."""
         before, self._held = self._held, self._subspaces()
         return any(one is not other for one, other in zip(before, self._held, strict=True))
@@ -158,7 +158,7 @@ class Projections:
                         f"by {self.algorithm}: a fault of gruclip, please report it"
                     )
 
-    def take_redone(self) -> list[int]:
+    def pop_redone(self) -> list[int]:
         """How many matrices of each run were redone for want of a certificate, since the last call."""
         redone, self._redone = self._redone, [0] * len(self.limits)
         return redone

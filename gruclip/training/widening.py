@@ -11,7 +11,7 @@ from gruclip.spectral import SubspaceState
 from gruclip.spectral.program import NEAR, widths
 
 #: Iterations of an epoch from one decision to the next: where all is redone they take twice as long or more.
-EVERY = 200
+WIDEN_EVERY = 200
 #: Share of uncertified steps that more columns could certify, above which these are worth their cost.
 WORTH = 0.1
 #: Share of the directions that values amplified by the filter (above `NEAR` limits) may take. Drifting matrices had

@@ -209,7 +209,7 @@ def test_every_algorithm_is_measured_against_the_exact_projection():
 
 def test_a_contestant_leaves_once_its_time_is_used_up_but_not_before_three_rounds():
     measured, _ = projection.measure(drifting(16, 1, steps=8), 0.0, CPU)
-    assert {len(result.seconds) for result in measured.values()} == {projection.FEWEST_ROUNDS}
+    assert {len(result.seconds) for result in measured.values()} == {projection.MIN_ROUNDS}
 
 
 def test_what_a_gpu_captures_projects_every_matrix_of_a_stack_on_its_own_memory():

@@ -23,7 +23,7 @@ from gruclip.spectral import (
     deferred,
     spectral_norm_deferred,
 )
-from gruclip.spectral.deferred import SMALLEST_PROGRAM
+from gruclip.spectral.deferred import MIN_SIZE_PROGRAM
 from gruclip.spectral.program import COLUMNS, ROOT, SIGN
 
 
@@ -167,7 +167,7 @@ def test_the_program_s_lines_are_what_it_does(monkeypatch: pytest.MonkeyPatch) -
     assert {line.precision for line in budget.program_lines(n, runs)} == {"fp32", "fp64", "tf32"}
 
 
-@pytest.mark.parametrize("n", [200, SMALLEST_PROGRAM - 1, SMALLEST_PROGRAM, 650])
+@pytest.mark.parametrize("n", [200, MIN_SIZE_PROGRAM - 1, MIN_SIZE_PROGRAM, 650])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp64"])
 def test_the_projection_s_lines_are_those_of_what_auto_takes(
     n: int, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -110,10 +110,10 @@ def test_updates_of_a_shape_are_clipped_at_once(monkeypatch) -> None:
 
 
 def test_a_batch_has_no_more_elements_than_there_is_room_for(monkeypatch) -> None:
-    monkeypatch.setattr(module, "MOST_AT_ONCE", 100)
+    monkeypatch.setattr(module, "MAX_AT_ONCE", 100)
     stacks = [torch.empty(shape) for shape in ((1, 6, 8), (2, 6, 8), (1, 6, 8), (1, 8, 6), (5, 6, 8), (1, 6, 8))]
     assert batches(stacks, "program") == [[0], [1], [2], [4], [5], [3]]
-    monkeypatch.setattr(module, "MOST_AT_ONCE", 200)
+    monkeypatch.setattr(module, "MAX_AT_ONCE", 200)
     assert batches(stacks, "program") == [[0, 1, 2], [4], [5], [3]]
     assert batches(stacks, "auto") == [[0], [1], [2], [3], [4], [5]]
     mixed = [*stacks, stacks[0].double()]

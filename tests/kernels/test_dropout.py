@@ -100,7 +100,7 @@ def test_layer_and_softmax_with_a_mask_are_those_of_the_masked_input(n: int, kep
     output, bias = normal(1, n, words), normal(1, words)
     inside, outside = (mask_of(1, steps, batch, n, kept=kept, generator=generator) for _ in range(2))
     targets = torch.randint(words, (1, steps * batch), generator=generator)
-    assert dropout.pays(inside, x) == (n == 256 and kept < dropout.MOST_KEPT)
+    assert dropout.pays(inside, x) == (n == 256 and kept < dropout.MAX_KEPT)
 
     def loss(masked: bool) -> list[Tensor]:
         h = gru_layer(x, h0, w_ih, w_hh, mask=inside) if masked else gru_layer(x * inside, h0, w_ih, w_hh)

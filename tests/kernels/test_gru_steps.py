@@ -186,7 +186,7 @@ def test_float64_half_precision_and_what_is_not_contiguous_are_left_to_torch() -
     transposed = torch.zeros(4, 3, 2, device=DEVICE).mT
     assert not gru_steps._are_fused(transposed, transposed, transposed, torch.zeros(12, 4), None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "MOST_UNITS", 3)
+        patch.setattr(fused, "MAX_UNITS", 3)
         assert not are(torch.bfloat16)
 
 

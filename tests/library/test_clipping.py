@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gruclip.choices import LEAST_DELTA
+from gruclip.choices import MIN_DELTA
 from gruclip.clipping import SpectralClipping
 from gruclip.dynamics import spectral_radius
 from gruclip.errors import NonFiniteError, UserError
@@ -242,7 +242,7 @@ def test_an_algorithm_there_is_not_and_a_layer_of_another_dtype_are_refused_at_o
 def test_the_smallest_delta_leaves_a_layer_stable():
     layer = nn.GRU(3, 8, bias=False)
     layer.weight_hh_l0.data[-8:] = 2.000003 * torch.eye(8)
-    clipping = SpectralClipping(layer, delta=2 * LEAST_DELTA)
+    clipping = SpectralClipping(layer, delta=2 * MIN_DELTA)
     clipping.clip()
     assert float(spectral_radius(layer)) < 1
 

@@ -296,7 +296,7 @@ def test_curves_that_grow_too_large_are_refused(
     write_runs(tmp_path / "o", range(1))
     for folder in (tmp_path / "o").rglob("steps.csv"):
         folder.with_name("epochs.csv").write_text(f"{','.join(curves.EPOCHS)}\n1,0.1,7.5,7.4,26.1,30.2,618\n")
-    monkeypatch.setitem(curves.MOST_BYTES, kind, 50)
+    monkeypatch.setitem(curves.MAX_BYTES, kind, 50)
     with pytest.raises(UserError, match=rf"curves: {kind} would be \d+ bytes, at most 50 are kept; {remedy}"):
         gather(tmp_path / "o", tmp_path / "paper")
     assert not (tmp_path / "paper").exists()
@@ -315,8 +315,8 @@ def test_the_epochs_of_all_runs_that_a_lent_gpu_trains_fit_into_what_is_kept() -
         # As they are: rates that fall a few times, and whole numbers.
         epochs["lr"], epochs["values_clipped"] = 0.1 / 1.25 ** (epochs["epoch"] // 12), run
         made[hashlib.sha256(str(run).encode()).hexdigest()] = curves.epoch_lines(epochs)
-    assert 10 * len(curves.packed("epochs", made)) <= curves.MOST_BYTES["epochs"]
-    assert curves.MOST_BYTES["epochs"] <= 16 << 20
+    assert 10 * len(curves.packed("epochs", made)) <= curves.MAX_BYTES["epochs"]
+    assert curves.MAX_BYTES["epochs"] <= 16 << 20
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,7 @@ def test_the_norm_of_what_is_inside_follows_a_change_that_no_carried_vector_feel
 @pytest.mark.parametrize("algorithm", ["block", "full", "gram"])
 def test_no_bound_outlives_the_matrix_it_was_of(algorithm, monkeypatch):
     """`truncated` after another algorithm that was given its state."""
-    monkeypatch.setattr("gruclip.spectral.one.SMALLEST_SEARCHED", 200)  # so that ``block`` searches in this matrix
+    monkeypatch.setattr("gruclip.spectral.one.MIN_SIZE_SEARCHED", 200)  # so that ``block`` searches in this matrix
     generator, state, n = torch.Generator().manual_seed(17), SpectralState(), 260
     left, right, values = orthogonal(generator, n), orthogonal(generator, n), torch.linspace(0.5, 0, n).double()
     weight = ((left * values) @ right.mT).float()

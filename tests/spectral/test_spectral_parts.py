@@ -15,7 +15,7 @@ from gruclip.kernels import compiled
 from gruclip.spectral import bound as bounds
 from gruclip.spectral import eigen, thin
 from gruclip.spectral.eigen import LAST_TIMES, TRIED_AGAIN, Pace, Spectrum
-from gruclip.spectral.thin import LARGE, take_off
+from gruclip.spectral.thin import LARGE, subtract_low_rank_
 
 
 def random(n: int, m: int, seed: int) -> Tensor:
@@ -186,7 +186,7 @@ def test_a_few_columns_are_taken_off_where_the_matrix_lies(layout: str, width: i
     }.get(layout, wide[:, :n].clone())
     left, right = random(m, width, 1).to(wide.dtype), random(n, 2 * width, 2).to(wide.dtype)[:, :width]
     expected = weight.double() - left.double() @ right.double().mT
-    take_off(weight, left, right)
+    subtract_low_rank_(weight, left, right)
     assert (weight.double() - expected).abs().max() <= 1e-6 * width
 
 
@@ -199,7 +199,7 @@ def test_columns_are_taken_off_a_matrix_of_any_shape(m: int, n: int, width: int,
     sizes = weight.abs() + left.abs() @ right.abs().mT
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thin, "LARGE", 0)
-        take_off(weight, left, right)
+        subtract_low_rank_(weight, left, right)
     assert bool(((weight.double() - expected).abs() <= (width + 1) * 6e-8 * sizes).all())
 
 

@@ -27,7 +27,14 @@ from gruclip.spectral import (
     redo_uncertified_,
 )
 from gruclip.spectral import stages as stages_module
-from gruclip.spectral.products import FARTHEST, RESOLUTION, ROOT_POLYNOMIALS, SIGN_POLYNOMIALS, radii_by_products, roots
+from gruclip.spectral.products import (
+    MAX_RATIO,
+    RESOLUTION,
+    ROOT_POLYNOMIALS,
+    SIGN_POLYNOMIALS,
+    radii_by_products,
+    roots,
+)
 from gruclip.spectral.stages import Stages, _rounded
 from gruclip.training.engine import Engine
 from gruclip.training.runner import train
@@ -68,7 +75,7 @@ def test_the_radius_is_that_of_the_eigenvalues(n: int):
     assert radii_by_products(torch.zeros(2, n, n)).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("farthest", [1.0, 1.3, FARTHEST])
+@pytest.mark.parametrize("farthest", [1.0, 1.3, MAX_RATIO])
 def test_the_roots_are_those_of_a_matrix(farthest: float):
     a = torch.linspace(0, farthest**2 - 1, 200, dtype=torch.float64)
     V = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0)).double())[0]
@@ -245,7 +252,7 @@ def test_runs_that_are_not_clipped_are_measured_beside_those_that_are(tmp_path: 
 
 
 def test_what_is_not_certified_is_redone_in_full_before_the_next_step_and_counted(tmp_path: Path):
-    # A rate at which an update takes sigma_1 to more than FARTHEST times the limit.
+    # A rate at which an update takes sigma_1 to more than MAX_RATIO times the limit.
     (result,) = train([run(tmp_path, lr=300.0, algorithm="products", delta=1.9)], quiet=True)
     assert result.summary["projections_redone"] > 0
     made = run(tmp_path, lr=300.0, algorithm="products", delta=1.9)

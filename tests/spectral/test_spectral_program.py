@@ -235,14 +235,14 @@ def test_columns_that_lean_to_each_other_are_not_taken_for_orthonormal(monkeypat
     generator = torch.Generator().manual_seed(11)
     weight = made(256, 256, torch.cat((torch.tensor([6.0]), torch.linspace(0.5, 0, 255))).double(), generator)
     right = torch.linalg.svd(weight.double())[2][:COLUMNS].mT
-    straight, state = program._orthonormal, SubspaceState(weight[None])
+    straight, state = program._cholesky_qr_twice, SubspaceState(weight[None])
     # First what is known of a new matrix settles.
     for lean, certified in ((0.0, None), (0.0, True), (1e-5, False), (0.0, True)):
         columns = right.clone()
         columns[:, 0] += lean * columns[:, 30]
         made_so = columns.float()[None]
         monkeypatch.setattr(
-            program, "_orthonormal", lambda x, made=made_so: straight(x) if x.dtype == torch.float64 else made
+            program, "_cholesky_qr_twice", lambda x, made=made_so: straight(x) if x.dtype == torch.float64 else made
         )
         result = clip_singular_values_deferred_(weight[None].clone(), torch.ones(1).double(), state)
         assert certified in (None, bool(result.certified))

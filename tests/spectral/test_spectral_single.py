@@ -26,8 +26,8 @@ def spread(n: int, far: list[float]) -> Tensor:
     return torch.cat((torch.tensor(far), torch.linspace(1.02, 0.0, n - len(far))))
 
 
-def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Clipped | None:
-    squares = single.Squares(weight, limit)
+def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Decomposed | None:
+    squares = single.ShiftedGram(weight, limit)
     return single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, tracked.NEAR, lambda near: wanted)
 
 
@@ -126,7 +126,7 @@ def test_a_vector_that_is_lost_beyond_those_that_are_needed_is_in_no_bound(
 def test_a_vector_that_was_not_found_leaves_no_certificate(lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the eigenvectors came out: the spectrum's count says how many there are."""
     lose_a_vector(lost, monkeypatch)
-    monkeypatch.setattr(single.subspace, "MOST_ROUNDS", 1)  # which would find it again
+    monkeypatch.setattr(single.subspace, "MAX_ROUNDS", 1)  # which would find it again
     before = with_values(spread(300, [1.5 - 0.04 * i for i in range(12)]), 0)
     weight = before.clone()
     assert clip(weight) is None
@@ -143,7 +143,7 @@ def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size
     values = torch.cat((torch.linspace(0.95, 1.02, 340), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
     for seed in range(10):
         weight = with_values(values, seed)
-        before, squares = weight.clone(), single.Squares(weight, 1.0)
+        before, squares = weight.clone(), single.ShiftedGram(weight, 1.0)
         assert single.clip_near(weight, 1.0, squares, 1.9e-6, 0.92, lambda near: 0) is None
         assert torch.equal(weight, before)
         assert squares.far is not None
@@ -155,6 +155,6 @@ def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size
 @pytest.mark.usefixtures("kernels_or_not")
 def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
     weight = 2 * orthogonal(350, 0).float()
-    squares = single.Squares(weight, 1.0)
+    squares = single.ShiftedGram(weight, 1.0)
     assert single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, 0.92, lambda near: 0) is None
     assert squares.far is None

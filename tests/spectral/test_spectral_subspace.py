@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from gruclip.spectral import subspace
-from gruclip.spectral.thin import column_gram, column_squares, distance, take_off, there_and_back, thin_product
+from gruclip.spectral.thin import (
+    column_gram,
+    column_squares,
+    distance,
+    normal_product,
+    subtract_low_rank_,
+    thin_product,
+)
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -63,7 +70,7 @@ def test_thin_products_are_those_of_float64(m: int, n: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(m, n, generator=generator) / n**0.5
     columns, rows = torch.randn(n, width, generator=generator), torch.randn(m, width, generator=generator)
-    image, back = there_and_back(weight, columns)
+    image, back = normal_product(weight, columns)
     exact = weight.double() @ columns.double()
     torch.testing.assert_close(image.double(), exact, rtol=0, atol=1e-5)
     torch.testing.assert_close(back.double(), weight.double().mT @ exact, rtol=0, atol=2e-5 * (m / n + 1))
@@ -78,7 +85,7 @@ def test_a_thread_more_changes_no_bit_of_a_thin_product(width: int) -> None:
     made = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        image, back = there_and_back(weight, columns)
+        image, back = normal_product(weight, columns)
         made.append((image, back, thin_product(weight, columns), thin_product(weight.mT, image)))
     for others in made[1:]:
         assert all(torch.equal(one, other) for one, other in zip(made[0], others, strict=True))
@@ -103,7 +110,7 @@ def test_the_error_of_a_product_does_not_grow_with_the_number_of_equal_terms(wid
         if turned:
             weight = weight.mT.contiguous().mT
         exact = weight.double() @ columns.double()
-        for product in (thin_product(weight, columns), there_and_back(weight, columns)[0]):
+        for product in (thin_product(weight, columns), normal_product(weight, columns)[0]):
             assert float((product / exact - 1).abs().max()) <= most
 
 
@@ -115,7 +122,7 @@ def test_what_is_taken_off_is_exact_for_equal_terms(m: int, n: int, width: int) 
         weight = torch.full((m, n), 3.0 * width)
         left, right = torch.full((m, width), entry), torch.full((n, width), 1.7)
         exact = weight.double() - left.double() @ right.double().mT
-        take_off(weight, left, right)
+        subtract_low_rank_(weight, left, right)
         assert float((weight - exact).abs().max()) <= 2e-6 * width * entry * 1.7
 
 

@@ -136,14 +136,14 @@ def test_where_the_subspace_costs_more_than_a_decomposition_the_next_steps_are_d
         return called
 
     # Few steps, so that not too many values come near the limit.
-    monkeypatch.setattr(tracked, "RESTS", 16)
+    monkeypatch.setattr(tracked, "UNTRACKED_STEPS", 16)
     monkeypatch.setattr(tracked, "clip", seen("tracked", tracked.clip))
     monkeypatch.setattr(single, "clip", seen("decomposed", single.clip))
     few = min(shape)
     left, right = (torch.linalg.qr(torch.randn(size, few, generator=generator))[0] for size in shape)
     weight = (left * torch.linspace(1, 0, few)) @ right.mT
-    for step in range(4 * tracked.RESTS):
-        far = step < tracked.RESTS + 3
+    for step in range(4 * tracked.UNTRACKED_STEPS):
+        far = step < tracked.UNTRACKED_STEPS + 3
         u, v = (torch.randn(size, generator=generator) / size**0.5 for size in shape)
         before = weight + (0.4 if far else 1e-6) * torch.outer(u, v)
         weight = before.clone()
@@ -152,13 +152,13 @@ def test_where_the_subspace_costs_more_than_a_decomposition_the_next_steps_are_d
         assert not result.redone
         assert_projected(before, weight, limit, "auto")
     # One look at the subspace between the decompositions, the last of which starts it anew.
-    around = ["tracked", *["decomposed"] * tracked.RESTS]
-    assert steps[: tracked.RESTS + 3] == ["decomposed", *around, "tracked"]
-    assert steps[-tracked.RESTS :] == ["tracked"] * tracked.RESTS
+    around = ["tracked", *["decomposed"] * tracked.UNTRACKED_STEPS]
+    assert steps[: tracked.UNTRACKED_STEPS + 3] == ["decomposed", *around, "tracked"]
+    assert steps[-tracked.UNTRACKED_STEPS :] == ["tracked"] * tracked.UNTRACKED_STEPS
 
 
 def test_a_state_is_saved_and_goes_on_to_the_bit_whether_the_matrix_is_tracked_or_rests() -> None:
-    sequence, state, kinds = late(256, tracked.RESTS + 10), SpectralState(), set()
+    sequence, state, kinds = late(256, tracked.UNTRACKED_STEPS + 10), SpectralState(), set()
     for matrix in sequence.matrices:
         saved, weight, again = SpectralState(), matrix.clone(), matrix.clone()
         saved.load_state_dict(state.state_dict())

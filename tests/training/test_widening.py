@@ -88,15 +88,15 @@ def test_all_layers_are_widened_together_and_what_is_captured_is_told_once() -> 
     weights.append(weights[0] / 2)
     projections = Projections([1.0, 1.0], weights, "program")
     projections.adapt(weights)
-    assert not projections.take_moved()
+    assert not projections.pop_moved()
     first, second = projections.states
     assert isinstance(first, SubspaceState)
     assert isinstance(second, SubspaceState)
     first.missed.fill_(0.5)
     projections.adapt(weights)
     assert [first.carried, second.carried] == [120, 120]
-    assert projections.take_moved()
-    assert not projections.take_moved()
+    assert projections.pop_moved()
+    assert not projections.pop_moved()
     # A run that comes with more.
     saved = Projections([1.0], [weight[:1] for weight in weights], "program")
     for state in saved.states:
@@ -104,4 +104,4 @@ def test_all_layers_are_widened_together_and_what_is_captured_is_told_once() -> 
         state.widen(184)
     projections.load_run_state(1, saved.run_state(0))
     assert [first.carried, second.carried] == [184, 184]
-    assert projections.take_moved()
+    assert projections.pop_moved()

@@ -25,7 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 #: Decades between the points of two lines at one rate, so that none hides another, and between the outermost at most.
 STEP, SPREAD = 0.02, 0.12
 #: Share of the axis that two rates are apart, at least, where each has its label.
-LEAST_APART = 0.06
+MIN_APART = 0.06
 
 
 def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -82,7 +82,7 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
         width = exponents[-1] - exponents[0] + spread
         ends = np.array([exponents[0], exponents[-1]]) + (spread / 2 + 0.05 * width) * np.array([-1, 1])
         success.set_xlim(10 ** ends.clip(-307, 307))
-        if np.diff(exponents).min() < LEAST_APART * width:
+        if np.diff(exponents).min() < MIN_APART * width:
             success.xaxis.set_major_locator(LogLocator(numticks=7))
         else:
             success.set_xticks(rates_tried)
