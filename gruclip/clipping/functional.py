@@ -149,9 +149,15 @@ def _batched(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> li
 
 
 def _directions(size: int, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """`_batched`, but of directions alone where only they are mapped: the weight is then decomposed once."""
-    same = 3 if in_dims[:3] == (None, None, None) else 0
-    return [*tensors[:same], *_batched(size, in_dims[same:], *tensors[same:])]
+    """`_batched`, but of directions alone where only they are mapped: the weight is then decomposed once.
+
+    Where the weight is mapped about that, as by `vmap` of `jacrev`, it has no axis of the directions: it gets one.
+    """
+    if in_dims[:3] == (None, None, None):
+        return [*tensors[:3], *_batched(size, in_dims[3:], *tensors[3:])]
+    placed = _batched(size, in_dims, *tensors)
+    axes = (slice(None), *[None] * (placed[3].dim() - placed[0].dim()))
+    return [*(one[axes] for one in placed[:3]), *placed[3:]]
 
 
 class _Decomposed:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import jacfwd, jacrev
+from torch.func import jacfwd, jacrev, vmap
 
 from gruclip import clip_singular_values
 from gruclip.errors import NonFiniteError, UserError
@@ -215,3 +215,23 @@ def test_what_is_no_matrix_or_limit_is_refused(weight, limit, complaint) -> None
 def test_a_matrix_that_is_not_finite_is_refused() -> None:
     with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
         clip_singular_values(torch.full((2, 2), torch.nan), 1.0)
+
+
+@pytest.mark.parametrize("jacobian", [jacrev, jacfwd])
+@pytest.mark.parametrize("batch", [5, 6, 7])  # of which one is the number of directions, 2 x 3
+def test_the_jacobians_of_a_batch_are_those_of_its_matrices(jacobian: Any, batch: int) -> None:
+    weights = 2 * torch.randn(batch, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
+    limits = torch.linspace(0.5, 1.5, batch, dtype=torch.float64)
+    both = jacobian(clip_singular_values, argnums=(0, 1))
+    alone = [both(weight, limit) for weight, limit in zip(weights, limits, strict=True)]
+    expected = [torch.stack(parts) for parts in zip(*alone, strict=True)]
+    for found, right in zip(vmap(both)(weights, limits), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+    # The weight, or the limit, alone differs.
+    same = torch.stack([jacobian(clip_singular_values)(weights[0], limit) for limit in limits])
+    torch.testing.assert_close(vmap(jacobian(clip_singular_values), (None, 0))(weights[0], limits), same)
+    same = torch.stack([jacobian(clip_singular_values)(weight, limits[0]) for weight in weights])
+    torch.testing.assert_close(vmap(jacobian(clip_singular_values), (0, None))(weights, limits[0]), same)
+    # And a map of maps.
+    twice = vmap(vmap(both, (0, None)), (None, 0))(weights, limits)[0]
+    torch.testing.assert_close(twice.diagonal(dim1=0, dim2=1).movedim(-1, 0), expected[0])
