@@ -279,8 +279,8 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     """The largest absolute eigenvalue: of each matrix of a batch (..., n, n), or of a module's free dynamics.
 
     For a module the largest over its layers, each at its fixed point (see `linearize`); NaN without one, and for a
-    matrix that holds NaN or infinity. Float64 for a module, of the matrices' dtype otherwise. Raises `UserError` for
-    what is not square, float32 or float64, and for a module without recurrent layers.
+    matrix that holds NaN or infinity. It has no gradient. Float64 for a module, of the matrices' dtype otherwise.
+    Raises `UserError` for what is not square, float32 or float64, and for a module without recurrent layers.
 
     >>> round(float(spectral_radius(torch.tensor([[0.0, 4.0], [1.0, 0.0]]))), 4)
     2.0

@@ -138,17 +138,16 @@ class GRU(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, False
         for layer in range(num_layers):
-            k = input_size if layer == 0 else hidden_size
-            shapes: dict[str, tuple[int, ...]] = {
-                "weight_ih": (3 * hidden_size, k),
-                "weight_hh": (3 * hidden_size, hidden_size),
-            }
-            if bias:
-                shapes |= {"bias_ih": (3 * hidden_size,), "bias_hh": (3 * hidden_size,)}
-            for name, shape in shapes.items():
-                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                self.register_parameter(f"{name}_l{layer}", parameter)
+            for name, shape in self._shapes(layer).items():
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """A layer's parameters: weight_ih and weight_hh, and with biases bias_ih and bias_hh."""
+        rows, k = 3 * self.hidden_size, self.input_size if layer == 0 else self.hidden_size
+        shapes = {"weight_ih": (rows, k), "weight_hh": (rows, self.hidden_size)}
+        biases = {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else {}
+        return {f"{name}_l{layer}": shape for name, shape in (shapes | biases).items()}
 
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew, uniform in +-1/sqrt(n)."""
@@ -176,11 +175,9 @@ class GRU(nn.Module):
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
-        weights = [self._weights(layer) for layer in range(self.num_layers)]
+        weights = self._weights()
         weight = weights[0][1]
         device = weight.device.type
-        if not weight.is_floating_point():
-            raise UserError(f"parameters of {weight.dtype}: should be of a floating dtype")
         batch = (x.shape[1],) if batched else ()
         expected = (self.num_layers, *batch, self.hidden_size)
         if hx is None:
@@ -208,13 +205,25 @@ class GRU(nn.Module):
             return x.squeeze(1), h_n.squeeze(1)
         return (x.transpose(0, 1) if self.batch_first else x), h_n
 
-    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A layer's weight_ih, weight_hh and bias as of one run; each is read once, for parametrizations compute it."""
-        weight_ih, weight_hh = (getattr(self, f"{name}_l{layer}").unsqueeze(0) for name in ("weight_ih", "weight_hh"))
-        if not self.bias:
-            return weight_ih, weight_hh, None
-        bias_ih, bias_hh = (getattr(self, f"{name}_l{layer}") for name in ("bias_ih", "bias_hh"))
-        return weight_ih, weight_hh, (bias_ih + bias_hh).unsqueeze(0)
+    def _weights(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Each layer's weight_ih, weight_hh and bias as of one run. Raises `UserError` where one does not fit."""
+        weights: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        dtype: torch.dtype | None = None
+        for layer in range(self.num_layers):
+            read = []
+            for name, shape in self._shapes(layer).items():
+                one = getattr(self, name)  # once, since parametrizations compute it
+                dtype = dtype or one.dtype
+                if not dtype.is_floating_point:
+                    raise UserError(f"parameters of {dtype}: should be of a floating dtype")
+                if one.dtype != dtype:
+                    raise UserError(f"{name} of {one.dtype}: should be of {dtype}, as weight_ih_l0 is")
+                if one.shape != shape:
+                    raise UserError(f"{name} of shape {tuple(one.shape)}: should be {shape}")
+                read.append(one)
+            bias = (read[2] + read[3]).unsqueeze(0) if self.bias else None
+            weights.append((read[0].unsqueeze(0), read[1].unsqueeze(0), bias))
+        return weights
 
 
 def _check_dense(name: str, argument: object) -> None:

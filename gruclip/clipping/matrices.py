@@ -17,6 +17,7 @@ from gruclip.errors import UserError
 from gruclip.gru import GRU
 from gruclip.layers import ON_META, SCRIPT, RecurrentLayer, find_recurrent, full_name, is_scripted
 from gruclip.spectral import check_writable
+from gruclip.spectral.arguments import is_a
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -93,7 +94,7 @@ def find(module: nn.Module, delta: float | None, limit: float | None, select: Se
     if select is not None and limit is None:
         raise UserError("select= picks what is clipped at limit=; give that too")
     for path, part in module.named_modules():
-        if _is_a(part, "FullyShardedDataParallel"):
+        if is_a(part, "FullyShardedDataParallel"):
             raise UserError(f"{path or 'the module'}: FullyShardedDataParallel shards its parameters; {WHOLE}")
     found: dict[str, ClippedParameter] = {}
     if delta is not None:
@@ -196,7 +197,7 @@ def check(name: str, parameter: Tensor) -> None:
     """Raise `UserError`, with the reason, where a parameter cannot be clipped."""
     if is_lazy(parameter):
         raise UserError(f"{name}: is not initialised yet; call the module once first")
-    if _is_a(parameter, "DTensor"):
+    if is_a(parameter, "DTensor"):
         raise UserError(f"{name}: is a DTensor, sharded over devices; {WHOLE}")
     if parameter.is_meta:
         raise UserError(f"{name}: {ON_META}")
@@ -228,10 +229,3 @@ def _computers(part: nn.Module) -> dict[str, str]:
             kinds = ", ".join(type(step).__name__.strip("_") for step in steps.children())
             made[name] = f"the parametrisation {kinds}"
     return made
-
-
-def _is_a(thing: object, name: str) -> bool:
-    """Whether it is of a class of torch.distributed, which need not be imported for that."""
-    return any(
-        kind.__name__ == name and kind.__module__.startswith("torch.distributed") for kind in type(thing).__mro__
-    )

@@ -25,6 +25,8 @@ NEAR = (1e-6, 1e-12)
 MAX_TRIES = 5
 #: How far below: so many times the root mean square of what the last rounding moved out.
 ROOM = 2.0
+#: The least that a step is lengthened to, in eps of the dtype and limits: rounding swallows less.
+FELT = 1 / 32
 
 
 def norm_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -116,6 +118,7 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
     if not any(counts):
         return counts
     target, sure = ceiling.clone(), _sure_target(matrices, ceiling)
+    step, last = torch.zeros_like(ceiling), torch.full_like(ceiling, torch.inf)
     for tries in range(MAX_TRIES + 1):
         rounded = wide.to(matrices.dtype)
         inside = rounded.float()
@@ -126,7 +129,11 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
         excess = (
             torch.linalg.vector_norm(rounded.float() - inside, dim=(-2, -1)).double() / moved_out.clamp(min=1).sqrt()
         )
-        lower = (target - ROOM * excess).clamp(min=sure) if tries + 1 < MAX_TRIES else sure
+        # Further where the last step came to little: what it takes off may be less than the elements' spacing.
+        further = torch.maximum(2 * step, FELT * torch.finfo(matrices.dtype).eps * ceiling)
+        step = torch.where(excess > last / 2, torch.maximum(ROOM * excess, further), ROOM * excess)
+        last = excess
+        lower = (target - step).clamp(min=sure) if tries + 1 < MAX_TRIES else sure
         target = torch.where(outside, lower, target)
         clip_singular_values_(wide, target, algorithm=algorithm, state=state)
     matrices.copy_(rounded)

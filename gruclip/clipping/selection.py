@@ -49,13 +49,17 @@ def pick(select: Select, offered: Mapping[str, Tensor], remedy: str = "") -> lis
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Raise `UserError` for what is no optimizer, or has no hooks."""
+    """Raise `UserError` for what is no optimizer, has no hooks, or is to be differentiated through."""
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer of {type(optimizer).__name__}: should be a torch.optim.Optimizer")
     if not hasattr(optimizer, "_optimizer_step_post_hooks"):
         raise UserError(
             f"optimizer of {type(optimizer).__name__}: was made without Optimizer.__init__ and has no hooks; give the "
             "optimizer inside it"
+        )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise UserError(
+            "optimizer with differentiable=True: clipping after a step has no gradient; use clip_singular_values"
         )
 
 

@@ -76,10 +76,10 @@ class SpectralClipping:
     picked, are one for each gate, and delta still holds for the candidate's unless it is None; any other parameter is
     reshaped to first axis x rest. ``README.md`` in `gruclip/clipping` says what a limit then means.
 
-    After each step of an optimizer that it is attached to, the weights are clipped in place. They are looked
-    up by name each time, so that a module may be moved, converted, or given other parameters; one that has several
-    names is clipped once. A step that gradient scaling skips clips nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in
-    float32, float64, bfloat16 and float16 alike.
+    After each step of an optimizer that it is attached to, the weights are clipped in place; where there are several,
+    those that this optimizer trains. They are looked up by name each time, so that a module may be moved, converted, or
+    given other parameters; one that has several names is clipped once. A step that gradient scaling skips clips
+    nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in float32, float64, bfloat16 and float16 alike.
 
     Raises `UserError` if nothing is found, `delta` is not inside (0, limit) of each recurrent layer, `limit` is not
     positive and finite, and for what cannot be clipped: weights that are computed by a parametrisation, sharded, of
@@ -148,13 +148,8 @@ class SpectralClipping:
         # A fused optimizer's step is called even if gradient scaling skips it: it checks found_inf itself.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
-            before = self.last_clipped
-            self.clip()
-            if len(self._hooks) > 1:  # weights of other optimizers keep their last step's counts
-                trained = trained_by(optimizer)
-                for index, entry in enumerate(self.parameters):
-                    if id(entry.tensor()) not in trained:
-                        self.last_clipped[index] += before[index]
+            # Of several optimizers what this one has moved: looks at all would grow with their square.
+            self._project(trained_by(optimizer) if len(self._hooks) > 1 else None)
 
     def detach(self) -> None:
         """Clip no more; what was clipped stays."""
@@ -170,12 +165,19 @@ class SpectralClipping:
         Raises `NonFiniteError`, before any is changed, for NaN or infinity in one; `UserError` for a parameter that has
         become one that cannot be clipped.
         """
-        found = self._found()
+        self._project(None)
+
+    @torch.no_grad()
+    def _project(self, trained: set[int] | None) -> None:
+        """`clip`, of parameters with these ids alone, or of all."""
+        found = [one for one in self._found() if trained is None or id(one.parameter) in trained]
         every_norm = norms_of([one.matrices for one in found])
         for one, norms in zip(found, every_norm, strict=True):
             if not is_finite(norms, partial(one.entry.matrices, one.parameter)):
                 raise NonFiniteError(f"{one.entry.name} holds NaN or infinity; nothing was changed")
-        self.last_clipped = [0] * len(self.parameters)
+        for index, entry in enumerate(self.parameters):
+            if trained is None or id(entry.tensor()) in trained:
+                self.last_clipped[index] = 0
         # A parameter with two entries, of different blocks, is clipped in two rounds, one after the other.
         rounds: defaultdict[int, list[_Found]] = defaultdict(list)
         seen: Counter[int] = Counter()

@@ -10,6 +10,8 @@ from gruclip.errors import UserError
 
 def check_matrices(weight: Tensor, name: str = "weight") -> None:
     """Raise `UserError` unless `weight` is a dense float32 or float64 batch (..., m, n), m and n at least 1."""
+    if is_a(weight, "DTensor"):
+        raise UserError(f"{name} is a DTensor: singular values are those of a whole matrix; give its full_tensor()")
     if weight.is_nested:
         raise UserError(f"{name} is a nested tensor: should be dense; call to_padded_tensor(0) first")
     shape = tuple(weight.shape)
@@ -21,6 +23,13 @@ def check_matrices(weight: Tensor, name: str = "weight") -> None:
         raise UserError(f"{name} is on the meta device, where nothing has a value; give it one first")
     if weight.dim() < 2 or 0 in shape[-2:]:
         raise UserError(f"{name} of shape {shape}: should be matrices (..., m, n) of a row and a column at least")
+
+
+def is_a(thing: object, name: str) -> bool:
+    """Whether it is of a class of torch.distributed, which need not be imported for that."""
+    return any(
+        kind.__name__ == name and kind.__module__.startswith("torch.distributed") for kind in type(thing).__mro__
+    )
 
 
 def check_writable(name: str, weight: Tensor) -> None:

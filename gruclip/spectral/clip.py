@@ -66,11 +66,12 @@ def clip_singular_values_(
       ``block``. With a state a float32 matrix of 56 rows and columns or more that cannot have reached its limit since
       the last call is not decomposed.
 
-    Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of
-    the exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64:
-    1e-12 (``full``) and 1e-9. A matrix inside its limit up to that is left as it is, bit for bit. `certified` says that
-    sigma_1 was shown to be inside, which ``truncated`` takes on trust; the distance of what a subspace clips from the
-    exact projection is estimated, and tested (``README.md``, (7)).
+    Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of the
+    exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64: 1e-12
+    (``full``) and 1e-9. Below a limit of 1e-37 float32's spacing allows less. A matrix inside its limit up to that is
+    left as it is, bit for bit. `certified` says that sigma_1 was shown to be inside, which ``truncated`` takes on
+    trust; the distance of what a subspace clips from the exact projection is estimated, and tested (``README.md``,
+    (7)).
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
     `UserError` for a limit that is not positive, an unknown algorithm, and what is no batch of matrices.
@@ -78,6 +79,8 @@ def clip_singular_values_(
     check_algorithm(algorithm)
     check_matrices(weight)
     check_writable("weight", weight)
+    if state is not None and not isinstance(state, SpectralState):
+        raise UserError(f"state of {type(state).__name__}: should be a SpectralState")
     batch = weight.shape[:-2]
     limits = [limit] * math.prod(batch) if isinstance(limit, float) else _values(limit, batch)
     check_limits(limits)
@@ -125,7 +128,8 @@ def _clip_by_program_(weight: Tensor, limit: Tensor, state: SpectralState | None
 def spectral_norm(weight: Tensor, state: SpectralState | None = None) -> Tensor:
     """sigma_1 of each matrix (..., m, n) in float64, to 1e-4; cheap with a `state` from a matrix nearby.
 
-    With a state it is an estimate from below: to 1e-4 of what the carried subspace and the change since hold.
+    With a state it is an estimate from below: to 1e-4 of what the carried subspace and the change since hold. It has
+    no gradient: `weight` is detached.
     Raises `NonFiniteError` naming the first matrix that holds NaN or infinity, and `UserError` for what is not a batch
     of float32 or float64 matrices.
 

@@ -31,13 +31,15 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
 
 def eagerly(function: Callable[Concatenate[Tensor, P], T]) -> Callable[Concatenate[Tensor, P], T]:
     """`function` of matrices, `untraced`, with autocast off, in whose dtypes no certificate holds, and with the CPU as
-    default device, for the host's own numbers. Raises `UserError` for a weight that is no tensor.
+    default device, for the host's own numbers. Raises `UserError` for a weight that is no tensor, and if it is traced.
     """
 
     @functools.wraps(function)
     def guarded(weight: Tensor, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(weight, Tensor):
             raise UserError(f"weight of {type(weight).__name__}: should be a tensor")
+        if torch.jit.is_tracing():
+            raise UserError("torch.jit.trace would keep what was clipped for this input alone; clip outside of it")
         # A default device is a torch function mode; to enter one costs microseconds a call.
         on_the_host = torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
         with without_autocast(weight.device), on_the_host:

@@ -21,6 +21,8 @@ from gruclip.spectral.thin import column_gram, normal_product, subtract_low_rank
 MAX_ROUNDS, MAX_DEGREE, DEGREES, MAX_GROWTH = 8, 12, 4, 18.0
 #: The same for columns that are no Ritz vectors.
 FIRST_DEGREES = 2
+#: Norm up to which a filtered column's square is a float32 number.
+MAX_FILTERED = 1e18
 #: A filtered column longer than this leaves too much of its direction in the others after one round of Cholesky's QR:
 #: it takes two.
 LEANING = 1e4
@@ -172,7 +174,7 @@ def converge(weight: Tensor, columns: Tensor, judge: Judge, end: float = 0.0, de
             # Columns that are no Ritz vectors all turn to the largest value's.
             basis = orthonormal(columns, rounds=2 if size > LEANING else 1)
             filtered, _, size = chebyshev(weight, basis, end, now)
-            if not math.isfinite(size):
+            if not size < MAX_FILTERED:
                 break  # a value so large that one look tells more
             columns, degree, done, most = filtered, degree - now, done + now, max(most, DEGREES)
         block = rayleigh_ritz(weight, columns)

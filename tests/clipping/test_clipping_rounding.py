@@ -72,6 +72,17 @@ def test_what_is_clipped_is_inside_in_the_numbers_that_are_kept(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [60, 256])
+def test_of_a_matrix_just_above_its_limit_no_more_than_a_percent_is_given_up(dtype, n) -> None:
+    """What is to be taken off is less than the spacing of its elements."""
+    made = torch.randn(1, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for above in (1e-5, 1e-4, 3e-4, 1e-3, 1e-2):
+        matrix = (made / sigma_1(made) * (1 + above)).to(dtype)
+        clip_matrices_(matrix, [1.0])
+        assert 0.99 <= float(sigma_1(matrix)[0]) <= 1 + 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["few above", "all above"])
 def test_little_is_given_up_for_the_rounding(dtype, kind) -> None:
     """At n = 256 the norm ends within a tenth of a percent of the limit, or, with all values there, within 8 units."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from gruclip import GRU, SpectralClipping
+from gruclip import (
+    GRU,
+    SpectralClipping,
+    clip_singular_values,
+    clip_singular_values_,
+    spectral_norm,
+    spectral_radius,
+)
 from gruclip.errors import UserError
 
 
@@ -265,6 +273,15 @@ def test_sharded_parameters_are_refused_by_name(one_process) -> None:
         SpectralClipping(layer, limit=1.0)
     with pytest.raises(UserError, match=r"^weight: is a DTensor"):
         whole.clip()
+    for function in (
+        partial(clip_singular_values_, limit=1.0),
+        partial(clip_singular_values, limit=1.0),
+        spectral_norm,
+    ):
+        with pytest.raises(UserError, match="^weight is a DTensor: singular values are those of a whole matrix"):
+            function(layer.weight.detach())
+    with pytest.raises(UserError, match="^matrix is a DTensor"):
+        spectral_radius(layer.weight.detach())
     sharded = nn.Sequential(nn.Linear(4, 4))
     fully_shard(sharded, mesh=mesh)
     with pytest.raises(UserError, match=r"^0\.weight: is a DTensor"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from gruclip import SpectralClipping, clip_singular_values, clip_singular_values_, clip_updates, spectral_norm
+from gruclip.clipping import weights
 from gruclip.clipping.rounding import norms_of
 from gruclip.errors import UserError
 
@@ -150,6 +151,27 @@ def test_each_optimizers_counts_stay_until_its_own_next_step() -> None:
     second.step()
     assert [line.last_clipped > 0 for line in clipping.report()] == [True, True]
     assert clipping.report()[0].last_clipped == counts
+
+
+def test_of_several_optimizers_each_step_looks_at_what_it_has_moved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, looked = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(6)]), []
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=10.0) for layer in module]
+    clipping = SpectralClipping(module, limit=LIMIT).attach(*optimizers)
+    stacks = weights.clip_stacks_
+    monkeypatch.setattr(weights, "clip_stacks_", lambda some, *one: (looked.append(len(some)), stacks(some, *one))[1])
+    module(torch.ones(2, 64)).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert sum(looked) == len(optimizers)
+    assert all(line.spectral_norm <= LIMIT * (1 + 2e-6) for line in clipping.report())
+
+
+@pytest.mark.parametrize("clip", [lambda net, one: SpectralClipping(net, limit=1.0).attach(one), clip_updates])
+def test_an_optimizer_that_is_differentiated_through_is_refused(clip: Any) -> None:
+    module = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0, differentiable=True)
+    with pytest.raises(UserError, match="differentiable=True: clipping after a step has no gradient; use clip_sing"):
+        clip(module, optimizer) if clip is not clip_updates else clip_updates(optimizer, 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -166,6 +167,22 @@ def test_module_takes_batch_first_and_unbatched_input() -> None:
 def test_what_the_module_does_not_take_is_refused_by_name(call: object, named: str) -> None:
     with pytest.raises(UserError, match=named):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "named"),
+    [
+        ("weight_hh_l0", lambda one: one.double(), r"weight_hh_l0 of torch\.float64: should be of torch\.float32, as"),
+        ("bias_hh_l1", lambda one: one.double(), r"bias_hh_l1 of torch\.float64: should be of torch\.float32, as"),
+        ("weight_ih_l1", lambda one: one[:, :3], r"weight_ih_l1 of shape \(21, 3\): should be \(21, 7\)"),
+        ("bias_ih_l0", lambda one: one[:7], r"bias_ih_l0 of shape \(7,\): should be \(21,\)"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_the_others_is_named(name: str, other: Any, named: str) -> None:
+    module = GRU(5, 7, num_layers=2)
+    setattr(module, name, nn.Parameter(other(getattr(module, name).detach())))
+    with pytest.raises(UserError, match=named):
+        module(torch.zeros(2, 3, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -729,6 +729,20 @@ def test_a_small_matrix_is_projected_however_far_it_is_above(n, far):
     assert_projected(before, after, 1.0, "auto")
 
 
+@pytest.mark.parametrize("n", [100, 230])
+@pytest.mark.parametrize("far", [5e3, 1e4])
+def test_a_value_so_far_above_the_others_that_filtered_columns_pass_float32_s_numbers_is_clipped(n, far):
+    generator = torch.Generator().manual_seed(20)
+    for others in (0.2, 1.0):
+        values = torch.cat((torch.tensor([far]), torch.linspace(others, 0, n - 1))).double()
+        before, state = with_values(generator, values).float(), SpectralState()
+        quiet = with_values(generator, torch.linspace(1.1, 0, n).double()).float()
+        for first in (before, quiet, before):  # of nothing known, and from a step that moved little
+            after = first.clone()
+            clip_singular_values_(after, 1.0, state=state)
+            assert_projected(first, after, 1.0, "auto")
+
+
 @pytest.mark.parametrize("shape", [(20, 20), (30, 20), (20, 30)])
 def test_where_lapack_does_not_converge_the_transposed_matrix_is_decomposed(shape, monkeypatch):
     generator, svd, calls = torch.Generator().manual_seed(16), torch.linalg.svd, []

@@ -164,3 +164,15 @@ def test_what_is_no_tensor_and_what_has_no_values_is_refused() -> None:
     with pytest.raises(UserError, match="weight is on the meta device"):
         clip_singular_values_(torch.empty(3, 3, device="meta"), 1.0)
     assert copy.deepcopy(SpectralState()).matrices == []
+
+
+@pytest.mark.parametrize("call", [lambda x: clip_singular_values_(x, 1.0).spectral_norm, spectral_norm])
+def test_what_is_traced_is_refused_since_a_trace_keeps_one_inputs_result(call: Any) -> None:
+    with pytest.raises(UserError, match=r"torch\.jit\.trace would keep what was clipped for this input alone"):
+        torch.jit.trace(call, torch.eye(4) * 3, check_trace=False)
+
+
+@pytest.mark.parametrize("call", [lambda x, state: clip_singular_values_(x, 1.0, state=state), spectral_norm])
+def test_a_state_of_another_kind_is_refused(call: Any) -> None:
+    with pytest.raises(UserError, match="state of dict: should be a SpectralState"):
+        call(torch.eye(4), {})
