@@ -46,9 +46,10 @@ def at_least(least: int, most: int = 10**9) -> Rule:
 POSITIVE = Rule("a positive number from 1e-300 to 1e300", lambda value: 1e-300 <= value <= 1e300)
 NOT_BELOW_ONE = Rule("a number of at least 1, at most 1e30", lambda value: 1 <= value <= 1e30)
 #: A folder's name below another one: no separator, nothing hidden, nothing that a terminal acts upon.
+#: And no name of a file that kept runs are in, for which its runs would be taken.
 PLAIN_NAME = Rule(
-    "a plain name of at most 100 letters, digits, and . _ + - within",
-    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", value, re.ASCII) is not None,
+    "a plain name of at most 100 letters, digits, and . _ + - within, not ending in .csv",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}(?<!\.csv)", value, re.ASCII) is not None,
 )
 PATH = Rule(
     "a folder's path of at most 1,000 printable characters",

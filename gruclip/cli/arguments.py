@@ -103,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"))
     evaluate.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
+    moved = "the corpus, if it is not where the run had it"
+    evaluate.add_argument("--root", type=_place, metavar="PATH", help=moved)
+
     status = commands.add_parser("status", help="where a sweep stands: finished, in training, waiting, left unfinished")
     status.add_argument(
         "places", nargs="*", type=_place, metavar="DIR", help="an output_dir; default: outputs and outputs/paper"
@@ -114,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--length", type=int, default=200, metavar="N", help="tokens or time steps; default: 200")
     sample.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    sample.add_argument("--root", type=_place, metavar="PATH", help=moved)
     sample.add_argument("--prompt", metavar="TEXT", help="a text, or TUNE:STEPS, the start of a tune of the test split")
     sample.add_argument(
         "--out", type=_place, metavar="FILE", help="a .txt, or a .mid; default: the terminal, or sample.mid"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gruclip.cli.arguments import REPRODUCTIONS, options_of
 from gruclip.errors import MissingRuns, UserError
+from gruclip.runs.files import write_whole
+from gruclip.training.interrupts import held_back
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,9 +42,17 @@ def table(options: Namespace) -> int:
     if options.out is None:
         print(text)
         return 0
-    with writable(options.out):
-        Path(options.out).write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
+    _write(Path(options.out), text if text.endswith("\n") else f"{text}\n")
     return 0
+
+
+def _write(out: Path, text: str) -> None:
+    """Whole, or what was there before stays; into a pipe or a device as it comes."""
+    with writable(out):
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8")
+        else:
+            write_whole(out, text)
 
 
 @contextmanager
@@ -100,8 +110,7 @@ def report(options: Namespace) -> int:
         runs = _runs(places, experiment, _remedy("table", "1", experiment), notes)
         out = Path(options.out) if options.out else Path(f"{experiment}.html")
         text = page(experiment, runs, places, options.runs)
-        with writable(out):
-            out.write_text(text, encoding="utf-8")
+        _write(out, text)
         return out
 
     print(_of_an_experiment(options.experiment, "ptb", written))
@@ -188,9 +197,9 @@ def experiments() -> list[str]:
 
 def eval(options: Namespace) -> int:
     """``gruclip eval``"""
-    from gruclip.runs.trained import evaluate_run
-
-    result = evaluate_run(Path(options.run), options.split, options.device)
+    with held_back():
+        from gruclip.runs.trained import evaluate_run
+    result = evaluate_run(Path(options.run), options.split, options.device, options.root)
     perplexity = f", perplexity {result['perplexity']:.2f}" if result.get("perplexity") is not None else ""
     print(f"{result['split']}: {result['loss']:.4f} {result['unit']}{perplexity}")
     return 0
@@ -219,10 +228,10 @@ def status(options: Namespace) -> int:
 
 def sample(options: Namespace) -> int:
     """``gruclip sample``"""
-    from gruclip.runs.sample import sample as draw_sample
-
+    with held_back():
+        from gruclip.runs.sample import sample as draw_sample
     folder = Path(options.run)
-    drawn = draw_sample(folder, options.length, options.temperature, options.seed, options.prompt)
+    drawn = draw_sample(folder, options.length, options.temperature, options.seed, options.prompt, options.root)
     out = Path(options.out) if options.out else None if drawn.roll is None else Path("sample.mid")
     suffix = ".txt" if drawn.roll is None else ".mid"
     if out is not None and out.suffix != suffix:
@@ -230,10 +239,10 @@ def sample(options: Namespace) -> int:
     if out is None:
         print(drawn.text)
         return 0
+    if drawn.roll is None:
+        _write(out, f"{drawn.text}\n")
+        return 0
     with writable(options.out or out):
-        if drawn.roll is None:
-            out.write_text(f"{drawn.text}\n", encoding="utf-8")
-            return 0
         from gruclip.data.midi import write_midi
         from gruclip.report.figures.piano_roll import piano_roll
 
@@ -265,6 +274,8 @@ def data(options: Namespace) -> int:
 
         if len(options.names) != 2:
             raise UserError("data convert: give two files: gruclip data convert CORPUS.pickle CORPUS.mat")
+        if options.root is not None:
+            raise UserError(f"--root {options.root}: does nothing beside convert; leave it out")
         convert(Path(options.names[0]), Path(options.names[1]))
         print(options.names[1])
         return 0

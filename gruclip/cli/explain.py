@@ -32,6 +32,10 @@ def explain(error: Exception) -> str | None:
         return f"{mark.name}, line {mark.line + 1}: is no YAML ({error.problem}); mend it"
     if isinstance(error, UnicodeDecodeError | ReaderError) and _passed_by_hydra(error):
         return f"a file of the configuration is no text in UTF-8 ({error.reason}); save it as such"
+    if unknown := re.search(r"(Sweeper|Launcher)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+        return _no_such_setting(f"hydra.{unknown[1].lower()}.{unknown[2]}")
+    if re.search(r"Config group override must be a string or a list", str(error)):
+        return "an option of a group is no word (a number, true, null); write it in quotes, as in \"experiment='1'\""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _first_lines(error) if _raised_by_hydra(error) else None
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", str(error)):
@@ -54,6 +58,8 @@ def _readable(override: str) -> str:
 
 
 def _no_such_setting(name: str) -> str:
+    if name.startswith("hydra.sweeper."):
+        return f"{name}: no such setting of the sweeper; it has hydra.sweeper.grids"
     if name.startswith("hydra."):
         return f"{name}: no such setting of this launcher; its settings are in conf/hydra/launcher and conf/README.md"
     settings = list(RunConfig().flat())

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gruclip: interrupted; the same command continues where it stopped", file=sys.stderr)
         return SIGNALLED + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else _explain(error)
+        message = str(error) if isinstance(error, UserError) else _too_long(error) or _explain(error)
         if message is None:
             raise
         print(f"gruclip: {_on_one_line(message)}", file=sys.stderr)
@@ -70,6 +70,13 @@ def _on_one_line(message: str) -> str:
     """Without line breaks, and without characters that would steer a terminal."""
     shown = " ".join(message.split())
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)
+
+
+def _too_long(error: Exception) -> str | None:
+    """Of a name that no file can have, wherever it was met; None for any other error."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return f"{str(error.filename)[:60]}...: too long for a file's name; give a shorter one"
 
 
 def _explain(error: Exception) -> str | None:
@@ -113,7 +120,11 @@ def _command(arguments: list[str]) -> int:
 
         print(describe())
         return 0
-    options = parser().parse_args(arguments)
+    options, left = parser().parse_known_args(arguments)
+    if options.command == "data" and not any(one.startswith("-") for one in left):
+        options.names += left  # argparse takes those behind an option for none
+    elif left:
+        raise UserError(f"unrecognized arguments: {' '.join(left)} (see gruclip --help)")
     if options.command == "reproduce":
         from gruclip.cli.reproduce import reproduce
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -22,6 +23,9 @@ from gruclip.cli.commands import experiments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from hydra_plugins.gruclip.settings import CONFIG_MODULE, CONFIG_NAME, defaults_of, to_run, train_one
+
+#: Of a process, for all its threads.
+ONE_HYDRA = threading.RLock()
 
 
 def train(argv: Sequence[str]) -> int:
@@ -60,15 +64,16 @@ def planned_runs(overrides: Sequence[str]) -> list[RunConfig]:
 @contextmanager
 def _loader() -> Iterator[ConfigLoader]:
     """Of our configuration. A caller's Hydra, which has one instance a process, is put away for as long."""
-    register_plugins()
-    kept, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
-    name = JobRuntime.instance().get("name")
-    try:
-        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
-            yield GlobalHydra.instance().config_loader()
-    finally:
-        GlobalHydra.instance().hydra = kept
-        JobRuntime.instance().set("name", name)
+    with ONE_HYDRA:
+        register_plugins()
+        kept, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+        name = JobRuntime.instance().get("name")
+        try:
+            with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="gruclip"):
+                yield GlobalHydra.instance().config_loader()
+        finally:
+            GlobalHydra.instance().hydra = kept
+            JobRuntime.instance().set("name", name)
 
 
 def usual_runs(runs: Iterable[RunConfig]) -> dict[str, RunConfig]:

@@ -37,6 +37,8 @@ def convert(source: Path, target: Path) -> None:
     """
     if target.suffix != ".mat":
         raise DataError(f"{target}: should end with .mat")
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: cannot be written (there is no folder {target.parent}); make it first")
     content = read_bytes(source)
     try:
         corpus = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -56,7 +58,7 @@ def convert(source: Path, target: Path) -> None:
     try:
         scipy.io.savemat(target, cells, do_compression=True)
     except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror})") from None
+        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
 def _roll(where: str, tune: Any) -> np.ndarray:

@@ -42,7 +42,10 @@ def check_typed(runs: Sequence[RunConfig], overrides: Sequence[str]) -> None:
 
 def train_one(settings: DictConfig, loader: ConfigLoader, overrides: Sequence[str] = ()) -> str:
     """Train the run that a composed configuration describes; its status. `overrides`: what was typed for this run."""
-    from gruclip.training.runner import train as train_runs
+    from gruclip.training.interrupts import held_back
+
+    with held_back():
+        from gruclip.training.runner import train as train_runs
 
     run = to_run(settings)
     check_typed([run], overrides)
@@ -57,8 +60,10 @@ def to_run(settings: DictConfig) -> RunConfig:
         for name, value in settings.items()
         if name not in NOT_SETTINGS
     }
-    if not isinstance(values.get("experiment", ""), str):
-        raise ConfigError("experiment: the file of this experiment should begin with the line # @package _global_")
+    for group in ("experiment", "sweep"):
+        if not isinstance(values.get(group, ""), str):
+            name = OmegaConf.select(settings, f"hydra.runtime.choices.{group}", default="...")
+            raise ConfigError(f"{group}={name}: its file should begin with the line # @package _global_")
     logger = values.get("logger")
     if isinstance(logger, dict) and not logger.get("csv", True):
         raise ConfigError("logger.csv=false: metrics are always written as CSV; leave it out")

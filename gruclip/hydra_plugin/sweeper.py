@@ -35,7 +35,10 @@ class GridSweeper(Sweeper):
         self.context, self.composed = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        from gruclip.training.runner import check_fits, check_runs, train_jobs
+        from gruclip.training.interrupts import held_back
+
+        with held_back():
+            from gruclip.training.runner import check_fits, check_runs, train_jobs
 
         loader = self.context.config_loader
         jobs = planned_jobs(loader, self.composed)

@@ -150,5 +150,6 @@ def _paths() -> list[str]:
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    """Its output."""
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    """Its output. In a session of its own, where a terminal's Ctrl-C is for gruclip to act on."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, start_new_session=True)
+    return done.stdout

@@ -97,7 +97,7 @@ def library() -> ctypes.CDLL | None:
 def loaded() -> Loaded:
     """The kernels, found or made by the first call, which warns where they cannot be had.
 
-    Raises `UserError` for a GRUCLIP_NATIVE that is neither 0 nor 1.
+    Raises `UserError` for a GRUCLIP_NATIVE that is neither 0 nor 1, and where the compiler is ended from outside.
     """
     wanted = os.environ.get("GRUCLIP_NATIVE", "1")
     if wanted not in ("0", "1"):
@@ -110,6 +110,12 @@ def loaded() -> Loaded:
             return candidate()._replace(refused=tuple(refused))
         except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
             written = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
+            if isinstance(error, subprocess.CalledProcessError) and error.returncode < 0:
+                # Without kernels a run would begin with other bits than those it is continued with.
+                raise UserError(
+                    f"{error.cmd[0]} was ended by signal {-error.returncode} as it compiled gruclip's kernels; start "
+                    "the same command again"
+                ) from None
             refused.append(f"not {name}: {(written or str(error)).strip()}")
     _warn(
         f"gruclip's kernels for the CPU are {refused[-1]}; install a C++ compiler, or set GRUCLIP_NATIVE=0 to do "

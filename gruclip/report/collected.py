@@ -94,9 +94,14 @@ def read(path: Path) -> list[tuple[Row, Record]]:
 
 
 def looks_collected(path: Path) -> bool:
-    """Whether a file begins as collected files do."""
-    with path.open("rb") as file:
-        return file.readline(64).startswith(",".join(WHO).encode())
+    """Whether it is a file, and begins as collected files do. Raises `UserError` where it cannot be read."""
+    if not path.is_file():  # a folder, a pipe, a link to nothing
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.readline(64).startswith(",".join(WHO).encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend that, or move it away") from error
 
 
 def is_collected(folder: str | Path) -> bool:

@@ -34,6 +34,15 @@ CSV_FILES = ("epochs.csv", "steps.csv", "timing.csv")
 DECISIVE = ("processor", "device", "threads", "versions", "revision", "kernels")
 
 
+def check_lengths(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raise `DamagedCheckpoint` where a CSV file of the run ends before this one of its checkpoints."""
+    for name in CSV_FILES:
+        path, offset = folder / name, checkpoint.progress["offsets"][name]
+        length = path.stat().st_size if path.is_file() else 0
+        if length < offset:
+            raise DamagedCheckpoint(f"{path}: {length} bytes long, and had {offset} at the checkpoint")
+
+
 class RunFolder:
     """One run's folder. Nothing is written before `lock`."""
 
@@ -52,7 +61,8 @@ class RunFolder:
         """Raise `UserError` where the folder cannot be written, is another configuration's, or was altered."""
         try:
             existing = next(path for path in (self.path, *self.path.absolute().parents) if os.path.lexists(path))
-            if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            # Of a finished run nothing is written any more, also on a disk that can only be read.
+            if not existing.is_dir() or not (os.access(existing, os.W_OK | os.X_OK) or self.is_finished()):
                 raise UserError(
                     f"output_dir={self.config.output_dir}: {existing} is not a folder that can be written to"
                 )
@@ -104,7 +114,7 @@ class RunFolder:
             if os.path.lexists(path):
                 try:
                     found = read_checkpoint(path, self.identity)
-                    self._check_lengths(found.progress["offsets"])
+                    check_lengths(self.path, found)
                 except DamagedCheckpoint as error:
                     faults.append(str(error))
                     continue
@@ -112,13 +122,6 @@ class RunFolder:
         if faults:
             raise UserError(f"{'; '.join(faults)}; no checkpoint is left to continue from: {MOVE_AWAY}")
         return None, []
-
-    def _check_lengths(self, offsets: Mapping[str, int]) -> None:
-        for name in CSV_FILES:
-            path = self.path / name
-            length = path.stat().st_size if path.is_file() else 0
-            if length < offsets[name]:
-                raise DamagedCheckpoint(f"{path}: {length} bytes long, and had {offsets[name]} at the checkpoint")
 
     def best(self, epoch: int) -> Checkpoint | None:
         """The weights of epoch `epoch`, the best so far; None where they are gone, damaged, or another epoch's."""

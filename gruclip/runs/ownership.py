@@ -143,10 +143,12 @@ def read_owner(folder: Path) -> dict[str, Any]:
 def living_owner(folder: Path) -> dict[str, Any] | None:
     """The owner of a folder where it shows signs of life, seen from here; None where there is none."""
     try:
-        owner, age = read_owner(folder), time.time() - (folder / OWNER).stat().st_mtime
+        owner, seen = read_owner(folder), (folder / OWNER).stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
-    lives = _is_alive(owner["pid"]) if _is_here(owner) else age < LEASE
+    # A process that has begun since is another one, with the same number.
+    here = _is_here(owner)
+    lives = _is_alive(owner["pid"]) and _began(owner["pid"]) < seen + BEAT if here else time.time() - seen < LEASE
     return owner if lives else None
 
 
@@ -168,6 +170,16 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _began(pid: int) -> float:
+    """When a process began, as files are timed; 0 where that is not known."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _flock(file: IO[str], folder: Path) -> bool:

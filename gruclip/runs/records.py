@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_config(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises `UserError` where there is none, and where its settings are not those that its identity was made of.
     """
     path = Path(folder) / "config.yaml"
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for a name that is too long)
         raise UserError(f"{folder}: not a run's folder (no config.yaml); give one below outputs/")
     settings = read_yaml(path)
     extra = {name: settings.pop(name, None) for name in ("identity", "data_sha256")}

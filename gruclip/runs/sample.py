@@ -31,13 +31,19 @@ class Sample:
 
 
 def sample(
-    folder: str | Path, length: int = 200, temperature: float = 1.0, seed: int = 0, prompt: str | None = None
+    folder: str | Path,
+    length: int = 200,
+    temperature: float = 1.0,
+    seed: int = 0,
+    prompt: str | None = None,
+    root: str | None = None,
 ) -> Sample:
     """`length` tokens or time steps drawn from the best epoch of a run, after the `prompt`.
 
     prompt: a text whose words (or characters) the run's vocabulary has; of a music model ``TUNE`` or ``TUNE:STEPS``,
     the first STEPS (32) of a tune of the test split, counted from 0. Without one, a text begins after the end of a
-    sentence and a tune from nothing. Raises `ConfigError` for a value that cannot be, `UserError` as `evaluate_run`.
+    sentence and a tune from nothing. `root` as for `evaluate_run`. Raises `ConfigError` for a value that cannot be,
+    `UserError` as `evaluate_run`.
     """
     if not 1 <= length <= MAX_STEPS:
         raise ConfigError(f"--length {length}: should be a whole number from 1 to {MAX_STEPS:,}")
@@ -45,7 +51,7 @@ def sample(
         raise ConfigError(f"--temperature {temperature:g}: should be a number from 0.01 to 100")
     if not SEED.holds(seed):
         raise ConfigError(f"--seed {seed}: should be {SEED.right}")
-    config, corpus, parameters = read_trained(folder)
+    config, corpus, parameters = read_trained(folder, root)
     steps_per_beat = config.dataset.steps_per_beat
     start = _tokens(corpus, prompt) if isinstance(corpus, WordCorpus) else _steps(corpus, prompt)
     drawn = continued(parameters, config.model, start, length, temperature, seed)

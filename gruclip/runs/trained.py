@@ -14,7 +14,7 @@ from gruclip.choices import WORD_DATASETS
 from gruclip.config import ModelConfig, RunConfig
 from gruclip.data import MusicCorpus, WordCorpus
 from gruclip.data import load as load_corpus
-from gruclip.errors import ConfigError, UserError
+from gruclip.errors import ConfigError, DataError, UserError
 from gruclip.gru import GRU
 from gruclip.model.device import choose_device, round_products
 from gruclip.model.evaluation import evaluate_weights, stacked_parameters
@@ -70,41 +70,46 @@ def load(folder: str | Path) -> RecurrentModel:
     return model.eval()
 
 
-def evaluate_run(folder: str | Path, split: str, device: str = "auto") -> dict[str, Any]:
+def evaluate_run(folder: str | Path, split: str, device: str = "auto", root: str | None = None) -> dict[str, Any]:
     """Loss of a run's best epoch on all of a split, in nats per token or time step, and the perplexity of words.
 
-    `split`: train, valid or test. Keys ``split``, ``loss``, ``unit``, and for words ``perplexity``. Raises
-    `ConfigError` for another split and a device that is not there, `DataError` where the corpus cannot be read, and
-    `UserError` where `folder` is no run's, has no checkpoint, or was trained on other data than is found here.
+    `split`: train, valid or test; `root`: where the corpus lies now, if not where the run had it. Keys ``split``,
+    ``loss``, ``unit``, and for words ``perplexity``. Raises `ConfigError` for another split and a device that is not
+    there, `DataError` where the corpus cannot be read, and `UserError` where `folder` is no run's, has no checkpoint,
+    or was trained on other data than is found here.
     """
     config, checksum, tensors = _read(folder)
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: should be one of train, valid, test")
     config = dataclasses.replace(config, device=device)
     target = choose_device(config.check())
-    corpus = _corpus(folder, config, checksum)
+    corpus = _corpus(folder, config, checksum, root)
     round_products(config.precision)
     loss = evaluate_weights(tensors, config, corpus, split, target)
     result = {"split": split, "loss": loss, "unit": corpus.unit}
     return result | ({"perplexity": math.exp(loss)} if config.dataset.name in WORD_DATASETS else {})
 
 
-def read_trained(folder: str | Path) -> tuple[RunConfig, WordCorpus | MusicCorpus, Parameters]:
+def read_trained(folder: str | Path, root: str | None = None) -> tuple[RunConfig, WordCorpus | MusicCorpus, Parameters]:
     """Configuration and corpus of a run, and its best epoch's parameters as `gruclip.model.stacked` has them, R = 1.
 
-    Raises `UserError` and `DataError` as `evaluate_run`.
+    `root` as for `evaluate_run`. Raises `UserError` and `DataError` as `evaluate_run`.
     """
     config, checksum, tensors = _read(folder)
-    corpus = _corpus(folder, config, checksum)
+    corpus = _corpus(folder, config, checksum, root)
     return config, corpus, stacked_parameters(tensors, corpus)
 
 
-def _corpus(folder: str | Path, config: RunConfig, checksum: str) -> WordCorpus | MusicCorpus:
-    corpus = load_corpus(**vars(config.dataset))
+def _corpus(folder: str | Path, config: RunConfig, checksum: str, root: str | None) -> WordCorpus | MusicCorpus:
+    settings = vars(config.dataset) | ({} if root is None else {"root": root})
+    try:
+        corpus = load_corpus(**settings)
+    except DataError as error:
+        raise error if root is not None else DataError(f"{error}; --root says where the corpus lies now") from None
     if corpus.checksum != checksum:
         raise UserError(
             f"{folder}: was trained on other data ({config.dataset.name} {checksum[:12]}, "
-            f"here {corpus.checksum[:12]}); point dataset.root or $GRUCLIP_DATA to the same files"
+            f"here {corpus.checksum[:12]}); point --root or $GRUCLIP_DATA to the same files"
         )
     return corpus
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from gruclip.errors import UserError
 from gruclip.runs.checkpoints import read_checkpoint
-from gruclip.runs.records import FINISHED, read_config, read_summary
+from gruclip.runs.folder import check_lengths
+from gruclip.runs.ownership import OWNER, read_owner
+from gruclip.runs.records import FINISHED, read_config, read_environment, read_summary
 from gruclip.runs.sums import SUMMED, SUMS, sha256_of
 
 
@@ -41,6 +43,7 @@ def _faults(folder: Path) -> Iterator[str]:
         yield from _faults_of_sums(folder)
     if summary is None or summary["status"] not in FINISHED:
         yield from _faults_of_checkpoint(folder, "last", identity)
+        yield from _faults_of_begun(folder)
         return
     yield from _faults_of_sums(folder)
     for which in ("last", "best") if summary.get("best_epoch") is not None else ("last",):
@@ -69,9 +72,23 @@ def _faults_of_checkpoint(folder: Path, which: str, identity: str) -> Iterator[s
     if which == "last" and not path.exists():
         return  # not one yet
     try:
-        read_checkpoint(path, identity)
+        found = read_checkpoint(path, identity)
+        if which == "last":
+            check_lengths(folder, found)
     except UserError as error:
         yield str(error)
+
+
+def _faults_of_begun(folder: Path) -> Iterator[str]:
+    """Of the records that a run is continued with, where they are there."""
+    for name, read in (("environment.json", read_environment), (OWNER, read_owner)):
+        if os.path.lexists(folder / name):
+            try:
+                read(folder)
+            except UserError as error:
+                yield str(error)
+            except FileNotFoundError:
+                pass  # its process has ended since
 
 
 def _faults_of_rows(path: Path, last: int | None) -> Iterator[str]:

@@ -52,6 +52,23 @@ def ignored(number: int) -> Iterator[None]:
 
 
 @contextmanager
+def held_back(number: int = signal.SIGINT) -> Iterator[None]:
+    """A signal held back, as while torch is imported: it swallows an exception in the middle and goes on with half of
+    numpy."""
+    handler, came = signal.getsignal(number), threading.Event()
+    if threading.current_thread() is not threading.main_thread() or handler in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(number, lambda *_: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+    if came.is_set():
+        signal.raise_signal(number)
+
+
+@contextmanager
 def deferred_interrupts(patient: bool = False) -> Iterator[Interrupts]:
     """Turn the first of `SIGNALS` into a flag, so that a run stops between two iterations, checkpointed.
 

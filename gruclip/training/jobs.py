@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gruclip.config import RunConfig
 from gruclip.data import check_window, load
+from gruclip.errors import UserError
 from gruclip.model.device import choose_device, choose_threads
 from gruclip.runs.folder import RunFolder
 from gruclip.runs.loggers import check_loggers
@@ -14,7 +16,16 @@ from gruclip.runs.loggers import check_loggers
 
 def check_runs(runs: Sequence[RunConfig], defaults: Mapping[str, RunConfig] | None = None) -> list[Job]:
     """The jobs of `train`, in order; raises `UserError` where one could not start, and writes nothing."""
-    return [Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
+    jobs = [Job(config.check(), (defaults or {}).get(config.experiment, RunConfig())) for config in runs]
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(job.folder.path, job)
+        if other.folder.identity != job.folder.identity:
+            raise UserError(
+                f"{job.folder.path}: would be the folder of two runs, of dataset.root={other.config.dataset.root} and "
+                f"of {job.config.dataset.root}; give one of them another output_dir or experiment"
+            )
+    return jobs
 
 
 class Job:

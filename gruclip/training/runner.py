@@ -74,7 +74,7 @@ def train_jobs(
     pending = list({job.folder.path: job for job in jobs if not job.folder.is_finished()}.values())
     skipped = {job.folder.path for job in jobs} - {job.folder.path for job in pending}
     groups = list(_groups(pending, stack, stack_size, batched))
-    if len(jobs) > 1 and not part_of_sweep:
+    if len(jobs) > 1 and pending and not part_of_sweep:
         record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
     with Display(len(pending), quiet, ended=ended) as display, deferred_interrupts() as interrupted:
         for path in sorted(skipped):

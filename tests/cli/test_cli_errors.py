@@ -58,6 +58,21 @@ BAD_COMMANDS = [
     ("eval nowhere --split tset", "invalid choice: 'tset'"),
     ("data list imagenet", "imagenet: no such dataset; there are pydoc, ptb"),
     ("data list --root", "expected one argument"),
+    *(
+        (command.format("a" * 300), "aaa")
+        for command in (
+            "eval {}",
+            "sample {}",
+            "status {}",
+            "table 1 --runs {}",
+            "report --runs {}",
+            "collect --runs {}",
+            "verify {}",
+        )
+    ),
+    ("train experiment=my.csv", "experiment=my.csv"),
+    ("train -m ++hydra.launcher.foo=1", "hydra.launcher.foo: no such setting of this launcher"),
+    ("train +experiment=null", "an option of a group is no word"),
     ("data list --root /nowhere", "dataset.root=/nowhere: no such folder"),
     ("bench speed", "invalid choice: 'speed'"),
     ("bench projection --seconds nan", "argument --seconds: nan: should be a number above 0"),
@@ -111,7 +126,7 @@ BAD_COMMANDS = [
     ("train optimizer=adam", "optimizer=adam: no such option; there are combined_clipping, gradient_clipping, sgd"),
     ("train -m optimizer=adam,sgd", "optimizer=adam: no such option; there are combined_clipping"),
     ("train dataset=imagenet", "dataset=imagenet: no such option; there are jsb_chorales"),
-    ("train dataset=null", "Config group override must be a string or a list"),
+    ("train dataset=null", "an option of a group is no word (a number, true, null)"),
     ("train experiment=mnist", "experiment=mnist: no such option; there are demo"),
     ("train -m +sweep=table3", "sweep=table3: no such option; there are cells, figure1"),
     ("train +sweep=quickstart", "+sweep=quickstart: a sweep needs -m, as in gruclip train -m +sweep=quickstart"),

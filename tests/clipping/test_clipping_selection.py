@@ -278,9 +278,9 @@ def test_sharded_parameters_are_refused_by_name(one_process) -> None:
         partial(clip_singular_values, limit=1.0),
         spectral_norm,
     ):
-        with pytest.raises(UserError, match="^weight is a DTensor: singular values are those of a whole matrix"):
+        with pytest.raises(UserError, match=r"^weight is a DTensor: singular values are those of a whole matrix"):
             function(layer.weight.detach())
-    with pytest.raises(UserError, match="^matrix is a DTensor"):
+    with pytest.raises(UserError, match=r"^matrix is a DTensor"):
         spectral_radius(layer.weight.detach())
     sharded = nn.Sequential(nn.Linear(4, 4))
     fully_shard(sharded, mesh=mesh)

@@ -297,3 +297,53 @@ def test_no_pickle_runs_anything(
     assert main(["data", "convert", "a.pickle", "a.mat"]) == 2
     assert complaint in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.pickle"]
+
+
+def test_two_corpora_whose_folders_share_a_name_are_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place, words in (("a", "a b a b\n"), ("b", "b b a c\n")):
+        Path(place).mkdir()
+        texts(Path(place, "corpus"), train=words * 40, valid=words * 40, test=words * 40)
+    typed = ["dataset=text", "dataset.root=a/corpus,b/corpus", "trainer.max_steps=2", "trainer.batch_size=2"]
+    assert main(["train", "-m", *typed, "trainer.bptt=3", "output_dir=o"]) == 2
+    told = (
+        "would be the folder of two runs, of dataset.root=a/corpus and of b/corpus; give one of them another output_dir"
+    )
+    assert told in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
+def test_a_run_on_a_corpus_that_has_moved_is_evaluated_where_that_lies_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts(Path("corpus"), **dict.fromkeys(("train", "valid", "test"), "a b a b\n" * 40))
+    typed = ["dataset=text", "dataset.root=corpus", "trainer.max_steps=2", "trainer.batch_size=2", "trainer.bptt=3"]
+    assert main(["train", *typed, "output_dir=o"]) == 0
+    (folder,) = tmp_path.glob("o/*/*")
+    Path("corpus").rename("moved")
+    capsys.readouterr()
+    for command in (["eval", str(folder)], ["sample", str(folder), "--length", "3"]):
+        assert main(command) == 2
+        assert "--root says where the corpus lies now" in capsys.readouterr().err
+        assert main([*command, "--root", "moved"]) == 0
+        assert capsys.readouterr().out
+        assert main([*command, "--root", "nowhere"]) == 2
+        assert capsys.readouterr().err.startswith("gruclip: dataset.root=nowhere: ")
+
+
+def test_a_converted_corpus_goes_where_there_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "convert", "a.pickle", str(tmp_path / "no" / "a.mat")]) == 2
+    assert f"there is no folder {tmp_path / 'no'}); make it first" in capsys.readouterr().err
+    assert main(["data", "convert", "a.pickle", "a.mat", "--root", "x"]) == 2
+    assert capsys.readouterr().err == "gruclip: --root x: does nothing beside convert; leave it out\n"
+
+
+def test_names_of_corpora_may_stand_behind_an_option(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--root", str(data_root), "jsb_chorales"], ["jsb_chorales", "--root", str(data_root)]):
+        assert main(["data", "verify", *words]) == 0
+        assert "jsb_chorales" in capsys.readouterr().out
+    assert main(["data", "verify", "--root", str(data_root), "jsb_chorales", "--nope"]) == 2
+    assert "unrecognized arguments: jsb_chorales --nope" in capsys.readouterr().err

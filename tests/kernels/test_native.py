@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from gruclip.errors import UserError
 from gruclip.gru import gru_layer, plain_gru
-from gruclip.kernels import compiled
+from gruclip.kernels import build, compiled
 from gruclip.kernels.gru_layer import is_compiled
 from gruclip.model import losses
 from gruclip.model.losses import softmax_nll
@@ -276,6 +279,30 @@ def test_a_compiler_that_is_none_is_a_warning(compiler: str, monkeypatch: pytest
     finally:
         monkeypatch.undo()
         compiled.loaded.cache_clear()
+
+
+def test_a_compiler_that_is_ended_from_outside_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run would begin without the kernels that it is continued with."""
+    compiler = tmp_path / "killed"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nkill -TERM $$\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled.loaded.cache_clear()
+    try:
+        with pytest.raises(
+            UserError, match=r"killed was ended by signal 15 as it compiled gruclip's kernels; start the"
+        ):
+            compiled.library()
+    finally:
+        monkeypatch.undo()
+        compiled.loaded.cache_clear()
+
+
+def test_a_terminal_s_interrupt_does_not_reach_the_compiler() -> None:
+    assert int(build._run(["sh", "-c", "ps -o sid= $$"])) != os.getsid(0)
 
 
 def test_an_empty_name_of_a_compiler_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from made_runs import DEMO, config, summary, timing, write_run
 from gruclip.cli import main
 from gruclip.errors import UserError
 from gruclip.report.status import Status, status, text
-from gruclip.runs.ownership import Ownership
+from gruclip.runs import ownership
+from gruclip.runs.ownership import OWNER, Ownership
 from gruclip.runs.sweeps import record_sweeps
 
 SWEEP = ["-m", "seed=0,1,2,3", "model.hidden_size=64", "trainer.max_steps=400", "hydra/launcher=stacked"]
@@ -162,3 +163,32 @@ def test_a_run_waits_while_any_sweep_that_lists_it_runs(tmp_path: Path) -> None:
     stopped.write_text(stopped.read_text().replace(f'"pid": {os.getpid()}', '"pid": 99999999'))
     found = status(outputs)
     assert (found.waiting, found.not_begun) == (["demo/a", "demo/b"], ["demo/c"])
+
+
+def test_what_is_called_csv_and_is_no_file_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "o", config(DEMO, "sgd"), summary(), None, timing(2))
+    (tmp_path / "o" / "x.csv").mkdir()
+    (tmp_path / "o" / "y.csv").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "o" / "z.csv")
+    assert main(["status", str(tmp_path / "o")]) == 0
+    assert "1 of 1 runs finished" in capsys.readouterr().out
+    assert main(["collect", "--runs", str(tmp_path / "o"), "--out", str(tmp_path / "kept")]) == 0
+
+
+def test_a_process_that_began_after_the_run_was_last_seen_is_not_its_owner(tmp_path: Path) -> None:
+    (folder, *_), outputs = _begun(tmp_path), tmp_path / "o"
+    owner = Ownership(folder)
+    owner.take()
+    try:
+        assert len(status(outputs).training) == 1
+        an_hour_ago = time.time() - 3600
+        os.utime(folder / OWNER, (an_hour_ago, an_hour_ago))
+        began = ownership._began(os.getpid())
+        assert 0 < began < time.time()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ownership, "_began", lambda pid: time.time() - 60)
+            assert not status(outputs).training
+            patch.setattr(ownership, "_began", lambda pid: an_hour_ago - 60)
+            assert len(status(outputs).training) == 1
+    finally:
+        owner.release()

@@ -341,7 +341,39 @@ def test_a_record_that_must_not_be_read_is_not_to_be_removed(broken: Path, monke
             read(broken / name)
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda folder: os.truncate(folder / "steps.csv", 50), "steps.csv: 50 bytes long, and had"),
+        (lambda folder: (folder / "steps.csv").unlink(), "steps.csv: 0 bytes long, and had"),
+        (lambda folder: (folder / "environment.json").write_text("{"), "environment.json"),
+        (lambda folder: (folder / ".owner").write_text("xx"), ".owner: damaged"),
+    ],
+)
+def test_what_keeps_an_unfinished_run_from_being_continued_is_no_run_as_it_was_written(
+    damage: Callable[[Path], object], told: str, broken: Path
+) -> None:
+    assert faults(broken) == []
+    damage(broken)
+    (fault,) = faults(broken)
+    assert told in fault
+
+
 # -- finished runs ----------------------------------------------------------------------------------------
+
+
+def test_on_a_disk_that_can_only_be_read_finished_runs_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [config(tmp_path), config(tmp_path, seed=5)]
+    train(runs, quiet=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert [result.skipped for result in train(runs, quiet=True)] == [True, True]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with pytest.raises(UserError, match="is not a folder that can be written to"):
+        train([config(tmp_path, seed=6)], quiet=True)
 
 
 @pytest.mark.parametrize("name", [*RESULTS, "config.yaml", "timing.csv", "environment.json"])

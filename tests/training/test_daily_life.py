@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gruclip import load
+from gruclip import compose, load
 from gruclip.cli import main
 from gruclip.cli.training import planned_runs
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
@@ -27,6 +28,7 @@ from gruclip.runs.verify import faults
 from gruclip.training import active_run
 from gruclip.training.display import Display
 from gruclip.training.engine import Engine
+from gruclip.training.interrupts import held_back
 from gruclip.training.jobs import Job
 from gruclip.training.runner import train
 from hydra_plugins.gruclip.settings import check_typed
@@ -284,3 +286,22 @@ def test_every_sweep_of_the_repository_can_be_trained_at_every_budget(experiment
     runs = planned_runs(typed)
     check_typed(runs, typed)
     assert runs
+
+
+def test_an_interrupt_during_imports_acts_when_they_are_done() -> None:
+    done = []
+
+    def imports() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        imports()
+    assert done
+
+
+def test_runs_are_composed_by_several_threads_at_once() -> None:
+    with ThreadPoolExecutor(6) as pool:
+        seeds = [run.seed for runs in pool.map(lambda seed: compose(f"seed={seed}"), range(12)) for run in runs]
+    assert seeds == list(range(12))
