@@ -62,8 +62,7 @@ def to_run(settings: DictConfig) -> RunConfig:
     }
     for group in ("experiment", "sweep"):
         if not isinstance(values.get(group, ""), str):
-            name = OmegaConf.select(settings, f"hydra.runtime.choices.{group}", default="...")
-            raise ConfigError(f"{group}={name}: its file should begin with the line # @package _global_")
+            raise ConfigError(f"{group}: the file of this {group} should begin with the line # @package _global_")
     logger = values.get("logger")
     if isinstance(logger, dict) and not logger.get("csv", True):
         raise ConfigError("logger.csv=false: metrics are always written as CSV; leave it out")
