@@ -47,7 +47,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from gruclip.bench.floor import gru_work, output_work
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import RECORD_SECONDS
 from gruclip.kernels.program import STEP
@@ -258,12 +257,6 @@ def table(shape: Shape = PTB, precision: str = "bf16", card: Card = H100) -> str
     kernels = sum(line.kernels for line in last_lines)
     rows.append(f"    {'all':34}{operations / RUNS[-1] / 1e9:9.2f}{passed / RUNS[-1] / 1e6:9.1f}{kernels:9}{sums}")
     return heading + "\n".join(rows) + "\n"
-
-
-def products_of_an_iteration(shape: Shape) -> float:
-    """Operations of a run's products but for the projection's, as `gruclip.bench.floor` counts them."""
-    layer = gru_work(shape.steps, shape.batch, shape.n, shape.n)
-    return (layer + output_work(shape.steps * shape.batch, shape.n, shape.words)).operations
 
 
 #: What a user plans: a table, its runs, those clipped spectrally, its model, its precision, iterations of a run, and

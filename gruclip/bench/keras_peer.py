@@ -5,8 +5,10 @@ An optional extra: ``pip install 'gruclip[bench]'``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +37,9 @@ def _keras() -> tuple[Any, Any]:
             jax.devices()
         finally:
             os.sched_setaffinity(0, cores)
-    import keras
+    # absl, which comes with it, keeps the stderr that it finds and may close it, a notebook's or a test's too.
+    with contextlib.redirect_stderr(sys.__stderr__):
+        import keras
 
     return keras, jax
 

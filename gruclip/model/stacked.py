@@ -136,14 +136,6 @@ def embed(weight: Tensor, inputs: Tensor, runs: int) -> Tensor:
     return product(notes.flatten(1, 2), weight).unflatten(1, inputs.shape[1:3])
 
 
-def dropout_masks(
-    config: ModelConfig, generators: list[torch.Generator], steps: int, batch: int, like: Tensor
-) -> list[Tensor] | None:
-    """`masks_of` seeds that the runs' generators, of the CPU, give: the same on every device."""
-    seeds = mask_seeds(config, generators, like.device)
-    return None if seeds is None else masks_of(config, seeds, steps, batch, like)
-
-
 def mask_seeds(config: ModelConfig, generators: list[torch.Generator], device: torch.device) -> Tensor | None:
     """A seed of the masks of an iteration for each run, int64 (R,); None without dropout."""
     if config.dropout == 0:

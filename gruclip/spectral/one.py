@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,44 +52,37 @@ def clip_one(
     near_limit = (
         squarable and frobenius / MAX_FROBENIUS_RATIO < limit <= frobenius / single.MIN_RATIO and single.takes(tall)
     )
-    rests = int(held.get("rests", 1)) - 1
+    rests = int(held.get("rests", 1)) - 1  # steps after this one for which tracking is suspended
     algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
     if algorithm == "truncated" and squarable and limit < torch.inf:
         draws = _draws(held)
         outcome = Outcome(*truncated.clip(weight, frobenius, limit, slack, held), redone=False)
-        if draws:
-            held["draws"] = torch.tensor(draws)
+        held.update({"draws": torch.tensor(draws)} if draws else {})
         return outcome
     tracks = algorithm == "block"
     known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
     done = _followed(weight, frobenius, limit, held, slack, tracks, known) if squarable else None
     if done is not None:
-        held.clear()  # what another algorithm left is outdated
-        held.update(_untracked(done.tracked.draws, tracked.UNTRACKED_STEPS) if done.costly else done.tracked.entries())
-        return Outcome(done.clipped, done.norm_after, limit < torch.inf, redone=False)
-
-    def wanted(count: int) -> int:
-        return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
-
-    quickly = tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE)
-    quick, far = (
-        single.clip(tall, frobenius, limit, slack, tracked.NEAR, wanted) if quickly and near_limit else (None, 0)
-    )
-    if quick is None:
-        count, values, right = _decomposed(tall, limit, slack, algorithm)
-        count, after, rests = count + far, values[0], 0
+        outcome = Outcome(done.clipped, done.norm_after, limit < torch.inf, redone=False)
+        entries = _untracked(done.tracked.draws, tracked.UNTRACKED_STEPS) if done.costly else done.tracked.entries()
     else:
-        count, right = quick.clipped, quick.right
-        values = [min(value, limit) for value in quick.values] if quick.clipped else quick.values
-        after = min(quick.norm_before, limit) if quick.clipped else quick.norm_before
-    if followed and (tracks or (algorithm == "single" and values[0] < tracked.NEAR * limit)):
-        _track(held, tall, weight, limit, values, right)
-    else:
+
+        def wanted(count: int) -> int:
+            return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
+
+        quickly = near_limit and (tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE))
+        made = _decomposed(tall, frobenius, limit, slack, algorithm, wanted if quickly else None)
         draws = _draws(held)
-        held.clear()
-        if draws or rests > 0:
-            held.update(_untracked(draws, max(rests, 0)))
-    return Outcome(count, after, certified=True, redone=known is not None if tracks else quickly and quick is None)
+        redone = known is not None if tracks else quickly and made.in_float64
+        outcome = Outcome(made.clipped, made.norm, certified=True, redone=redone)
+        if followed and (tracks or (algorithm == "single" and made.values[0] < tracked.NEAR * limit)):
+            entries = _begun(weight, tall, limit, made, draws)
+        else:
+            rests = 0 if made.in_float64 else max(rests, 0)
+            entries = _untracked(draws, rests) if draws or rests else {}
+    held.clear()  # also of what another algorithm left, which is outdated
+    held.update(entries)
+    return outcome
 
 
 def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
@@ -118,27 +112,42 @@ def _followed(
     return None
 
 
-def _decomposed(tall: Tensor, limit: float, slack: float, algorithm: str) -> tuple[int, list[float], Tensor]:
-    """Clip by a decomposition in float64: values clipped, all values after it, and the right singular vectors."""
+class _Decomposed(NamedTuple):
+    """What a decomposition has made of a matrix (m, n), m >= n."""
+
+    clipped: int  #: values
+    norm: float  #: sigma_1 after it
+    values: list[float]  #: leading singular values after it, descending; upper bounds near them in single precision
+    right: Tensor  #: their right singular vectors (n, k)
+    in_float64: bool
+
+
+def _decomposed(
+    tall: Tensor, frobenius: float, limit: float, slack: float, algorithm: str, wanted: Callable[[int], int] | None
+) -> _Decomposed:
+    """Clip by a decomposition: in single precision if `wanted` says how many triplets it is to find at least, given the
+    number of values near the limit, and where that tells enough; else in float64."""
+    quick, far = single.clip(tall, frobenius, limit, slack, tracked.NEAR, wanted) if wanted else (None, 0)
+    if quick is not None:
+        highest = limit if quick.clipped else torch.inf
+        values = [min(value, highest) for value in quick.values]
+        return _Decomposed(quick.clipped, min(quick.norm_before, highest), values, quick.right, in_float64=False)
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
     if algorithm != "full" and parts.values[0] > exact.GRAM_RANGE[tall.dtype] * limit:
         parts = exact.svd(tall)
-    return *exact.clip(tall, limit, parts, slack), parts.right
+    count, values = exact.clip(tall, limit, parts, slack)
+    return _Decomposed(count + far, values[0], values, parts.right, in_float64=True)
 
 
-def _track(
-    held: dict[str, Tensor], tall: Tensor, weight: Tensor, limit: float, values: list[float], right: Tensor
-) -> None:
-    """Start tracking a matrix that was decomposed, or stop where that would not pay. `right` are the right singular
-    vectors of `tall`, which is the matrix or its transpose.
-    """
-    draws = _draws(held)
+def _begun(weight: Tensor, tall: Tensor, limit: float, made: _Decomposed, draws: int) -> dict[str, Tensor]:
+    """The state that a matrix is tracked from, or where that would not pay that of one that is not; `tall`, which was
+    decomposed, is the matrix or its transpose."""
+    right = made.right
     if tall is not weight:
-        wanted = tracked.pairs_wanted(weight, number_above(values, tracked.NEAR * limit))
-        right = thin_product(tall, right[:, :wanted].to(tall.dtype), roughly=True)
-    started = tracked.start(weight, limit, values, right, draws)
-    held.clear()
-    held.update(_untracked(draws, 0) if started is None else started.entries())
+        pairs = tracked.pairs_wanted(weight, number_above(made.values, tracked.NEAR * limit))
+        right = thin_product(tall, right[:, :pairs].to(tall.dtype), roughly=True)
+    started = tracked.start(weight, limit, made.values, right, draws)
+    return _untracked(draws, 0) if started is None else started.entries()
 
 
 def _untracked(draws: int, rests: int) -> dict[str, Tensor]:

@@ -210,10 +210,12 @@ def _clip(
         before, moved = weight.clone(), torch.inf
         count = clip_leading_(weight, found.block, limit, ceiling)
         found = converge(weight, found.block.right.contiguous(), judge, end)
-    known = shown = NONE if limit == torch.inf else None
+    shown, drawn = NONE if limit == torch.inf else None, False
     if found is not None and shown is None:
-        known = from_last(found.block, limit, ceiling, tracked.shown, moved)
-        shown = known or from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
+        shown = from_last(found.block, limit, ceiling, tracked.shown, moved)
+        drawn = shown is None
+    if found is not None and drawn:
+        shown = from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
     if found is None or shown is None:
         if before is not None:
             weight.copy_(before)
@@ -227,7 +229,7 @@ def _clip(
     # In place where possible: mapping new memory takes longer than writing it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
-    work = columns.shape[1] * (degree + (BESIDE if known else BESIDE_DRAWN))
+    work = columns.shape[1] * (degree + (BESIDE_DRAWN if drawn else BESIDE))
     small, large = sorted(weight.shape)
     costliest = MAX_WORK * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
     costly = single.takes(weight) and work > costliest

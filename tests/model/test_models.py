@@ -12,7 +12,7 @@ from gruclip.data import Lanes, load
 from gruclip.gru import plain_gru
 from gruclip.layers import clipped_block
 from gruclip.model.cells import recurrent_layer
-from gruclip.model.stacked import dropout_masks, embed, initial_parameters, nll, zero_states
+from gruclip.model.stacked import embed, initial_parameters, mask_seeds, masks_of, nll, zero_states
 from gruclip.training.engine import Engine
 
 
@@ -50,6 +50,14 @@ def test_a_seed_gives_every_method_the_same_start() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def dropout_masks(
+    config: ModelConfig, generators: list[torch.Generator], steps: int, batch: int, like: Tensor
+) -> list[Tensor]:
+    seeds = mask_seeds(config, generators, like.device)
+    assert seeds is not None
+    return masks_of(config, seeds, steps, batch, like)
+
+
 def test_the_models_loss_is_the_papers_equations_written_out() -> None:
     config = ModelConfig(hidden_size=5, num_layers=2)
     parameters = stacked(config, 7, words=True)
@@ -57,7 +65,6 @@ def test_the_models_loss_is_the_papers_equations_written_out() -> None:
     tokens = torch.randint(7, (1, 4, 3), generator=generator)
     targets = torch.randint(7, (1, 4, 3), generator=generator)
     masks = dropout_masks(config, [generator], 4, 3, parameters["output"])
-    assert masks is not None
     states = zero_states(config, 1, 3, parameters["output"])
     found, _ = nll(parameters, config, Lanes(tokens, targets, None, None), states, masks)
 
@@ -73,7 +80,6 @@ def test_the_models_loss_is_the_papers_equations_written_out() -> None:
 def test_dropout_keeps_half_of_the_units_scales_them_by_two_and_differs_from_step_to_step_and_site_to_site() -> None:
     config = ModelConfig(hidden_size=200, num_layers=2)
     masks = dropout_masks(config, [torch.Generator().manual_seed(0)], 35, 20, torch.empty(()))
-    assert masks is not None
     assert len(masks) == 3  # the recurrent part's input, between its layers, before the output
     for mask in masks:
         assert set(mask.unique().tolist()) == {0.0, 2.0}
@@ -86,7 +92,6 @@ def test_dropout_keeps_half_of_the_units_scales_them_by_two_and_differs_from_ste
 def test_dropout_meets_its_rate(p: float) -> None:
     config = ModelConfig(hidden_size=200, dropout=p)
     masks = dropout_masks(config, [torch.Generator().manual_seed(0)], 35, 20, torch.empty(()))
-    assert masks is not None
     assert (masks[0] == 0).double().mean().item() == pytest.approx(p, abs=0.005)
     assert masks[0].mean().item() == pytest.approx(1.0, rel=0.03)
 
@@ -95,8 +100,6 @@ def test_a_runs_masks_do_not_depend_on_its_neighbours() -> None:
     config = ModelConfig(hidden_size=7)
     alone = dropout_masks(config, [torch.Generator().manual_seed(5)], 3, 2, torch.empty(()))
     together = dropout_masks(config, [torch.Generator().manual_seed(s) for s in (4, 5)], 3, 2, torch.empty(()))
-    assert alone is not None
-    assert together is not None
     assert all(torch.equal(one[0], both[1]) for one, both in zip(alone, together, strict=True))
 
 
