@@ -279,7 +279,7 @@ def test_a_replayed_program_follows_its_subspaces_as_one_that_is_not_replayed(n:
 
 def test_an_engine_that_redoes_too_much_widens_and_captures_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     every = 8
-    monkeypatch.setattr("gruclip.training.engine.EVERY", every)
+    monkeypatch.setattr("gruclip.training.engine.WIDEN_EVERY", every)
     n, limit, generator = 400, 1.8, torch.Generator().manual_seed(0)
     base = RunConfig(
         model=ModelConfig(hidden_size=n),
