@@ -39,6 +39,7 @@ def test_a_study_in_any_state_is_shown_or_refused_in_one_line(
                 folder = write_run(tmp_path / "new", run, summary(status), steps(30), timing(2))
                 folder.rename(runs / f"{folder.name},max_epochs={epochs}")
     out = ["--out", str(tmp_path / "out")] if command[0] != "table" else []
+    out += ["--format", "png"] if command[0] == "figure" else []
     code = main([*command, "--experiment", "demo", "--runs", str(tmp_path / "o"), *out])
     told = capsys.readouterr()
     assert (code, told.err.count("\n")) in ((0, 0), (2, 1)), told.err
