@@ -293,12 +293,12 @@ def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys,
     assert stack.ON_CPU in capsys.readouterr().out
 
 
-def test_bench_sweep_trains_the_runs_by_the_launcher_that_is_named(tmp_path, data_root, monkeypatch, capsys):
+def test_bench_sweep_trains_the_runs_by_each_launcher(tmp_path, data_root, monkeypatch, capsys):
     monkeypatch.setenv("GRUCLIP_DATA", str(data_root))
-    small = ["--runs", "2", "--steps", "1", "--experiment", "jsb_chorales", "--launchers", "stacked"]
+    small = ["--runs", "2", "--steps", "1", "--experiment", "jsb_chorales", "--launchers", "basic", "stacked"]
     assert sweep.main(["--threads", "1", "--repetitions", "1", *small, "--out", str(tmp_path)]) == 0
     (table,) = read(tmp_path, "sweep")["tables"].values()
-    assert [row["contestant"] for row in table] == ["stacked"]
+    assert [row["contestant"] for row in table] == ["basic", "stacked"]
 
 
 def test_a_sweep_that_fails_says_how(monkeypatch):
