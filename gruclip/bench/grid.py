@@ -39,8 +39,8 @@ AUTO, ALTERNATIVES = "auto", (NAIVE, "gram", "truncated")
 MARKED = 1.1
 
 #: A contestant that takes so many times the best's time is not repeated; nor one that took so many seconds, after
-#: `FEWEST` rounds.
-HOPELESS, SECONDS, FEWEST = 5.0, 2.0, 3
+#: `MIN_ROUNDS` rounds.
+HOPELESS, SECONDS, MIN_ROUNDS = 5.0, 2.0, 3
 #: Rounds that are not timed, of a known matrix (a state settles) and of others.
 SETTLING = {True: 2, False: 1}
 #: From here on, seconds, the first round of what has no state counts too.
@@ -111,7 +111,7 @@ def measure_cell(cell: Cell, rounds: int, device: torch.device) -> dict[str, flo
                 taken[name].append(needed)
         best = min(median(taken[name] or [latest[name]]) for name in taken)
         for name in [name for name in running if taken[name]]:
-            used_up = sum(taken[name]) > SECONDS and len(taken[name]) >= FEWEST
+            used_up = sum(taken[name]) > SECONDS and len(taken[name]) >= MIN_ROUNDS
             if used_up or (name != AUTO and median(taken[name]) > HOPELESS * best):
                 del running[name]
     return {name: median(seconds) for name, seconds in taken.items()}

@@ -52,7 +52,7 @@ def _write(out: Path, text: str) -> None:
         if out.exists() and not out.is_file():
             out.write_text(text, encoding="utf-8")
         else:
-            write_whole(out, text)
+            write_whole(out.resolve(), text)  # what a link names, and not in the link's place
 
 
 @contextmanager

@@ -175,9 +175,10 @@ class SpectralClipping:
         for one, norms in zip(found, every_norm, strict=True):
             if not is_finite(norms, partial(one.entry.matrices, one.parameter)):
                 raise NonFiniteError(f"{one.entry.name} holds NaN or infinity; nothing was changed")
-        for index, entry in enumerate(self.parameters):
-            if trained is None or id(entry.tensor()) in trained:
-                self.last_clipped[index] = 0
+        if trained is None:
+            self.last_clipped = [0] * len(self.parameters)
+        for one in found:
+            self.last_clipped[one.place] = 0
         # A parameter with two entries, of different blocks, is clipped in two rounds, one after the other.
         rounds: defaultdict[int, list[_Found]] = defaultdict(list)
         seen: Counter[int] = Counter()

@@ -64,7 +64,8 @@ class GridSweeper(Sweeper):
         for folder in folders:
             with told_by_name(folder):  # Hydra's launchers make it too, without a word for what forbids it
                 folder.mkdir(parents=True, exist_ok=True)
-        if not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
+        begins = any(not job.folder.is_finished() for job in planned)
+        if begins and not isinstance(launcher, SubmittedLauncher):  # which records what it has submitted
             record_sweeps([job.folder.path for job in planned], [Path(run.output_dir) for run in runs])
         if type(launcher) is BasicLauncher:  # which would announce and show each run as the only one
             return train_jobs(planned, part_of_sweep=True)

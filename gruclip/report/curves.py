@@ -32,7 +32,7 @@ CHUNK = 100_000
 #: Bytes of all files of a kind together, and of one file unpacked: what is larger was not written here. The 180,000
 #: epochs of all runs that a lent GPU is to train have some four million; it gives back files of twice their limit.
 MAX_BYTES = {"steps": 1_000_000, "epochs": 8 << 20}
-_MOST_UNPACKED = 50_000_000
+_MAX_UNPACKED = 50_000_000
 
 STEPS = ("step", "grad_norm", "radius")
 EPOCHS = ("epoch", "lr", "train_loss", "valid_loss", "grad_norm_mean", "grad_norm_max", "values_clipped")
@@ -139,12 +139,12 @@ def read_curves(csv: Path, kind: str) -> Curves:
 def _read_curves(path: Path, kind: str, written: int) -> Curves:
     try:
         with gzip.open(path) as file:
-            content = file.read(_MOST_UNPACKED + 1)
+            content = file.read(_MAX_UNPACKED + 1)
         head, *lines = content.decode().splitlines()
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); {REMEDY}") from None
     heading = f"identity,{','.join(KINDS[kind])}"
-    if len(content) > _MOST_UNPACKED or head != heading:
+    if len(content) > _MAX_UNPACKED or head != heading:
         raise UserError(f"{path}: not a file of collected {kind} (it should begin with {heading}); {REMEDY}")
     curves: dict[str, list[str]] = {}
     for line in lines:

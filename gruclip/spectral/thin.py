@@ -15,7 +15,7 @@ from gruclip.kernels import compiled
 #: columns, and for more, whose values are not far above the limit.
 RUN, FEW_COLUMNS, LONG_RUN = 8, 64, 32
 #: Elements from which our kernel is faster than torch's product, and columns it subtracts at once.
-LARGE, MOST = 300_000, 256
+LARGE, MAX_COLUMNS = 300_000, 256
 
 
 def thin_product(weight: Tensor, columns: Tensor, roughly: bool = False) -> Tensor:
@@ -39,8 +39,8 @@ def subtract_low_rank_(weight: Tensor, left: Tensor, right: Tensor) -> None:
         weight, left, right = weight.mT, right, left
     if weight.numel() >= LARGE and weight.stride(1) == 1 and compiled.takes(weight, left, right):
         # Copied: rows that are a power of two apart evict each other from the cache.
-        whole = left.shape[1] <= MOST
-        for x, y in zip(left.split(MOST, 1), right.split(MOST, 1), strict=True):
+        whole = left.shape[1] <= MAX_COLUMNS
+        for x, y in zip(left.split(MAX_COLUMNS, 1), right.split(MAX_COLUMNS, 1), strict=True):
             x = x if whole else x.contiguous()
             counts = [*weight.shape, x.shape[1], weight.stride(0), *x.stride(), *y.stride()]
             compiled.call("gruclip_take_off", [weight, x, y], counts, torch.get_num_threads())

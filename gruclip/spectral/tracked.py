@@ -213,9 +213,8 @@ def _clip(
     shown, drawn = NONE if limit == torch.inf else None, False
     if found is not None and shown is None:
         shown = from_last(found.block, limit, ceiling, tracked.shown, moved)
-        drawn = shown is None
-    if found is not None and drawn:
-        shown = from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
+        if shown is None:
+            drawn, shown = True, from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
     if found is None or shown is None:
         if before is not None:
             weight.copy_(before)

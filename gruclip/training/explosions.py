@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: Norms that one is compared with: at most, and at least.
-MOST, FEWEST = 200, 20
+MAX_RECENT, MIN_RECENT = 200, 20
 
 
 @dataclass
@@ -27,13 +27,13 @@ class ExplosionDetector:
     def observe(self, step: int, norm: float) -> bool:
         """Take the norm of iteration `step`; whether it exploded."""
         norm = math.inf if math.isnan(norm) else norm
-        exploded = not math.isfinite(norm) or (len(self.recent) >= FEWEST and norm > 100 * self._median())
+        exploded = not math.isfinite(norm) or (len(self.recent) >= MIN_RECENT and norm > 100 * self._median())
         if exploded and self.first_step is None:
             self.first_step = step
         self.max_norm = max(self.max_norm, norm)
         self.recent.append(norm)
         insort(self._ordered, norm)
-        if len(self.recent) > MOST:
+        if len(self.recent) > MAX_RECENT:
             del self._ordered[bisect_left(self._ordered, self.recent.popleft())]
         return exploded
 

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from gruclip import compose, load
-from gruclip.cli import main
+from gruclip.cli import commands, main
 from gruclip.cli.training import planned_runs
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import ConfigError, Interrupted, UserError
@@ -305,3 +305,27 @@ def test_runs_are_composed_by_several_threads_at_once() -> None:
     with ThreadPoolExecutor(6) as pool:
         seeds = [run.seed for runs in pool.map(lambda seed: compose(f"seed={seed}"), range(12)) for run in runs]
     assert seeds == list(range(12))
+
+
+def test_a_sweep_whose_runs_are_all_finished_writes_nothing(tmp_path: Path) -> None:
+    sweep = ["train", "-m", "seed=0,1", *TYPED, f"output_dir={tmp_path / 'o'}"]
+    assert main(sweep) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(sweep) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_page_is_written_whole_where_a_link_leads_and_into_a_device_as_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, link = tmp_path / "page.html", tmp_path / "link.html"
+    link.symlink_to(page)
+    commands._write(link, "old")
+    assert (link.is_symlink(), page.read_text()) == (True, "old")
+    commands._write(Path("/dev/null"), "nothing")
+    assert Path("/dev/null").is_char_device()
+    monkeypatch.setattr("gruclip.runs.files.sync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="No space left"):
+        commands._write(link, "new")
+    assert page.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "page.html"]
