@@ -28,8 +28,12 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def faults(folder: Path) -> list[str]:
-    """What is wrong with a run's folder, a line each; none where all is as it was written."""
-    return list(_faults(folder))
+    """What is wrong with a run's folder, a line for each file; none where all is as it was written."""
+    first: dict[str, str] = {}
+    for fault in _faults(folder):
+        about = next((name for name in SUMMED if fault.startswith(f"{folder / name}: ")), fault)
+        first.setdefault(about, fault)
+    return list(first.values())
 
 
 def _faults(folder: Path) -> Iterator[str]:

@@ -179,4 +179,6 @@ def _log_scale(panel: Axes) -> None:
 
 def _mark_radius_1(panel: Axes) -> None:
     panel.axhline(1, color="black", linewidth=0.6, linestyle="--")
-    panel.annotate("radius 1", (0.03, 1), (0, 1.5), xycoords=("axes fraction", "data"), textcoords="offset points")
+    # At the right, where a radius that has passed 1 is no longer near it.
+    place, units = (0.97, 1), ("axes fraction", "data")
+    panel.annotate("radius 1", place, (0, 1.5), xycoords=units, textcoords="offset points", horizontalalignment="right")
