@@ -15,7 +15,8 @@ the same formula. f is piecewise linear: between values on one side of the limit
 across it G_ij = (limit - s_j) / (s_i - s_j), s_i > limit >= s_j, is in [0, 1].
 
 Where a value equals the limit P has no derivative (except along H that do not move it). f' = 1 is used, as in
-`torch.clamp`: the limit of the derivatives at matrices inside, an element of Clarke's generalised Jacobian.
+`torch.clamp`: the limit of the derivatives at matrices inside, an element of Clarke's generalised Jacobian. A value up
+to half of the projection's tolerance above the limit, which rounding reaches, counts as equal.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from gruclip.errors import UserError
 from gruclip.spectral import check_algorithm, check_matrices, clip_singular_values_, limits_of_batch
+from gruclip.spectral.deferred import tolerance
 from gruclip.spectral.eager import eagerly
 
 
@@ -167,8 +169,9 @@ class _Decomposed:
         changed = (output != weight).any(-1).any(-1)
         self.U, s, self.Vh = torch.linalg.svd(weight.double(), full_matrices=False)
         limit = limits[..., None]
-        self.above = (s > limit) & changed[..., None]
-        f = torch.where(self.above, limit, s)
+        # Up to rounding at the limit is at the limit.
+        self.above = (s > limit * (1 + tolerance(weight.dtype, "auto") / 2)) & changed[..., None]
+        f = torch.minimum(s, limit)
         either = self.above[..., :, None] | self.above[..., None, :]
         both = self.above[..., :, None] & self.above[..., None, :]
         apart, total = s[..., :, None] - s[..., None, :], s[..., :, None] + s[..., None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,7 @@ WHOLE = "singular values are those of a whole matrix; clip before it is sharded,
 
 @dataclass(frozen=True)
 class ClippedParameter:
-    """A parameter of a module as a stack of matrices, each with a limit; looked up whenever it is asked for."""
+    """A parameter of a module as a stack of matrices; looked up whenever it is asked for."""
 
     name: str  #: in the module, e.g. "blocks.0.attention.in_proj_weight"
     root: nn.Module  #: the module that was searched
@@ -40,8 +41,10 @@ class ClippedParameter:
     attribute: str
     blocks: int  #: matrices stacked in its first axis
     chosen: slice  #: those of them that are clipped
-    limits: tuple[float, ...]  #: one for each of these
-    layer: RecurrentLayer | None = None  #: whose stability sets one of the limits
+    limit: float = math.inf  #: given for each of these
+    layer: RecurrentLayer | None = None  #: whose candidate's matrix has one of its own: `stability` minus `delta`
+    stability: float = math.inf
+    delta: float = 0.0
 
     def tensor(self) -> Tensor:
         """The module's current parameter. Raises `UserError`, with the reason, if it cannot be clipped."""
@@ -60,7 +63,14 @@ class ClippedParameter:
             raise UserError(f"{self.name}: {SCRIPT}")
         parameter = part._parameters.get(self.attribute)
         if parameter is None:
-            raise UserError(reason) if (reason := _computed(self.name, part, self.attribute)) else self._gone()
+            if how := _computers(part).get(self.attribute):
+                left_out = (
+                    "leave it out with select=" if self.layer is None else "leave recurrent layers out: delta=None"
+                )
+                raise UserError(
+                    f"{self.name}: is computed by {how} at each forward pass; remove that first, or {left_out}"
+                )
+            raise self._gone()
         check(self.name, parameter)
         return part, parameter
 
@@ -78,7 +88,22 @@ class ClippedParameter:
         """Index of the candidate's block among the chosen matrices."""
         if self.layer is None:
             return None
-        return CELLS[self.layer.cell].gates.index(CELLS[self.layer.cell].candidate) if len(self.limits) > 1 else 0
+        return _candidate(self.layer) if self.limit < math.inf else 0
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """One for each of the chosen matrices."""
+        limits = [self.limit] * len(range(self.blocks)[self.chosen])
+        if self.candidate is not None:
+            limits[self.candidate] = min(self.limit, self.stability - self.delta)
+        return tuple(limits)
+
+    def stable(self, stability: float, delta: float) -> ClippedParameter:
+        """With this stability limit and delta. Raises `UserError` where the latter is not inside (0, the former)."""
+        if self.layer is not None and not is_delta(delta, stability):
+            whose = f"the limit of {self.name} ({self.layer.cell})"
+            raise UserError(f"delta={delta}: should be inside (0, {stability:.4g}), {whose}, by {MIN_DELTA:g} of it")
+        return replace(self, stability=stability, delta=delta)
 
     def _gone(self) -> UserError:
         return UserError(f"{self.name}: the module has no such parameter any more; {AGAIN}")
@@ -108,41 +133,38 @@ def find(module: nn.Module, delta: float | None, limit: float | None, select: Se
             )
         for path, part, attribute in selected:
             entry = _limited(module, path, part, attribute, limit)
-            found[entry.name] = entry if (stable := found.get(entry.name)) is None else _both(entry, stable)
+            if stable := found.get(entry.name):  # each gate's matrix at the limit, the candidate's at the smaller
+                entry = replace(entry, layer=stable.layer, stability=stable.stability, delta=stable.delta)
+            found[entry.name] = entry
     if not found:
         raise UserError(f"{type(module).__name__}: holds no recurrent layer; limit= clips other weights")
     return list(found.values())
 
 
 def _stable(layers: list[RecurrentLayer], delta: float) -> Iterator[ClippedParameter]:
-    """The candidates' blocks at their stability limits minus delta."""
+    """The candidates' blocks, with the stability limits of now."""
     entries = []
     for layer in layers:
-        gates, candidate = CELLS[layer.cell].gates, CELLS[layer.cell].candidate
-        chosen = slice(gates.index(candidate), gates.index(candidate) + 1)
+        blocks, chosen = len(CELLS[layer.cell].gates), slice(_candidate(layer), _candidate(layer) + 1)
         attribute = f"weight_hh{layer.suffix}"
-        entries.append(ClippedParameter(layer.name, layer.root, layer.path, attribute, len(gates), chosen, (), layer))
-        entries[-1].tensor()  # on the meta device its biases, which set the limit, have no values
-    for entry, layer, (limit, _) in zip(entries, layers, limits_of(layers), strict=True):
-        if not is_delta(delta, limit):
-            whose = f"the limit of {layer.name} ({layer.cell})"
-            raise UserError(f"delta={delta}: should be inside (0, {limit:.4g}), {whose}, by {MIN_DELTA:g} of it")
-        yield replace(entry, limits=(limit - delta,))
+        entry = ClippedParameter(layer.name, layer.root, layer.path, attribute, blocks, chosen, layer=layer)
+        entries.append(entry)
+        entry.tensor()  # on the meta device its biases, which set the limit, have no values
+    for entry, (stability, _) in zip(entries, limits_of(layers), strict=True):
+        yield entry.stable(stability, delta)
+
+
+def _candidate(layer: RecurrentLayer) -> int:
+    """Index of the candidate among the gates of a layer's weight_hh."""
+    return CELLS[layer.cell].gates.index(CELLS[layer.cell].candidate)
 
 
 def _limited(root: nn.Module, path: str, part: nn.Module, attribute: str, limit: float) -> ClippedParameter:
     """Every matrix of a parameter at one limit. It may still be on the meta device: it is looked up at each step."""
-    entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), (limit,))
+    entry = ClippedParameter(full_name(path, attribute), root, path, attribute, 1, slice(None), limit)
     held = getattr(part, attribute, None)
     blocks = blocks_of(part, attribute, held if isinstance(held, nn.Parameter) and held.is_meta else entry.found()[1])
-    return replace(entry, blocks=blocks, limits=(limit,) * blocks)
-
-
-def _both(entry: ClippedParameter, stable: ClippedParameter) -> ClippedParameter:
-    """A recurrent weight that `select` picks, too: each gate's matrix at the limit, the candidate's at the smaller."""
-    limits = list(entry.limits)
-    limits[stable.chosen] = [min(limit, *stable.limits) for limit in limits[stable.chosen]]
-    return replace(entry, limits=tuple(limits), layer=stable.layer)
+    return replace(entry, blocks=blocks)
 
 
 def blocks_of(part: nn.Module, attribute: str, parameter: Tensor) -> int:
@@ -208,12 +230,6 @@ def check(name: str, parameter: Tensor) -> None:
     if parameter.dim() < 2 or parameter.numel() == 0:
         raise UserError(f"{name} of shape {tuple(parameter.shape)}: should have two axes or more, and none of it empty")
     check_writable(name, parameter)
-
-
-def _computed(name: str, part: nn.Module, attribute: str) -> str | None:
-    """The fault of a computed weight, or None."""
-    how = _computers(part).get(attribute)
-    return how and f"{name}: is computed by {how} at each forward pass; remove that first, or leave it out with select="
 
 
 def _computers(part: nn.Module) -> dict[str, str]:

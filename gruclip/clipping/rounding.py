@@ -25,7 +25,7 @@ NEAR = (1e-6, 1e-12)
 MAX_TRIES = 5
 #: How far below: so many times the root mean square of what the last rounding moved out.
 ROOM = 2.0
-#: The least that a step is lengthened to, in eps of the dtype and limits: rounding swallows less.
+#: The least step, in eps of the dtype and limits: rounding swallows less.
 FELT = 1 / 32
 
 
@@ -129,9 +129,10 @@ def _clip_rounded_(matrices: Tensor, limits: Sequence[float], algorithm: str, st
         excess = (
             torch.linalg.vector_norm(rounded.float() - inside, dim=(-2, -1)).double() / moved_out.clamp(min=1).sqrt()
         )
-        # Further where the last step came to little: what it takes off may be less than the elements' spacing.
-        further = torch.maximum(2 * step, FELT * torch.finfo(matrices.dtype).eps * ceiling)
-        step = torch.where(excess > last / 2, torch.maximum(ROOM * excess, further), ROOM * excess)
+        # Further where the last step came to little; and rounding swallows what is less than a part of the spacing.
+        further = torch.where(excess > last / 2, 2 * step, 0.0)
+        felt = FELT * torch.finfo(matrices.dtype).eps * ceiling
+        step = torch.maximum(torch.maximum(ROOM * excess, further), felt)
         last = excess
         lower = (target - step).clamp(min=sure) if tries + 1 < MAX_TRIES else sure
         target = torch.where(outside, lower, target)

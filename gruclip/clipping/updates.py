@@ -82,8 +82,8 @@ def clip_updates(
     inside the limit is left bit for bit; a step skipped by gradient scaling changes nothing. Memory: a copy of each
     selected parameter from before a step to its end, one of an update (on a GPU of those of a shape), and one that is
     carried from step to step of each update that had to be decomposed. Where weights are clipped, too, these are
-    clipped last, whatever was attached first. A deep copy of what is returned, or one that was pickled, is attached to
-    nothing.
+    clipped last, whatever was attached first, and W_new is the weight before that. A deep copy of what is returned, or
+    one that was pickled, is attached to nothing.
 
     Raises `UserError` for a limit that is not positive, and for what cannot be clipped; among these are parameters of
     16 bits, where rounding W_old + update moves the weight as far as updates do. MuCon (arXiv 2605.26459) and SPECTRA

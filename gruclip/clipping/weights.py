@@ -23,6 +23,9 @@ from gruclip.layers import check_module
 from gruclip.spectral import SpectralState, check_algorithm, spectral_norm
 from gruclip.spectral.eager import untraced
 
+#: The entry of a saved parameter that holds the stability limit of its layer.
+STABILITY = "stability"
+
 
 class ClippedMatrix(NamedTuple):
     """A line of `SpectralClipping.report`: one parameter; of several matrices in it, the one nearest to its limit."""
@@ -43,6 +46,7 @@ class _Found(NamedTuple):
     entry: ClippedParameter
     parameter: Tensor
     matrices: Tensor
+    limits: tuple[float, ...]  #: one for each of these
 
 
 class SpectralClipping:
@@ -57,9 +61,11 @@ class SpectralClipping:
 
     `delta` is for recurrent layers: in every GRU, LSTM and tanh RNN (see `gruclip.dynamics`), gruclip's and torch's,
     several layers, both directions and single cells, the block of weight_hh through which the state is fed back is
-    clipped at its stability limit minus delta. The limits are set once, here, by the current biases; where a
-    candidate bias, the layer's own or one below, moves the fixed point, they are heuristics, and `report` says so. The
-    method is that of Kanai, Fujiwara and Iwamura (2017), there for the GRU. delta=None leaves these layers alone.
+    clipped at its stability limit minus delta. The stability limits are those of the biases of now, and are saved with
+    the state: in a run that is resumed, make this object before the weights are loaded, or load its state before it is
+    attached. Where a candidate bias, the layer's own or one below, moves the fixed point, they are heuristics, and
+    `report` says so. The method is that of Kanai, Fujiwara and Iwamura (2017), there for the GRU. delta=None leaves
+    these layers alone.
 
     `limit` is for other weights, those of every Linear, MultiheadAttention and convolution, or those that `select`
     picks instead: names or patterns (`fnmatch`), or a predicate of name and parameter, which is asked about parameters
@@ -99,15 +105,40 @@ class SpectralClipping:
         check_algorithm(algorithm)
         check_module(module)
         self.module, self.algorithm = module, algorithm
-        self.delta = None if delta is None else number("delta", delta)
-        self.limit = None if limit is None else number("limit", limit)
-        if self.limit is not None and not 0 < self.limit < math.inf:
-            raise UserError(f"limit={limit}: should be a positive number")
-        self.parameters = find(module, self.delta, self.limit, select)
+        self._delta = None if delta is None else number("delta", delta)
+        self._limit = None if limit is None else _positive(limit)
+        self.parameters = find(module, self._delta, self._limit, select)
         self.states = [SpectralState() for _ in self.parameters]
         self.last_clipped = [0] * len(self.parameters)
         self.total_clipped = [0] * len(self.parameters)
         self._hooks: list[Any] = []
+
+    @property
+    def delta(self) -> float | None:
+        """Of the recurrent layers; may be set to another number, which holds from the next step on."""
+        return self._delta
+
+    @delta.setter
+    def delta(self, delta: float) -> None:
+        if self._delta is None:
+            raise UserError(f"delta={delta}: recurrent layers were left out when this object was made; make a new one")
+        value = number("delta", delta)
+        self.parameters = [entry.stable(entry.stability, value) if entry.layer else entry for entry in self.parameters]
+        self._delta = value
+
+    @property
+    def limit(self) -> float | None:
+        """Of the other weights; may be set to another number, which holds from the next step on."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: float) -> None:
+        if self._limit is None:
+            raise UserError(f"limit={limit}: other weights were left out when this object was made; make a new one")
+        self._limit = value = _positive(limit)
+        self.parameters = [
+            replace(entry, limit=value) if entry.limit < math.inf else entry for entry in self.parameters
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or loaded optimizer has no hooks: attach the copy.
@@ -183,7 +214,7 @@ class SpectralClipping:
         rounds: defaultdict[int, list[_Found]] = defaultdict(list)
         seen: Counter[int] = Counter()
         for one, norms in zip(found, every_norm, strict=True):
-            if not surely_inside(norms, one.entry.limits):
+            if not surely_inside(norms, one.limits):
                 rounds[seen[id(one.parameter)]].append(one)
                 seen[id(one.parameter)] += 1
         for one_round in rounds.values():
@@ -194,8 +225,7 @@ class SpectralClipping:
         """Clip a batch of distinct parameters."""
         every = [one.entry.matrices(one.parameter) for one in found]
         stacks = [
-            Stack(matrices, one.entry.limits, self.states[one.place])
-            for matrices, one in zip(every, found, strict=True)
+            Stack(matrices, one.limits, self.states[one.place]) for matrices, one in zip(every, found, strict=True)
         ]
         for one, matrices, count in zip(found, every, clip_stacks_(stacks, self.algorithm), strict=True):
             self.last_clipped[one.place] = count
@@ -209,11 +239,10 @@ class SpectralClipping:
             parameter = entry.tensor()
             key = id(parameter), entry.blocks, entry.chosen.start
             if key in found:
-                other = found[key].entry
-                limits = tuple(min(pair) for pair in zip(entry.limits, other.limits, strict=True))
-                found[key] = found[key]._replace(entry=replace(other, limits=limits))
+                smaller = tuple(min(pair) for pair in zip(entry.limits, found[key].limits, strict=True))
+                found[key] = found[key]._replace(limits=smaller)
             else:
-                found[key] = _Found(index, entry, parameter, entry.matrices(parameter))
+                found[key] = _Found(index, entry, parameter, entry.matrices(parameter), entry.limits)
         return list(found.values())
 
     @torch.no_grad()
@@ -221,12 +250,12 @@ class SpectralClipping:
         """For each parameter its name, cell, spectral norm now, limit, stability, and the values clipped."""
         stability = stability_limit(self.module) if any(entry.layer for entry in self.parameters) else {}
         lines = []
-        for index, entry, _, matrices in self._found():
-            norm, limit, nearest = math.nan, entry.limits[0], 0
+        for index, entry, _, matrices, limits in self._found():
+            norm, limit, nearest = math.nan, limits[0], 0
             if bool(matrices.isfinite().all()):
                 norms = spectral_norm(matrices.to(norm_dtype(matrices.dtype))).tolist()
-                nearest = max(range(len(norms)), key=lambda block: norms[block] / entry.limits[block])
-                norm, limit = norms[nearest], entry.limits[nearest]
+                nearest = max(range(len(norms)), key=lambda block: norms[block] / limits[block])
+                norm, limit = norms[nearest], limits[nearest]
             layer = entry.layer if nearest == entry.candidate else None
             of_layer = (layer.cell, stability[layer.name]) if layer else (None, None)
             counts = self.last_clipped[index], self.total_clipped[index]
@@ -234,14 +263,34 @@ class SpectralClipping:
         return lines
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on, and the counts: plain tensors."""
+        """What the next step depends on, the stability limits among it, and the counts: plain tensors."""
         counts = list(zip(self.last_clipped, self.total_clipped, strict=True))
-        return join([entry.name for entry in self.parameters], counts, self.states)
+        stability = {
+            f"{entry.name}/{STABILITY}": torch.tensor(entry.stability, dtype=torch.float64, device="cpu")
+            for entry in self.parameters
+            if entry.layer
+        }
+        return join([entry.name for entry in self.parameters], counts, self.states) | stability
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Take what `state_dict` gave. Raises `UserError` if it is of other layers."""
+        """Take what `state_dict` gave; `delta` and `limit` stay as they are.
+
+        Raises `UserError` if it is of other layers, or `delta` is not below a saved stability limit.
+        """
         own = split(saved, [entry.name for entry in self.parameters])
+        stability = {name: float(held.pop(STABILITY)) for name, (_, held) in own.items() if STABILITY in held}
+        self.parameters = [
+            entry.stable(stability[entry.name], entry.delta) if entry.name in stability else entry
+            for entry in self.parameters
+        ]
         for index, entry in enumerate(self.parameters):
             counts, held = own[entry.name]
             self.last_clipped[index], self.total_clipped[index] = counts
             self.states[index].load_state_dict(held, device=entry.tensor().device)
+
+
+def _positive(limit: float) -> float:
+    value = number("limit", limit)
+    if not 0 < value < math.inf:
+        raise UserError(f"limit={limit}: should be a positive number, and finite")
+    return value

@@ -92,6 +92,21 @@ def test_where_values_are_the_limit_the_derivative_is_that_of_matrices_inside(va
     assert torch.allclose(*gradients, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_was_clipped_once_is_at_the_limit_whatever_rounding_left(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inside = clip_singular_values(torch.randn(32, 32, dtype=dtype, generator=generator), 1.0)
+    left, values, right = torch.linalg.svd(inside.double())
+    at_the_limit = int((values > 1 - 1e-6).sum())
+    assert at_the_limit > 20
+    moved = inside + (left[:, -1:] @ right[-1:] * 2).to(dtype)  # one value more, above it
+    turned, _, along = torch.linalg.svd(moved.double())
+    for one in range(1, at_the_limit + 1):
+        step = (turned[:, one, None] * along[one]).to(dtype)
+        _, slope = torch.func.jvp(lambda weight: clip_singular_values(weight, 1.0), (moved,), (step,))
+        assert float(turned[:, one] @ slope.double() @ along[one]) == pytest.approx(1, abs=1e-5)
+
+
 def test_each_matrix_of_a_batch_has_its_own_limit_and_gradient() -> None:
     weight = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     limits = torch.tensor([[0.5, 1.0], [2.0, 100.0], [1.5, 0.1]], dtype=torch.float64)

@@ -126,6 +126,76 @@ def test_it_goes_on_with_the_same_bits_whether_it_is_loaded_or_attached_first(
     assert torch.equal(again.weight, layer.weight)
 
 
+@pytest.mark.parametrize("order", ["clipping before weights", "weights before clipping"])
+def test_a_resumed_run_keeps_the_stability_limits_that_it_began_with(order: str) -> None:
+    """Those of an LSTM with a forget bias of 1, whose other biases begin at 0 and are trained."""
+
+    def made() -> tuple[nn.LSTM, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        lstm = nn.LSTM(8, 24)
+        with torch.no_grad():
+            for name, parameter in lstm.named_parameters():
+                if "bias" in name:
+                    parameter.zero_()
+            lstm.bias_ih_l0[24:48] = 1.0
+        return lstm, torch.optim.Adam(lstm.parameters(), lr=1e-2)
+
+    def train(lstm: nn.LSTM, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(10):
+            optimizer.zero_grad()
+            x = 3 * torch.randn(9, 4, 8, generator=generator)
+            (lstm(x)[0][..., :8] - x.roll(-1, 0)).square().mean().backward()
+            optimizer.step()
+
+    lstm, optimizer = made()
+    clipping = SpectralClipping(lstm, delta=0.2).attach(optimizer)
+    train(lstm, optimizer, 1)
+    saved = copy.deepcopy([part.state_dict() for part in (lstm, optimizer, clipping)])
+    train(lstm, optimizer, 2)
+    again, its_optimizer = made()
+    its_clipping = SpectralClipping(again, delta=0.2) if order == "clipping before weights" else None
+    again.load_state_dict(saved[0])
+    its_optimizer.load_state_dict(saved[1])
+    its_clipping = its_clipping or SpectralClipping(again, delta=0.2)
+    its_clipping.load_state_dict(saved[2])
+    its_clipping.attach(its_optimizer)
+    train(again, its_optimizer, 2)
+    assert its_clipping.report()[0].limit == clipping.report()[0].limit < 1.0
+    assert torch.equal(again.weight_hh_l0, lstm.weight_hh_l0)
+    # Of an older version, which did not hold them.
+    its_clipping.load_state_dict({name: one for name, one in saved[2].items() if not name.endswith("/stability")})
+    wider = SpectralClipping(made()[0], delta=1.05)
+    with pytest.raises(UserError, match=r"delta=1\.05: should be inside \(0, 0\.5\), the limit of weight_hh_l0"):
+        wider.load_state_dict(saved[2] | {"weight_hh_l0/stability": torch.tensor(0.5)})
+
+
+def test_limit_and_delta_may_be_set_and_hold_from_the_next_step_on() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"rnn": nn.GRU(6, 12), "out": nn.Linear(12, 20)})
+    clipping = SpectralClipping(module, delta=0.2, limit=1.0)
+    for delta, limit in ((0.2, 1.0), (0.5, 0.7), (0.1, 3.0)):
+        clipping.delta, clipping.limit = delta, limit
+        enlarge(module)
+        clipping.clip()
+        assert (clipping.delta, clipping.limit) == (delta, limit)
+        assert sigma_1(module["rnn"].weight_hh_l0[24:]) == pytest.approx(2 - delta, rel=1e-5)
+        assert sigma_1(module["out"].weight) == pytest.approx(limit, rel=1e-5)
+        assert [line.limit for line in clipping.report()] == pytest.approx([2 - delta, limit])
+    for name, value, complaint in (
+        ("delta", 2.0, r"delta=2\.0: should be inside \(0, 2\)"),
+        ("delta", None, "delta=None: should be a number"),
+        ("limit", 0.0, r"limit=0\.0: should be a positive number"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            setattr(clipping, name, value)
+    assert (clipping.delta, clipping.limit) == (0.1, 3.0)
+    with pytest.raises(UserError, match=r"limit=1\.0: other weights were left out when this object was made"):
+        SpectralClipping(module).limit = 1.0
+    with pytest.raises(UserError, match=r"delta=1\.0: recurrent layers were left out when this object was made"):
+        SpectralClipping(module, delta=None, limit=1.0).delta = 1.0
+
+
 def replaced_parameter(module: nn.Module) -> None:
     module[0].weight = nn.Parameter(50 * torch.randn_like(module[0].weight))
 

@@ -82,6 +82,18 @@ def test_of_a_matrix_just_above_its_limit_no_more_than_a_percent_is_given_up(dty
         assert 0.99 <= float(sigma_1(matrix)[0]) <= 1 + 2e-6
 
 
+@pytest.mark.parametrize("n", [64, 128, 180])
+def test_of_a_nearly_orthogonal_matrix_no_more_than_a_percent_is_given_up(n: int) -> None:
+    """Each try takes off half of what is outside, and less in the end than rounding feels."""
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        made = (torch.randn(n, n, generator=generator, dtype=torch.float64) for _ in range(2))
+        left, right = (torch.linalg.qr(one)[0] for one in made)
+        matrix = (left * torch.linspace(0.97, 1 + 1e-4, n) @ right)[None].bfloat16()
+        clip_matrices_(matrix, [1.0])
+        assert 0.99 <= float(sigma_1(matrix)[0]) <= 1 + 2e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["few above", "all above"])
 def test_little_is_given_up_for_the_rounding(dtype, kind) -> None:

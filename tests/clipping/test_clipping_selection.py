@@ -223,10 +223,12 @@ def test_a_weight_that_is_computed_is_refused_by_what_computes_it(select) -> Non
 @pytest.mark.parametrize("cell", [nn.GRU(3, 4), nn.LSTM(3, 4), GRU(3, 4)])
 def test_a_recurrent_weight_that_is_computed_is_refused_by_what_computes_it(cell) -> None:
     parametrizations.orthogonal(layer := copy.deepcopy(cell), "weight_hh_l0")
-    with pytest.raises(
-        UserError, match=r"^weight_hh_l0: is computed by the parametrisation Orthogonal at each forward"
-    ):
+    fault = r"^weight_hh_l0: is computed by the parametrisation Orthogonal at each forward pass; remove that first, or "
+    with pytest.raises(UserError, match=fault + "leave recurrent layers out: delta=None"):
         SpectralClipping(layer)
+    with pytest.raises(UserError, match=fault + "leave it out with select="):
+        SpectralClipping(layer, delta=None, limit=1.0, select="*")
+    assert names(SpectralClipping(layer, delta=None, limit=1.0, select="weight_ih_l0")) == ["weight_ih_l0"]
 
 
 def test_a_lazy_module_is_refused_until_it_was_called() -> None:
