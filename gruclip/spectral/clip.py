@@ -12,7 +12,7 @@ from torch import Tensor
 from gruclip.choices import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
-from gruclip.spectral.arguments import check_limits, check_matrices, check_writable, limits_of_batch
+from gruclip.spectral.arguments import are_finite, check_limits, check_matrices, check_writable, limits_of_batch
 from gruclip.spectral.deferred import (
     ClipResult,
     algorithm_for,
@@ -168,7 +168,7 @@ def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
     else:
         norms = torch.linalg.vector_norm(weight, dim=(-2, -1)).reshape(-1).tolist()
     if not all(map(math.isfinite, norms)):
-        broken = ~torch.isfinite(weight).all(-1).all(-1)
+        broken = ~are_finite(weight)
         if bool(broken.any()):
             where = broken.nonzero()[0].tolist()
             name = f"matrix {where} of the batch" if where else "the matrix"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import program
+from gruclip.spectral.arguments import are_finite
 
 #: sigma_1 / limit, at most; beyond it the result is not certified.
 MAX_RATIO = 4.0
@@ -144,7 +145,7 @@ def number_positive(sign: Tensor) -> Tensor:
 
 def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each matrix of a batch is finite, and the batch with zeros for those that are not."""
-    finite = torch.isfinite(weight).all(-1).all(-1)
+    finite = are_finite(weight)
     return finite, torch.where(per_matrix(finite), weight, 0.0)
 
 
