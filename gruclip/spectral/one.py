@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.deferred import tolerance
-from gruclip.spectral.subspace import number_above
+from gruclip.spectral.subspace import NEAR, number_above
 from gruclip.spectral.thin import distance, thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
@@ -75,7 +75,7 @@ def clip_one(
         draws = _draws(held)
         redone = known is not None if tracks else quickly and made.in_float64
         outcome = Outcome(made.clipped, made.norm, certified=True, redone=redone)
-        if followed and (tracks or (algorithm == "single" and made.values[0] < tracked.NEAR * limit)):
+        if followed and (tracks or (algorithm == "single" and made.values[0] < NEAR * limit)):
             entries = _begun(weight, tall, limit, made, draws)
         else:
             rests = 0 if made.in_float64 else max(rests, 0)
@@ -127,7 +127,7 @@ def _decomposed(
 ) -> _Decomposed:
     """Clip by a decomposition: in single precision if `wanted` says how many triplets it is to find at least, given the
     number of values near the limit, and where that tells enough; else in float64."""
-    quick, far = single.clip(tall, frobenius, limit, slack, tracked.NEAR, wanted) if wanted else (None, 0)
+    quick, far = single.clip(tall, frobenius, limit, slack, wanted) if wanted else (None, 0)
     if quick is not None:
         highest = limit if quick.clipped else torch.inf
         values = [min(value, highest) for value in quick.values]
@@ -144,7 +144,7 @@ def _begun(weight: Tensor, tall: Tensor, limit: float, made: _Decomposed, draws:
     decomposed, is the matrix or its transpose."""
     right = made.right
     if tall is not weight:
-        pairs = tracked.pairs_wanted(weight, number_above(made.values, tracked.NEAR * limit))
+        pairs = tracked.pairs_wanted(weight, number_above(made.values, NEAR * limit))
         right = thin_product(tall, right[:, :pairs].to(tall.dtype), roughly=True)
     started = tracked.start(weight, limit, made.values, right, draws)
     return _untracked(draws, 0) if started is None else started.entries()

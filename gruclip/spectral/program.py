@@ -40,8 +40,8 @@ from gruclip.spectral.products import (
     sign_polynomials,
 )
 from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
-from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
-from gruclip.spectral.tracked import HELD, NEAR, SKETCH
+from gruclip.spectral.subspace import NEAR, NORM_RESIDUAL, PRECISION
+from gruclip.spectral.tracked import HELD, SKETCH
 
 #: q at least, the sketch included; and wider states' directions, for which q is a multiple of 64, allowed while q is at
 #: most this share of min(m, n), beyond which little is saved.

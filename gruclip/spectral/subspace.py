@@ -36,6 +36,8 @@ FIRST_RATE = 6.0
 ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 MIN_VALUE = 0.02
+#: Values above this multiple of the limit are near it: a subspace that is tracked holds them all.
+NEAR = 0.95
 #: Least theta - mu in (7), in limits.
 MIN_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.

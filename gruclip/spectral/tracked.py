@@ -29,6 +29,7 @@ from gruclip.spectral.certificate import (
 from gruclip.spectral.state import NUMBERS
 from gruclip.spectral.subspace import (
     MAX_RATIO,
+    NEAR,
     Block,
     clip_leading_,
     converge,
@@ -39,7 +40,7 @@ from gruclip.spectral.subspace import (
 from gruclip.spectral.thin import distance, thin_product
 
 #: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
-NEAR, GUARD = 0.95, 4
+GUARD = 4
 #: Pairs beside those, at least, in a step.
 SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.

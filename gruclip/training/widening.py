@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import SubspaceState, are_finite
-from gruclip.spectral.program import NEAR, widths
+from gruclip.spectral.program import widths
+from gruclip.spectral.subspace import NEAR
 
 #: Iterations of an epoch from one decision to the next: where all is redone they take twice as long or more.
 WIDEN_EVERY = 200

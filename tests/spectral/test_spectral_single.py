@@ -10,7 +10,7 @@ from test_spectral import exact_projection
 from test_spectral_parts import orthogonal
 from torch import Tensor
 
-from gruclip.spectral import SpectralState, clip_singular_values_, exact, single, tracked
+from gruclip.spectral import SpectralState, clip_singular_values_, exact, single
 from gruclip.spectral.eigen import Spectrum
 from gruclip.spectral.tracked import tracked_in
 
@@ -27,8 +27,8 @@ def spread(n: int, far: list[float]) -> Tensor:
 
 
 def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Decomposed | None:
-    squares = single.ShiftedGram(weight, limit)
-    return single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, tracked.NEAR, lambda near: wanted)
+    spread = single.spread_of(weight, limit)
+    return single.clip_near(weight, float(weight.norm()), limit, spread, 1.9e-6, lambda near: wanted)
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -138,23 +138,23 @@ def test_a_vector_that_was_not_found_leaves_no_certificate(lost: int, monkeypatc
 
 @pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("size", [1.5, 2.0, 3.0])
-def test_values_far_above_the_limit_are_known_where_the_others_gather_at_it(size: float) -> None:
+def test_values_far_above_the_limit_alone_are_clipped_where_the_others_gather_at_it(size: float) -> None:
     # As in training at a small limit: a step pushes values far, the others lie near the limit, some far below.
     values = torch.cat((torch.linspace(0.95, 1.02, 340), torch.linspace(0.1, 0.9, 8), torch.tensor([1.2, size])))
     for seed in range(10):
         weight = with_values(values, seed)
-        before, squares = weight.clone(), single.ShiftedGram(weight, 1.0)
-        assert single.clip_near(weight, 1.0, squares, 1.9e-6, 0.92, lambda near: 0) is None
+        before = weight.clone()
+        assert clip(weight) is None
         assert torch.equal(weight, before)
-        assert squares.far is not None
-        assert squares.far.shape == (350, 3)  # and the one after them
-        quotients = (weight @ squares.far).norm(dim=0)
-        torch.testing.assert_close(quotients[:2], torch.tensor([size, 1.2]), rtol=1e-5, atol=0)
+        assert single.clip_far_values_(weight, float(before.norm()), 1.0, single.spread_of(weight, 1.0)) == 2
+        left, found, right = torch.linalg.svd(before.double())
+        found[:2] = 1.0
+        assert float((weight - (left * found) @ right).norm()) <= 2e-6 * float(before.norm())
 
 
 @pytest.mark.usefixtures("kernels_or_not")
 def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
     weight = 2 * orthogonal(350, 0).float()
-    squares = single.ShiftedGram(weight, 1.0)
-    assert single.clip_near(weight, float(weight.norm()), squares, 1.9e-6, 0.92, lambda near: 0) is None
-    assert squares.far is None
+    before = weight.clone()
+    assert single.clip_far_values_(weight, float(weight.norm()), 1.0, single.spread_of(weight, 1.0)) == 0
+    assert torch.equal(weight, before)
