@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.deferred import tolerance
-from gruclip.spectral.subspace import NEAR, number_above
+from gruclip.spectral.subspace import NEAR, Target, number_above
 from gruclip.spectral.thin import distance, thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
@@ -45,7 +45,7 @@ def clip_one(
     held: its entries in the state, rewritten; `followed`: whether they are kept for a next call. An internal
     algorithm, ``single``, decomposes in single precision alone.
     """
-    slack = tolerance(weight.dtype, algorithm)
+    target = Target(limit, tolerance(weight.dtype, algorithm), frobenius)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     # Its square is a float32 number; and so are the elements of W^T W / L^2, in which sigma_1 has its digits.
     squarable = 1e-15 < frobenius < 1e15
@@ -56,12 +56,12 @@ def clip_one(
     algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
     if algorithm == "truncated" and squarable and limit < torch.inf:
         draws = _draws(held)
-        outcome = Outcome(*truncated.clip(weight, frobenius, limit, slack, held), redone=False)
+        outcome = Outcome(*truncated.clip(weight, target, held), redone=False)
         held.update({"draws": torch.tensor(draws)} if draws else {})
         return outcome
     tracks = algorithm == "block"
     known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
-    done = _followed(weight, frobenius, limit, held, slack, tracks, known) if squarable else None
+    done = _followed(weight, target, held, tracks, known) if squarable else None
     if done is not None:
         outcome = Outcome(done.clipped, done.norm_after, limit < torch.inf, redone=False)
         entries = _untracked(done.tracked.draws, tracked.UNTRACKED_STEPS) if done.costly else done.tracked.entries()
@@ -71,7 +71,7 @@ def clip_one(
             return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
 
         quickly = near_limit and (tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE))
-        made = _decomposed(tall, frobenius, limit, slack, algorithm, wanted if quickly else None)
+        made = _decomposed(tall, target, algorithm, wanted if quickly else None)
         draws = _draws(held)
         redone = known is not None if tracks else quickly and made.in_float64
         outcome = Outcome(made.clipped, made.norm, certified=True, redone=redone)
@@ -94,21 +94,15 @@ def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
 
 
 def _followed(
-    weight: Tensor,
-    frobenius: float,
-    limit: float,
-    held: dict[str, Tensor],
-    slack: float,
-    tracks: bool,
-    known: tracked.Tracked | None,
+    weight: Tensor, target: Target, held: dict[str, Tensor], tracks: bool, known: tracked.Tracked | None
 ) -> tracked.Followed | None:
     """Clip by the tracked subspace `known`, or by a search if there is none; None if that fails."""
     if known is not None:
         if tracks:
-            return tracked.clip(weight, frobenius, limit, known, slack)
-        return tracked.inside(weight, frobenius, limit, known, distance(weight, known.previous), slack)
-    if tracks and limit < torch.inf and not held and min(weight.shape) >= MIN_SIZE_SEARCHED:
-        return tracked.search(weight, frobenius, limit, slack)
+            return tracked.clip(weight, target, known)
+        return tracked.inside(weight, target, known, distance(weight, known.previous))
+    if tracks and target.limit < torch.inf and not held and min(weight.shape) >= MIN_SIZE_SEARCHED:
+        return tracked.search(weight, target)
     return None
 
 
@@ -122,12 +116,11 @@ class _Decomposed(NamedTuple):
     in_float64: bool
 
 
-def _decomposed(
-    tall: Tensor, frobenius: float, limit: float, slack: float, algorithm: str, wanted: Callable[[int], int] | None
-) -> _Decomposed:
+def _decomposed(tall: Tensor, target: Target, algorithm: str, wanted: Callable[[int], int] | None) -> _Decomposed:
     """Clip by a decomposition: in single precision if `wanted` says how many triplets it is to find at least, given the
     number of values near the limit, and where that tells enough; else in float64."""
-    quick, far = single.clip(tall, frobenius, limit, slack, wanted) if wanted else (None, 0)
+    limit = target.limit
+    quick, far = single.clip(tall, target, wanted) if wanted else (None, 0)
     if quick is not None:
         highest = limit if quick.clipped else torch.inf
         values = [min(value, highest) for value in quick.values]
@@ -135,7 +128,7 @@ def _decomposed(
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
     if algorithm != "full" and parts.values[0] > exact.GRAM_RANGE[tall.dtype] * limit:
         parts = exact.svd(tall)
-    count, values = exact.clip(tall, limit, parts, slack)
+    count, values = exact.clip(tall, limit, parts, target.tolerance)
     return _Decomposed(count + far, values[0], values, parts.right, in_float64=True)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gruclip.kernels.products import lower_gram
 from gruclip.spectral import exact, subspace
-from gruclip.spectral.certificate import certifies, left_out
+from gruclip.spectral.certificate import Certificate, clip_certified_, from_count
 from gruclip.spectral.eigen import MAX_SHARE, Spectrum
-from gruclip.spectral.subspace import NEAR
+from gruclip.spectral.subspace import NEAR, Target
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, subtract_low_rank_, thin_product
 
 #: sigma_1 / limit, at most, up to n = MAX_SIZE_AT_ONCE and beyond: the error of X grows with its norm and with n.
@@ -79,23 +79,20 @@ def takes(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and min(weight.shape) <= MAX_SIZE
 
 
-def clip(
-    weight: Tensor, frobenius: float, limit: float, tolerance: float, wanted: Callable[[int], int]
-) -> tuple[Decomposed | None, int]:
-    """Clip `weight` (m, n), m >= n, of Frobenius norm `frobenius`, in place; None where this is not precise enough, and
-    how many values far above the limit were clipped all the same.
+def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[Decomposed | None, int]:
+    """Clip `weight` (m, n), m >= n, in place; None where this is not precise enough, and how many values far above the
+    limit were clipped all the same.
 
-    A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
-    leading triplets are returned at least, given the number of values above NEAR * limit.
+    `wanted` says how many leading triplets are returned at least, given the number of values above NEAR * limit.
     """
-    spread = spread_of(weight, limit)
-    far = clip_far_values_(weight, frobenius, limit, spread)
+    spread = spread_of(weight, target.limit)
+    far = clip_far_values_(weight, target, spread)
     if far:
-        spread = spread_of(weight, limit)
-    done = clip_near(weight, frobenius, limit, spread, tolerance, wanted)
+        spread = spread_of(weight, target.limit)
+    done = clip_near(weight, target, spread, wanted)
     if far and done is not None:
         # Those are at the limit now, some by rounding above it.
-        again = min(done.clipped, subspace.number_above(done.values, limit * (1 + tolerance + NOISE)))
+        again = min(done.clipped, subspace.number_above(done.values, target.ceiling + NOISE * target.limit))
         done = done._replace(clipped=far + again)
     return done, far
 
@@ -111,15 +108,13 @@ def spread_of(weight: Tensor, limit: float) -> Spread:
     return Spread(spectrum, *spectrum.count_above(*(ratio**2 - 1 for ratio in ratios)))
 
 
-def clip_near(
-    weight: Tensor, frobenius: float, limit: float, spread: Spread, tolerance: float, wanted: Callable[[int], int]
-) -> Decomposed | None:
+def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[int], int]) -> Decomposed | None:
     """The same given the spread; None, and `weight` unchanged, also where values are too far above the limit."""
-    m, n = weight.shape
+    (m, n), limit, tolerance = weight.shape, target.limit, target.tolerance
     spectrum, far, _, above, close, near = spread
     least = wanted(near)
     if above and close <= FEW * n and (far or close * m <= FEW_NEAR * n**2):
-        done = _clip_few(weight, frobenius, limit, spectrum, close, max(close + SPARE, least), tolerance)
+        done = _clip_few(weight, target, spectrum, close, max(close + SPARE, least))
         if done is not None:
             return done
     # Without its certificate (13) is tried, imprecise from far.
@@ -176,65 +171,51 @@ def _combined(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
     return torch.addmm(columns * factors, columns, others)
 
 
-def _clip_few(
-    weight: Tensor, frobenius: float, limit: float, spectrum: Spectrum, close: int, count: int, tolerance: float
-) -> Decomposed | None:
+def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, count: int) -> Decomposed | None:
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
-    ceiling = limit * (1 + tolerance)
+    limit = target.limit
     x, right = spectrum.leading(count, rough=True)
     # The widest gap: `last` eigenvalues of X are above its lower end, which no other count may contradict.
     last = max(range(close, count), key=lambda i: x[i - 1] - x[i])
     if spectrum.count_above(x[last] + ROUGH * (1 + x[0]) / 2)[0] > last:
         return None
-    below = max(1 + x[last], 0.0) * limit**2
+    # Of the Ritz values one may be missing; the ranks of these are known.
+    bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
 
     def judge(block: subspace.Block) -> list[float]:
-        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[-1], limit))
+        precise = subspace.imprecision(block, target, -1)
         return subspace.elementwise_max(precise, [size / (SETTLED * limit) for size in block.size[:last]])
 
-    found = subspace.converge(weight, right, judge)
-    if found is None:
+    def certify(block: subspace.Block, far: bool) -> Certificate | None:
+        # From far, too: clipping moves neither E nor what the pairs leave out.
+        return from_count(block, target, last, bounds[last], bounds[0])
+
+    done = clip_certified_(weight, right, target, judge, certify)
+    if done is None:
         return None
-    block = found.block
-    beta = left_out(block, last, math.sqrt(below + ROUGH * block.values[0] ** 2))
-    if not beta < limit:
-        return None
-    before, clipped, precise = None, 0, True
-    if block.values[0] > subspace.MAX_RATIO * limit:
-        before = weight.clone()
-        clipped = subspace.clip_leading_(weight, block, limit, ceiling)
-        block = subspace.rayleigh_ritz(weight, block.right.contiguous())
-        precise = max(judge(block)) <= 1
-    if precise and certifies(block, last, limit, ceiling, beta):
-        # What came from far above is at the limit up to rounding: clip it to the limit.
-        exactly = subspace.clip_leading_(weight, block, limit, ceiling if before is None else limit)
-        clipped = clipped or exactly
-        # From the eigenvalues, whose ranks are known: of the Ritz values one may be missing.
-        bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
-        return Decomposed(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
-    if before is not None:
-        weight.copy_(before)
-    return None
+    clipped, (block, _), _ = done
+    return Decomposed(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
 
 
-def clip_far_values_(weight: Tensor, frobenius: float, limit: float, spread: Spread) -> int:
+def clip_far_values_(weight: Tensor, target: Target, spread: Spread) -> int:
     """Clip only the values far above the limit, in place, where so many others are near it that `clip_near` gives up;
     their number, 0 where it would be slow.
 
     A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
     """
-    n, ceiling = weight.shape[1], SET_APART * limit
+    n, limit = weight.shape[1], target.limit
+    apart = target._replace(tolerance=SET_APART - 1)
     if not spread.far or spread.close <= FEW * n or spread.apart >= MAX_SHARE_APART * n:
         return 0
 
     def judge(block: subspace.Block) -> list[float] | None:
-        count = subspace.number_above(block.values, ceiling)
+        count = subspace.number_above(block.values, apart.ceiling)
         # Where all that was found is far, there may be more.
         if block.values[0] > subspace.MAX_RATIO * limit or not 0 < count < len(block.values):
             return None
-        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[count], limit))
+        precise = subspace.imprecision(block, apart, count)
         # Of the first not above it.
         return [*precise, block.size[count] / (HIDDEN * limit)]
 
     found = subspace.converge(weight, spread.spectrum.leading(spread.apart + 1)[1], judge)
-    return 0 if found is None else subspace.clip_leading_(weight, found.block, limit, ceiling)
+    return 0 if found is None else subspace.clip_leading_(weight, found.block, limit, apart.ceiling)

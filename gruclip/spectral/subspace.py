@@ -52,6 +52,19 @@ UNCOUPLED, MANY = 10.0, 16
 NORM_RESIDUAL = 5e-4
 
 
+class Target(NamedTuple):
+    """What becomes of a matrix's singular values."""
+
+    limit: float  #: L; infinity: the matrix is only measured
+    tolerance: float  #: relative: a value up to L (1 + tolerance) counts as inside, and is left
+    frobenius: float  #: the matrix's norm, which what is clipped is precise relative to
+
+    @property
+    def ceiling(self) -> float:
+        """L (1 + tolerance)."""
+        return self.limit * (1 + self.tolerance)
+
+
 class Block(NamedTuple):
     """The Ritz triplets of W on the span of q columns: U and V have orthonormal columns, and V^T E = 0."""
 
@@ -212,13 +225,19 @@ def growth(value: float, end: float) -> float:
     return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0)) if end > 0 else math.inf
 
 
-def imprecision(block: Block, frobenius: float, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """The `Judge` ratios of the pairs above `ceiling` by (7) of README.md, for a matrix of Frobenius norm `frobenius`
-    whose other values are at most `bulk`; without such pairs that of the first."""
-    count = number_above(block.values, ceiling)
+def norm_imprecision(block: Block) -> list[float]:
+    """The `Judge` ratio of the first pair where only sigma_1 is wanted."""
+    return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
+
+
+def imprecision(block: Block, target: Target, rest: int) -> list[float]:
+    """The `Judge` ratios of the pairs above the ceiling, by (7) of README.md with the value of pair `rest` for mu;
+    where none are above, of the first."""
+    count = number_above(block.values, target.ceiling)
     if count == 0:
-        return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
-    precise = PRECISION[block.residual.dtype] * max(frobenius, limit)
+        return norm_imprecision(block)
+    limit, bulk = target.limit, min(block.values[rest], target.limit)
+    precise = PRECISION[block.residual.dtype] * max(target.frobenius, limit)
     squares, seconds = [], []
     for value, size in zip(block.values[:count], block.size, strict=False):
         gap = max(value - bulk, MIN_GAP * limit)

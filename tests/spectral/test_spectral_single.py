@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gruclip.spectral import SpectralState, clip_singular_values_, exact, single
 from gruclip.spectral.eigen import Spectrum
+from gruclip.spectral.subspace import Target
 from gruclip.spectral.tracked import tracked_in
 
 
@@ -27,8 +28,13 @@ def spread(n: int, far: list[float]) -> Tensor:
 
 
 def clip(weight: Tensor, limit: float = 1.0, wanted: int = 0) -> single.Decomposed | None:
-    spread = single.spread_of(weight, limit)
-    return single.clip_near(weight, float(weight.norm()), limit, spread, 1.9e-6, lambda near: wanted)
+    target = Target(limit, 1.9e-6, float(weight.norm()))
+    return single.clip_near(weight, target, single.spread_of(weight, limit), lambda near: wanted)
+
+
+def clip_far(weight: Tensor) -> int:
+    target = Target(1.0, 1.9e-6, float(weight.norm()))
+    return single.clip_far_values_(weight, target, single.spread_of(weight, 1.0))
 
 
 @pytest.mark.usefixtures("kernels_or_not")
@@ -119,7 +125,7 @@ def test_a_vector_that_is_lost_beyond_those_that_are_needed_is_in_no_bound(
     assert not result.redone
     kept = tracked_in(state.matrices[0])
     assert kept is not None
-    assert int((torch.linalg.svdvals(weight.double()) > kept.shown.rest).sum()) <= kept.shown.held
+    assert int((torch.linalg.svdvals(weight.double()) > kept.shown.rest).sum()) <= kept.shown.pairs
 
 
 @pytest.mark.parametrize("lost", [0, 5, 11])
@@ -146,7 +152,7 @@ def test_values_far_above_the_limit_alone_are_clipped_where_the_others_gather_at
         before = weight.clone()
         assert clip(weight) is None
         assert torch.equal(weight, before)
-        assert single.clip_far_values_(weight, float(before.norm()), 1.0, single.spread_of(weight, 1.0)) == 2
+        assert clip_far(weight) == 2
         left, found, right = torch.linalg.svd(before.double())
         found[:2] = 1.0
         assert float((weight - (left * found) @ right).norm()) <= 2e-6 * float(before.norm())
@@ -156,5 +162,5 @@ def test_values_far_above_the_limit_alone_are_clipped_where_the_others_gather_at
 def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
     weight = 2 * orthogonal(350, 0).float()
     before = weight.clone()
-    assert single.clip_far_values_(weight, float(weight.norm()), 1.0, single.spread_of(weight, 1.0)) == 0
+    assert clip_far(weight) == 0
     assert torch.equal(weight, before)
