@@ -75,8 +75,8 @@ def redo_uncertified_(
         for where in left.tolist():
             index = tuple(where)
             parts, bound = exact.svd(weight[index]), float(limit[index])
-            count, values = exact.clip(weight[index], bound, parts, tolerance(weight.dtype, "full"))
-            values_clipped[index], norm[index] = count, values[0]
+            done = exact.clip(weight[index], bound, parts, tolerance(weight.dtype, "full"))
+            values_clipped[index], norm[index] = done.clipped, done.values[0]
         if state is not None:
             state.previous.copy_(weight.reshape(state.previous.shape))
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)

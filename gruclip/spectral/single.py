@@ -18,6 +18,7 @@ from gruclip.kernels.products import lower_gram
 from gruclip.spectral import exact, subspace
 from gruclip.spectral.certificate import Certificate, clip_certified_, from_count
 from gruclip.spectral.eigen import MAX_SHARE, Spectrum
+from gruclip.spectral.exact import Clipped
 from gruclip.spectral.subspace import NEAR, Target
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, subtract_low_rank_, thin_product
 
@@ -54,15 +55,6 @@ FEW_NEAR = 0.125
 ROUGH, SETTLED = 1e-5, 1e-5
 
 
-class Decomposed(NamedTuple):
-    """What was done, and the decomposition it was done by."""
-
-    clipped: int  #: values
-    norm_before: float  #: sigma_1 before clipping, to `NOISE`
-    values: list[float]  #: upper bounds of the leading k values before clipping, near them, descending
-    right: Tensor  #: their right singular vectors (n, k), float32
-
-
 class Spread(NamedTuple):
     """Where the singular values of a matrix lie: X of (12), decomposed, and how many are above each mark."""
 
@@ -79,7 +71,7 @@ def takes(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and min(weight.shape) <= MAX_SIZE
 
 
-def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[Decomposed | None, int]:
+def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[Clipped | None, int]:
     """Clip `weight` (m, n), m >= n, in place; None where this is not precise enough, and how many values far above the
     limit were clipped all the same.
 
@@ -87,14 +79,10 @@ def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[
     """
     spread = spread_of(weight, target.limit)
     far = clip_far_values_(weight, target, spread)
-    if far:
-        spread = spread_of(weight, target.limit)
-    done = clip_near(weight, target, spread, wanted)
-    if far and done is not None:
-        # Those are at the limit now, some by rounding above it.
-        again = min(done.clipped, subspace.number_above(done.values, target.ceiling + NOISE * target.limit))
-        done = done._replace(clipped=far + again)
-    return done, far
+    if not far:
+        return clip_near(weight, target, spread, wanted), 0
+    done = clip_near(weight, target, spread_of(weight, target.limit), wanted)
+    return done and done._replace(clipped=spread.above), far
 
 
 def spread_of(weight: Tensor, limit: float) -> Spread:
@@ -108,7 +96,7 @@ def spread_of(weight: Tensor, limit: float) -> Spread:
     return Spread(spectrum, *spectrum.count_above(*(ratio**2 - 1 for ratio in ratios)))
 
 
-def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[int], int]) -> Decomposed | None:
+def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[int], int]) -> Clipped | None:
     """The same given the spread; None, and `weight` unchanged, also where values are too far above the limit."""
     (m, n), limit, tolerance = weight.shape, target.limit, target.tolerance
     spectrum, far, _, above, close, near = spread
@@ -121,9 +109,7 @@ def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[
     if far:
         return None
     if n <= MAX_SIZE_EXACT and above > MAX_SHARE * n:
-        parts = exact.gram(weight)
-        count, _ = exact.clip(weight, limit, parts, tolerance)
-        return Decomposed(count, parts.values[0], parts.values, parts.right.float())
+        return exact.clip(weight, limit, exact.gram(weight), tolerance)
     x, right = spectrum.leading(max(1, above, least))
     relative = [math.sqrt(max(1 + one, 0.0)) for one in x]
     leading = relative[0] - 1
@@ -144,8 +130,8 @@ def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[
         else:
             lost = thin_product(weight, columns * excess)
         subtract_low_rank_(weight, lost, columns)
-    values = [limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)) for one in x]
-    return Decomposed(count, values[0], values, right)
+    highest = limit if count else torch.inf
+    return Clipped(count, [min(limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)), highest) for one in x], right)
 
 
 def _newton_correction(columns: Tensor, length: Tensor) -> Tensor:
@@ -171,7 +157,7 @@ def _combined(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
     return torch.addmm(columns * factors, columns, others)
 
 
-def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, count: int) -> Decomposed | None:
+def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, count: int) -> Clipped | None:
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
     limit = target.limit
     x, right = spectrum.leading(count, rough=True)
@@ -194,7 +180,8 @@ def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, co
     if done is None:
         return None
     clipped, (block, _), _ = done
-    return Decomposed(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
+    highest = limit if clipped else target.ceiling
+    return Clipped(clipped, [min(bound, highest) for bound in bounds], block.right)
 
 
 def clip_far_values_(weight: Tensor, target: Target, spread: Spread) -> int:

@@ -91,11 +91,11 @@ def tracked_in(held: dict[str, Tensor]) -> Tracked | None:
     return Tracked(held["right"], held["previous"], bulk, shown, int(draws), int(degree))
 
 
-class Followed(NamedTuple):
-    """What a step did."""
+class Step(NamedTuple):
+    """What a step did to a matrix."""
 
     clipped: int  #: values
-    norm_after: float  #: sigma_1
+    norm: float  #: sigma_1 after it
     tracked: Tracked
     costly: bool = False  #: whether a decomposition would have been cheaper
 
@@ -131,7 +131,7 @@ def pairs_wanted(weight: Tensor, near: int) -> int:
     return width + 1 if width else 0
 
 
-def clip(weight: Tensor, target: Target, tracked: Tracked) -> Followed | None:
+def clip(weight: Tensor, target: Target, tracked: Tracked) -> Step | None:
     """Clip `weight` in place; None, and the weight unchanged, where no certificate was found."""
     limit, frobenius = target.limit, target.frobenius
     moved = distance(weight, tracked.previous)
@@ -144,7 +144,7 @@ def clip(weight: Tensor, target: Target, tracked: Tracked) -> Followed | None:
     return _clip(weight, target, torch.cat(columns, 1), tracked, moved)
 
 
-def inside(weight: Tensor, target: Target, tracked: Tracked, moved: float) -> Followed | None:
+def inside(weight: Tensor, target: Target, tracked: Tracked, moved: float) -> Step | None:
     """The outcome if (2) shows that no value of `weight`, at a distance `moved` from the tracked matrix, is above the
     limit; its norm, from a few columns, is only reported. None otherwise.
     """
@@ -159,7 +159,7 @@ def inside(weight: Tensor, target: Target, tracked: Tracked, moved: float) -> Fo
     if found is None:
         return None
     right = torch.cat((found.block.right[:, :LEADING], tracked.right[:, LEADING:]), 1)
-    return Followed(0, min(found.block.values[0], target.limit), tracked._replace(right=right))
+    return Step(0, min(found.block.values[0], target.limit), tracked._replace(right=right))
 
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
@@ -174,7 +174,7 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     return thin_product(weight.mT, change, roughly=True)
 
 
-def search(weight: Tensor, target: Target) -> Followed | None:
+def search(weight: Tensor, target: Target) -> Step | None:
     """`clip` for a matrix of which nothing is known; None also where that takes too long."""
     unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
     found = _clip(weight, target, _random(weight, unknown, SEARCHED), unknown, torch.inf)
@@ -182,7 +182,7 @@ def search(weight: Tensor, target: Target) -> Followed | None:
     return None if found is None else found._replace(costly=False)
 
 
-def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, moved: float) -> Followed | None:
+def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, moved: float) -> Step | None:
     limit = target.limit
     # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
     # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
@@ -222,4 +222,4 @@ def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, mov
     small, large = sorted(weight.shape)
     costliest = MAX_WORK * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
     costly = single.takes(weight) and work > costliest
-    return Followed(count, min(values[0], limit), kept, costly)
+    return Step(count, min(values[0], limit), kept, costly)

@@ -42,7 +42,7 @@ def clip(weight: Tensor, target: Target, held: dict[str, Tensor]) -> tuple[int, 
                 bounds[s:].clamp_(max=found.values[s - 1])
             held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
             return count, min(found.values[0], limit), False
-    count, after = exact.clip(weight, limit, exact.svd(weight), target.tolerance)
+    count, after, _ = exact.clip(weight, limit, exact.svd(weight), target.tolerance)
     held.clear()
     held.update(bounds=torch.tensor(after, dtype=torch.float64, device=weight.device), previous=weight.clone())
     return count, after[0], True
