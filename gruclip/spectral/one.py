@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import exact, single, tracked, truncated
-from gruclip.spectral.deferred import tolerance
+from gruclip.spectral.deferred import tolerance_for
 from gruclip.spectral.exact import Clipped
 from gruclip.spectral.subspace import NEAR, Target, number_above
 from gruclip.spectral.thin import distance, thin_product
@@ -46,7 +46,7 @@ def clip_one(
     entries: its own in the state, rewritten; `followed`: whether they are kept for a next call. An internal
     algorithm, ``single``, decomposes in single precision alone.
     """
-    target = Target(limit, tolerance(weight.dtype, algorithm), frobenius)
+    target = Target(limit, tolerance_for(weight.dtype, algorithm), frobenius)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     # Its square is a float32 number; and so are the elements of W^T W / L^2, in which sigma_1 has its digits.
     squarable = 1e-15 < frobenius < 1e15

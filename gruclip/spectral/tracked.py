@@ -61,7 +61,7 @@ STILL = 0.1
 #: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones or the change's.
 LEADING, STIRRED = 8, 2
 #: Least ratio of the estimate of the largest value left out to the last one: Ritz values are lower bounds.
-HELD = 0.98
+MIN_BULK_RATIO = 0.98
 #: Columns of a search in a matrix of which nothing is known.
 SEARCHED = 32
 
@@ -82,13 +82,13 @@ class Tracked(NamedTuple):
         return {"right": self.right, "previous": self.previous, NUMBERS: numbers}
 
 
-def tracked_in(held: dict[str, Tensor]) -> Tracked | None:
+def tracked_in(entries: dict[str, Tensor]) -> Tracked | None:
     """What these entries of a state say; None where they are another algorithm's."""
-    if not held.keys() >= {"right", "previous", NUMBERS}:
+    if not entries.keys() >= {"right", "previous", NUMBERS}:
         return None
-    bulk, largest, count, rest, draws, degree = held[NUMBERS].tolist()
-    shown = Certificate(largest, int(count), rest)
-    return Tracked(held["right"], held["previous"], bulk, shown, int(draws), int(degree))
+    bulk, largest, pairs, rest, draws, degree = entries[NUMBERS].tolist()
+    shown = Certificate(largest, int(pairs), rest)
+    return Tracked(entries["right"], entries["previous"], bulk, shown, int(draws), int(degree))
 
 
 class Step(NamedTuple):
@@ -120,8 +120,8 @@ def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draw
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
     known = [value * (1 + ROUNDED) for value in values[: width + 1]]
-    held = widest_gap(known, limit, 1, 0.0)
-    shown = Certificate(known[0], held, known[held] if held else torch.inf)
+    pairs = widest_gap(known, limit, 1, 0.0)
+    shown = Certificate(known[0], pairs, known[pairs] if pairs else torch.inf)
     return Tracked(leading, weight.clone(), known[width], shown, draws, 0)
 
 
@@ -176,7 +176,7 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 
 def search(weight: Tensor, target: Target) -> Step | None:
     """`clip` for a matrix of which nothing is known; None also where that takes too long."""
-    unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
+    unknown = Tracked(weight[:, :0], weight, 0.0, NONE, 1, 0)
     found = _clip(weight, target, _random(weight, unknown, SEARCHED), unknown, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
     return None if found is None else found._replace(costly=False)
@@ -186,8 +186,8 @@ def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, mov
     limit = target.limit
     # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
     # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
-    held = min(tracked.bulk, target.frobenius / math.sqrt(tracked.right.shape[1] + 1))
-    end = min(held, NEAR * limit)
+    last_bulk = min(tracked.bulk, target.frobenius / math.sqrt(tracked.right.shape[1] + 1))
+    end = min(last_bulk, NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
         if limit == torch.inf:
@@ -214,7 +214,7 @@ def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, mov
     count, ((values, _, right, *_), degree), shown = done
     near = number_above(values, NEAR * limit) if limit < torch.inf else 0
     width = min(width_for(weight, near) or GUARD, len(values))
-    bulk = max(values[min(width, len(values) - 1)], HELD * held)
+    bulk = max(values[min(width, len(values) - 1)], MIN_BULK_RATIO * last_bulk)
     # In place where possible: mapping new memory takes longer than writing it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
