@@ -1,5 +1,7 @@
-"""The certificate that no singular value is above the limit after a step: equation (8) of README.md, given a bound of
-what the Ritz pairs leave out, from random vectors, (9), or from the last step's certificate by Weyl's inequality, (2).
+"""Clipping by Ritz pairs, (6) of README.md, and the certificate that no value is above the limit after it, (8).
+
+It needs a bound of what the pairs leave out: from random vectors, (9), from the last step's certificate by Weyl's
+inequality, (2), or from how many values a decomposition has counted.
 """
 
 from __future__ import annotations

@@ -82,11 +82,14 @@ def clip_singular_values_(
     if state is not None and not isinstance(state, SpectralState):
         raise UserError(f"state of {type(state).__name__}: should be a SpectralState")
     batch = weight.shape[:-2]
-    limits = [limit] * math.prod(batch) if isinstance(limit, float) else _values(limit, batch)
+    if isinstance(limit, float):  # at once: microseconds count
+        limits = [limit] * math.prod(batch)
+    else:
+        limits = limits_of_batch(limit, batch, torch.device("cpu")).reshape(-1).tolist()
     check_limits(limits)
     algorithm = algorithm_for(weight, algorithm, followed=state is not None)
     with torch.no_grad():
-        matrices = [weight[index] for index in _indices(batch)]
+        matrices = [weight[index] for index in itertools.product(*map(range, batch))]
         norms = _frobenius_norms(weight, matrices)
         if algorithm in ("products", "program"):
             on_device = torch.tensor(limits, dtype=torch.float64, device=weight.device).reshape(batch)
@@ -150,15 +153,6 @@ def check_algorithm(algorithm: str) -> None:
     """Raise `UserError` where `ALGORITHMS` has none of that name."""
     if algorithm not in ALGORITHMS:
         raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
-
-
-def _values(limit: float | Tensor, batch: torch.Size) -> list[float]:
-    values: list[float] = limits_of_batch(limit, batch, torch.device("cpu")).reshape(-1).tolist()
-    return values
-
-
-def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(size) for size in batch)))
 
 
 def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:

@@ -133,15 +133,17 @@ def pairs_wanted(weight: Tensor, near: int) -> int:
 
 def clip(weight: Tensor, target: Target, tracked: Tracked) -> Step | None:
     """Clip `weight` in place; None, and the weight unchanged, where no certificate was found."""
-    limit, frobenius = target.limit, target.frobenius
     moved = distance(weight, tracked.previous)
-    gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, frobenius / math.sqrt(min(weight.shape)))
-    shown = inside(weight, target, tracked, moved)
-    if shown is not None:
-        return shown
+    done = inside(weight, target, tracked, moved)
+    if done is not None:
+        return done
     tracked = tracked._replace(draws=tracked.draws + 1)
+    if target.limit < torch.inf:
+        gap = target.limit - tracked.bulk
+    else:  # sigma_1 alone is wanted, which is not below the values' root mean square
+        gap = max(tracked.bulk, target.frobenius / math.sqrt(min(weight.shape)))
     columns = [tracked.right, _sketch(weight, tracked, SKETCH)] if moved > STILL * gap else [tracked.right]
-    return _clip(weight, target, torch.cat(columns, 1), tracked, moved)
+    return _clip_from(weight, target, torch.cat(columns, 1), tracked, moved)
 
 
 def inside(weight: Tensor, target: Target, tracked: Tracked, moved: float) -> Step | None:
@@ -177,12 +179,13 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
 def search(weight: Tensor, target: Target) -> Step | None:
     """`clip` for a matrix of which nothing is known; None also where that takes too long."""
     unknown = Tracked(weight[:, :0], weight, 0.0, NONE, 1, 0)
-    found = _clip(weight, target, _random(weight, unknown, SEARCHED), unknown, torch.inf)
+    found = _clip_from(weight, target, _random(weight, unknown, SEARCHED), unknown, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
     return None if found is None else found._replace(costly=False)
 
 
-def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, moved: float) -> Step | None:
+def _clip_from(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, moved: float) -> Step | None:
+    """`clip` by the subspace of these columns, filtered."""
     limit = target.limit
     # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
     # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
@@ -212,14 +215,17 @@ def _clip(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, mov
     if done is None:
         return None
     count, ((values, _, right, *_), degree), shown = done
-    near = number_above(values, NEAR * limit) if limit < torch.inf else 0
-    width = min(width_for(weight, near) or GUARD, len(values))
+    width = min(width_for(weight, number_above(values, NEAR * limit)) or GUARD, len(values))
     bulk = max(values[min(width, len(values) - 1)], MIN_BULK_RATIO * last_bulk)
     # In place where possible: mapping new memory takes longer than writing it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
-    work = columns.shape[1] * (degree + (BESIDE_DRAWN if drawn else BESIDE))
+    costly = _is_costly(weight, columns.shape[1], degree + (BESIDE_DRAWN if drawn else BESIDE))
+    return Step(count, min(values[0], limit), kept, costly)
+
+
+def _is_costly(weight: Tensor, columns: int, degrees: int) -> bool:
+    """Whether a step with so much work would have been cheaper as a decomposition by `single`."""
     small, large = sorted(weight.shape)
     costliest = MAX_WORK * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
-    costly = single.takes(weight) and work > costliest
-    return Step(count, min(values[0], limit), kept, costly)
+    return single.takes(weight) and columns * degrees > costliest
