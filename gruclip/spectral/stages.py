@@ -26,7 +26,7 @@ class Stages:
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture
-        self._batches: dict[tuple[int, ...], _Batch] = {}
+        self._batches: dict[tuple[float, ...], _Batch] = {}
 
     def __call__(self, matrices: Tensor, limit: Tensor, tolerance: float) -> ClipResult:
         """Each matrix at its limit (R,), in place; up to limit (1 + tolerance) is inside."""
@@ -44,7 +44,7 @@ class Stages:
         if self._capture is None or count > MAX_CAPTURED:
             return _Batch(matrices, count, tolerance)
         size = _rounded(count)
-        key = (size, *shape)
+        key = (size, *shape, tolerance)
         if key not in self._batches:
             self._batches[key] = _Batch(matrices, size, tolerance)
         else:  # libraries are initialised, which no graph can record
