@@ -35,7 +35,7 @@ from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, layers_with_values
 from gruclip.spectral import check_matrices
-from gruclip.spectral.products import radii_by_products
+from gruclip.spectral.products import finite_matrices, radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
 NEWTON_STEPS = 50
@@ -293,8 +293,7 @@ def spectral_radius(matrix: Tensor | nn.Module) -> Tensor:
     check_matrices(matrix, "matrix")
     if matrix.shape[-1] != matrix.shape[-2]:
         raise UserError(f"matrix of shape {tuple(matrix.shape)}: should be square (..., n, n)")
-    finite = torch.isfinite(matrix).all(-1).all(-1)
     # LAPACK fails on NaN and infinity; on a GPU eigvals takes one matrix after another, and longer for each.
-    safe = torch.where(finite[..., None, None], matrix.detach(), 0)
+    finite, safe = finite_matrices(matrix.detach())
     radii = radii_by_products(safe).to(matrix) if matrix.is_cuda else torch.linalg.eigvals(safe).abs().amax(-1)
     return torch.where(finite, radii, torch.nan)

@@ -14,7 +14,7 @@ Imports torch and the standard library, and of gruclip `kernels`, `choices` and 
 """
 
 from gruclip.choices import ALGORITHMS
-from gruclip.spectral.arguments import check_matrices, check_writable, limits_of_batch
+from gruclip.spectral.arguments import are_finite, check_matrices, check_writable, limits_of_batch
 from gruclip.spectral.clip import check_algorithm, clip_singular_values_, spectral_norm
 from gruclip.spectral.deferred import (
     ClipResult,
@@ -31,6 +31,7 @@ __all__ = [
     "SpectralState",
     "SubspaceState",
     "algorithm_for",
+    "are_finite",
     "check_algorithm",
     "check_matrices",
     "check_writable",

@@ -51,6 +51,11 @@ def check_writable(name: str, weight: Tensor) -> None:
         reach += stride * (size - 1)
 
 
+def are_finite(weight: Tensor) -> Tensor:
+    """Whether each matrix of a batch (..., m, n) holds no NaN or infinity."""
+    return torch.isfinite(weight).all(-1).all(-1)
+
+
 def limits_of_batch(limit: float | Tensor, batch: torch.Size, device: torch.device) -> Tensor:
     """A limit for each matrix of a batch, float64, with the gradient of `limit`; not checked yet.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gruclip.choices import ALGORITHMS
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.kernels import compiled
-from gruclip.spectral.arguments import check_limits, check_matrices, check_writable, limits_of_batch
+from gruclip.spectral.arguments import are_finite, check_limits, check_matrices, check_writable, limits_of_batch
 from gruclip.spectral.deferred import (
     ClipResult,
     algorithm_for,
@@ -82,11 +82,14 @@ def clip_singular_values_(
     if state is not None and not isinstance(state, SpectralState):
         raise UserError(f"state of {type(state).__name__}: should be a SpectralState")
     batch = weight.shape[:-2]
-    limits = [limit] * math.prod(batch) if isinstance(limit, float) else _values(limit, batch)
+    if isinstance(limit, float):  # at once: microseconds count
+        limits = [limit] * math.prod(batch)
+    else:
+        limits = limits_of_batch(limit, batch, torch.device("cpu")).reshape(-1).tolist()
     check_limits(limits)
     algorithm = algorithm_for(weight, algorithm, followed=state is not None)
     with torch.no_grad():
-        matrices = [weight[index] for index in _indices(batch)]
+        matrices = [weight[index] for index in itertools.product(*map(range, batch))]
         norms = _frobenius_norms(weight, matrices)
         if algorithm in ("products", "program"):
             on_device = torch.tensor(limits, dtype=torch.float64, device=weight.device).reshape(batch)
@@ -152,15 +155,6 @@ def check_algorithm(algorithm: str) -> None:
         raise UserError(f"algorithm={algorithm!r}: should be one of {', '.join(ALGORITHMS)}")
 
 
-def _values(limit: float | Tensor, batch: torch.Size) -> list[float]:
-    values: list[float] = limits_of_batch(limit, batch, torch.device("cpu")).reshape(-1).tolist()
-    return values
-
-
-def _indices(batch: torch.Size) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(size) for size in batch)))
-
-
 def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
     """The norms of a batch's matrices; raises `NonFiniteError` if an entry is not finite, not if only its square is."""
     if compiled.takes(weight) and matrices:
@@ -168,7 +162,7 @@ def _frobenius_norms(weight: Tensor, matrices: Sequence[Tensor]) -> list[float]:
     else:
         norms = torch.linalg.vector_norm(weight, dim=(-2, -1)).reshape(-1).tolist()
     if not all(map(math.isfinite, norms)):
-        broken = ~torch.isfinite(weight).all(-1).all(-1)
+        broken = ~are_finite(weight)
         if bool(broken.any()):
             where = broken.nonzero()[0].tolist()
             name = f"matrix {where} of the batch" if where else "the matrix"

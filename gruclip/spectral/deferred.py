@@ -19,7 +19,7 @@ MIN_SIZE_PROGRAM = 256
 MIN_SIZE_UNKNOWN = 2048
 
 
-def tolerance(dtype: torch.dtype, algorithm: str) -> float:
+def tolerance_for(dtype: torch.dtype, algorithm: str) -> float:
     """A value up to limit * (1 + tolerance) counts as inside: rounding moves it nearly as far."""
     if dtype == torch.float32:
         return 1.9e-6
@@ -39,8 +39,8 @@ def clip_singular_values_deferred_(weight: Tensor, limit: Tensor, state: Subspac
     """
     with torch.no_grad():
         if state is None:
-            return clip_by_products_(weight, limit, tolerance(weight.dtype, "products"))
-        return clip_by_program_(weight, limit, tolerance(weight.dtype, "program"), state)
+            return clip_by_products_(weight, limit, tolerance_for(weight.dtype, "products"))
+        return clip_by_program_(weight, limit, tolerance_for(weight.dtype, "program"), state)
 
 
 @eagerly
@@ -63,8 +63,8 @@ def redo_uncertified_(
         if len(left) and has_fast_float64(weight.device):
             where = left.unbind(1)
             matrices = weight[where].double().reshape(-1, *weight.shape[-2:])
-            bounds, near = limit[where].reshape(-1), tolerance(weight.dtype, "products")
-            quick = (stages or Stages())(matrices, bounds, near)
+            bounds, tolerance = limit[where].reshape(-1), tolerance_for(weight.dtype, "products")
+            quick = (stages or Stages())(matrices, bounds, tolerance)
             certified = quick.certified
             if bool(certified.any()):
                 where = left[certified].unbind(1)
@@ -75,8 +75,8 @@ def redo_uncertified_(
         for where in left.tolist():
             index = tuple(where)
             parts, bound = exact.svd(weight[index]), float(limit[index])
-            count, values = exact.clip(weight[index], bound, parts, tolerance(weight.dtype, "full"))
-            values_clipped[index], norm[index] = count, values[0]
+            done = exact.clip(weight[index], bound, parts, tolerance_for(weight.dtype, "full"))
+            values_clipped[index], norm[index] = done.clipped, done.values[0]
         if state is not None:
             state.previous.copy_(weight.reshape(state.previous.shape))
     return ClipResult(values_clipped, norm, result.certified | redone, result.finite, redone)
@@ -84,13 +84,13 @@ def redo_uncertified_(
 
 def algorithm_for(weight: Tensor, algorithm: str, followed: bool) -> str:
     """What ``auto`` or ``program`` resolves to for matrices (..., m, n), with a state (`followed`) or without."""
-    size, single = min(weight.shape[-2:]), weight.dtype == torch.float32
+    size, is_float32 = min(weight.shape[-2:]), weight.dtype == torch.float32
     if algorithm == "auto" and weight.device.type == "cuda":
         fast = has_fast_float64(weight.device)
-        if single and size >= (MIN_SIZE_PROGRAM if followed else MIN_SIZE_UNKNOWN) and (followed or fast):
+        if is_float32 and size >= (MIN_SIZE_PROGRAM if followed else MIN_SIZE_UNKNOWN) and (followed or fast):
             return "program"
         return "products" if fast else "auto"
-    return "products" if algorithm == "program" and not (single and size >= COLUMNS) else algorithm
+    return "products" if algorithm == "program" and not (is_float32 and size >= COLUMNS) else algorithm
 
 
 def has_fast_float64(device: torch.device) -> bool:

@@ -30,6 +30,15 @@ class Decomposition(NamedTuple):
     right: Tensor  #: (n, r)
 
 
+class Clipped(NamedTuple):
+    """What became of a matrix (m, n), and the decomposition it was clipped by."""
+
+    clipped: int  #: values
+    #: The leading singular values after it, descending: all of them, or as many upper bounds near them.
+    values: list[float]
+    right: Tensor  #: their right singular vectors (n, k)
+
+
 def svd(weight: Tensor) -> Decomposition:
     """The reference. In float64, since LAPACK's float32 values are off by 1e-6 of the largest."""
     wide = weight.double()
@@ -56,15 +65,15 @@ def gram(weight: Tensor) -> Decomposition:
     return Decomposition(None, [scale * math.sqrt(max(-square, 0.0)) for square in squares.tolist()], right)
 
 
-def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> tuple[int, list[float]]:
-    """Clip one matrix in place given its decomposition; the number of values clipped, and all values after it.
+def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> Clipped:
+    """Clip one matrix in place given its decomposition.
 
     A matrix up to limit (1 + tolerance) is left alone. In any other the values above half the tolerance are clipped,
     so that rounding lifts none above all of it: clipping is idempotent.
     """
     left, values, right = parts
     if not values[0] > limit * (1 + tolerance):
-        return 0, values
+        return Clipped(0, values, right)
     count = number_above(values, limit * (1 + tolerance / 2))
     lost = count * (values[0] / limit - 1)
     difference = weight.dtype == torch.float32 and values[0] <= MAX_RATIO * limit and lost <= MAX_LOST
@@ -80,4 +89,4 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         image = weight.double() @ right if left is None else left * left.new_tensor(values)
         image *= image.new_tensor([limit / max(value, limit) for value in values])
         weight.copy_(image @ right.mT)
-    return count, [min(value, limit) for value in values]
+    return Clipped(count, [min(value, limit) for value in values], right)

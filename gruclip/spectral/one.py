@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import exact, single, tracked, truncated
-from gruclip.spectral.deferred import tolerance
-from gruclip.spectral.subspace import number_above
+from gruclip.spectral.deferred import tolerance_for
+from gruclip.spectral.exact import Clipped
+from gruclip.spectral.subspace import NEAR, Target, number_above
 from gruclip.spectral.thin import distance, thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
@@ -38,50 +39,48 @@ class Outcome(NamedTuple):
 
 
 def clip_one(
-    weight: Tensor, frobenius: float, limit: float, held: dict[str, Tensor], algorithm: str, followed: bool
+    weight: Tensor, frobenius: float, limit: float, entries: dict[str, Tensor], algorithm: str, followed: bool
 ) -> Outcome:
     """Clip one matrix (m, n), of Frobenius norm `frobenius`, in place.
 
-    held: its entries in the state, rewritten; `followed`: whether they are kept for a next call. An internal
+    entries: its own in the state, rewritten; `followed`: whether they are kept for a next call. An internal
     algorithm, ``single``, decomposes in single precision alone.
     """
-    slack = tolerance(weight.dtype, algorithm)
+    target = Target(limit, tolerance_for(weight.dtype, algorithm), frobenius)
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.mT
     # Its square is a float32 number; and so are the elements of W^T W / L^2, in which sigma_1 has its digits.
     squarable = 1e-15 < frobenius < 1e15
     near_limit = (
         squarable and frobenius / MAX_FROBENIUS_RATIO < limit <= frobenius / single.MIN_RATIO and single.takes(tall)
     )
-    rests = int(held.get("rests", 1)) - 1  # steps after this one for which tracking is suspended
+    rests = int(entries.get("rests", 1)) - 1  # steps after this one for which tracking is suspended
     algorithm = _chosen(algorithm, tall.shape[1], near_limit, rests)
+    known, draws = _known(entries, weight)
     if algorithm == "truncated" and squarable and limit < torch.inf:
-        draws = _draws(held)
-        outcome = Outcome(*truncated.clip(weight, frobenius, limit, slack, held), redone=False)
-        held.update({"draws": torch.tensor(draws)} if draws else {})
+        outcome = Outcome(*truncated.clip(weight, target, entries), redone=False)
+        entries.update({"draws": torch.tensor(draws)} if draws else {})
         return outcome
-    tracks = algorithm == "block"
-    known = _known(held, weight) if algorithm in ("single", "block") and squarable else None
-    done = _followed(weight, frobenius, limit, held, slack, tracks, known) if squarable else None
-    if done is not None:
-        outcome = Outcome(done.clipped, done.norm_after, limit < torch.inf, redone=False)
-        entries = _untracked(done.tracked.draws, tracked.UNTRACKED_STEPS) if done.costly else done.tracked.entries()
+    step = _followed(weight, target, known, algorithm, unseen=not entries) if squarable else None
+    if step is not None:
+        outcome = Outcome(step.clipped, step.norm, certified=limit < torch.inf, redone=False)
+        kept = _untracked(step.tracked.draws, tracked.UNTRACKED_STEPS) if step.costly else step.tracked.entries()
     else:
+        tracks = algorithm == "block"
 
-        def wanted(count: int) -> int:
-            return tracked.pairs_wanted(weight, count) if followed and (tracks or count == 0) else 0
+        def wanted(near: int) -> int:
+            return tracked.pairs_wanted(weight, near) if followed and (tracks or near == 0) else 0
 
         quickly = near_limit and (tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE))
-        made = _decomposed(tall, frobenius, limit, slack, algorithm, wanted if quickly else None)
-        draws = _draws(held)
-        redone = known is not None if tracks else quickly and made.in_float64
-        outcome = Outcome(made.clipped, made.norm, certified=True, redone=redone)
-        if followed and (tracks or (algorithm == "single" and made.values[0] < tracked.NEAR * limit)):
-            entries = _begun(weight, tall, limit, made, draws)
+        done, in_float64 = _decomposed(tall, target, algorithm, wanted if quickly else None)
+        norm = done.values[0]
+        redone = squarable and known is not None if tracks else quickly and in_float64
+        outcome = Outcome(done.clipped, norm, certified=True, redone=redone)
+        if followed and (tracks or (algorithm == "single" and norm < NEAR * limit)):
+            kept = _begun(weight, tall, limit, done, draws)
         else:
-            rests = 0 if made.in_float64 else max(rests, 0)
-            entries = _untracked(draws, rests) if draws or rests else {}
-    held.clear()  # also of what another algorithm left, which is outdated
-    held.update(entries)
+            kept = _untracked(draws, 0 if in_float64 else max(rests, 0)) if draws else {}
+    entries.clear()  # also of what another algorithm left, which is outdated
+    entries.update(kept)
     return outcome
 
 
@@ -94,59 +93,42 @@ def _chosen(algorithm: str, size: int, near_limit: bool, rests: int) -> str:
 
 
 def _followed(
-    weight: Tensor,
-    frobenius: float,
-    limit: float,
-    held: dict[str, Tensor],
-    slack: float,
-    tracks: bool,
-    known: tracked.Tracked | None,
-) -> tracked.Followed | None:
-    """Clip by the tracked subspace `known`, or by a search if there is none; None if that fails."""
-    if known is not None:
-        if tracks:
-            return tracked.clip(weight, frobenius, limit, known, slack)
-        return tracked.inside(weight, frobenius, limit, known, distance(weight, known.previous), slack)
-    if tracks and limit < torch.inf and not held and min(weight.shape) >= MIN_SIZE_SEARCHED:
-        return tracked.search(weight, frobenius, limit, slack)
+    weight: Tensor, target: Target, known: tracked.Tracked | None, algorithm: str, unseen: bool
+) -> tracked.Step | None:
+    """Clip by the tracked subspace `known`, or by a search in a matrix `unseen` before; None if that fails."""
+    if algorithm == "single" and known is not None:
+        return tracked.inside(weight, target, known, distance(weight, known.previous))
+    if algorithm == "block" and known is not None:
+        return tracked.clip(weight, target, known)
+    if algorithm == "block" and unseen and target.limit < torch.inf and min(weight.shape) >= MIN_SIZE_SEARCHED:
+        return tracked.search(weight, target)
     return None
 
 
-class _Decomposed(NamedTuple):
-    """What a decomposition has made of a matrix (m, n), m >= n."""
-
-    clipped: int  #: values
-    norm: float  #: sigma_1 after it
-    values: list[float]  #: leading singular values after it, descending; upper bounds near them in single precision
-    right: Tensor  #: their right singular vectors (n, k)
-    in_float64: bool
-
-
 def _decomposed(
-    tall: Tensor, frobenius: float, limit: float, slack: float, algorithm: str, wanted: Callable[[int], int] | None
-) -> _Decomposed:
+    tall: Tensor, target: Target, algorithm: str, wanted: Callable[[int], int] | None
+) -> tuple[Clipped, bool]:
     """Clip by a decomposition: in single precision if `wanted` says how many triplets it is to find at least, given the
-    number of values near the limit, and where that tells enough; else in float64."""
-    quick, far = single.clip(tall, frobenius, limit, slack, tracked.NEAR, wanted) if wanted else (None, 0)
+    number of values near the limit, and where that tells enough; else in float64. Whether it was float64."""
+    limit = target.limit
+    quick, far = single.clip(tall, target, wanted) if wanted else (None, 0)
     if quick is not None:
-        highest = limit if quick.clipped else torch.inf
-        values = [min(value, highest) for value in quick.values]
-        return _Decomposed(quick.clipped, min(quick.norm_before, highest), values, quick.right, in_float64=False)
+        return quick, False
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
     if algorithm != "full" and parts.values[0] > exact.GRAM_RANGE[tall.dtype] * limit:
         parts = exact.svd(tall)
-    count, values = exact.clip(tall, limit, parts, slack)
-    return _Decomposed(count + far, values[0], values, parts.right, in_float64=True)
+    done = exact.clip(tall, limit, parts, target.tolerance)
+    return done._replace(clipped=done.clipped + far), True
 
 
-def _begun(weight: Tensor, tall: Tensor, limit: float, made: _Decomposed, draws: int) -> dict[str, Tensor]:
+def _begun(weight: Tensor, tall: Tensor, limit: float, done: Clipped, draws: int) -> dict[str, Tensor]:
     """The state that a matrix is tracked from, or where that would not pay that of one that is not; `tall`, which was
     decomposed, is the matrix or its transpose."""
-    right = made.right
+    right = done.right
     if tall is not weight:
-        pairs = tracked.pairs_wanted(weight, number_above(made.values, tracked.NEAR * limit))
+        pairs = tracked.pairs_wanted(weight, number_above(done.values, NEAR * limit))
         right = thin_product(tall, right[:, :pairs].to(tall.dtype), roughly=True)
-    started = tracked.start(weight, limit, made.values, right, draws)
+    started = tracked.start(weight, limit, done.values, right, draws)
     return _untracked(draws, 0) if started is None else started.entries()
 
 
@@ -157,18 +139,12 @@ def _untracked(draws: int, rests: int) -> dict[str, Tensor]:
     return {"draws": torch.tensor(draws), "rests": torch.tensor(rests)}
 
 
-def _draws(held: dict[str, Tensor]) -> int:
-    """The number of draws to keep: one more than in the state, since a failed step may have used one that it did
-    not record."""
-    known = tracked.tracked_in(held)
-    return known.draws + 1 if known is not None else int(held["draws"]) + 1 if "draws" in held else 0
-
-
-def _known(held: dict[str, Tensor], weight: Tensor) -> tracked.Tracked | None:
-    """What is tracked of a matrix of this shape, dtype and device."""
-    known = tracked.tracked_in(held)
+def _known(entries: dict[str, Tensor], weight: Tensor) -> tuple[tracked.Tracked | None, int]:
+    """What is tracked of a matrix of this shape, dtype and device; and how many draws of random vectors are used up,
+    one more than the state says, since a failed step may have used one that it did not record."""
+    known = tracked.tracked_in(entries)
     if known is None:
-        return None
+        return None, int(entries["draws"]) + 1 if "draws" in entries else 0
     previous = known.previous
     fits = (previous.shape, previous.dtype, previous.device) == (weight.shape, weight.dtype, weight.device)
-    return known if fits else None
+    return known if fits else None, known.draws + 1

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import program
+from gruclip.spectral.arguments import are_finite
 
 #: sigma_1 / limit, at most; beyond it the result is not certified.
 MAX_RATIO = 4.0
@@ -61,19 +62,15 @@ def _best_polynomial(low: float, high: float) -> tuple[tuple[float, float, float
     return (a, b, c), abs(error)
 
 
-def _sign_polynomials(low: float) -> list[tuple[float, float, float]]:
-    """Polynomials that, one after another, take [low, 1] to 1."""
-    polynomials, high = [], 1.0
+def sign_polynomials(resolution: float, flattenings: int) -> list[tuple[float, float, float]]:
+    """Polynomials that, one after another, take [resolution, 1] to 1, to the precision of a float32 matrix (1
+    flattening) or a float64 one (2)."""
+    polynomials, low, high = [], resolution, 1.0
     while high - low > 2 * FLAT_FROM:
         polynomial, error = _best_polynomial(low, high)
         polynomials.append(polynomial)
         low, high = 1 - error, 1 + error
-    return polynomials
-
-
-def sign_polynomials(resolution: float, flattenings: int) -> list[tuple[float, float, float]]:
-    """The same to the precision of a float32 matrix (1 flattening) or a float64 one (2)."""
-    return [*_sign_polynomials(resolution), *[FLAT] * flattenings]
+    return [*polynomials, *[FLAT] * flattenings]
 
 
 SIGN_POLYNOMIALS = {dtype: sign_polynomials(low, FLATTENINGS[dtype]) for dtype, low in RESOLUTION.items()}
@@ -144,7 +141,7 @@ def number_positive(sign: Tensor) -> Tensor:
 
 def finite_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each matrix of a batch is finite, and the batch with zeros for those that are not."""
-    finite = torch.isfinite(weight).all(-1).all(-1)
+    finite = are_finite(weight)
     return finite, torch.where(per_matrix(finite), weight, 0.0)
 
 

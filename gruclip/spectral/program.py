@@ -40,8 +40,8 @@ from gruclip.spectral.products import (
     sign_polynomials,
 )
 from gruclip.spectral.state import CARRIED, RECENT, SubspaceState, gaussian
-from gruclip.spectral.subspace import NORM_RESIDUAL, PRECISION
-from gruclip.spectral.tracked import HELD, NEAR, SKETCH
+from gruclip.spectral.subspace import NEAR, NORM_RESIDUAL, PRECISION
+from gruclip.spectral.tracked import MIN_BULK_RATIO, SKETCH
 
 #: q at least, the sketch included; and wider states' directions, for which q is a multiple of 64, allowed while q is at
 #: most this share of min(m, n), beyond which little is saved.
@@ -128,7 +128,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     squares = gram(image)
     norm = high_power(squares, SQUARINGS)[1]
     made = positive_part(squares / per_matrix(limit**2), norm / limit, SIGN, tolerance)
-    factor, above = roots(made.above, norm / limit, ROOT)
+    factor, root = roots(made.above, norm / limit, ROOT)
     identity = torch.eye(X.shape[-1], dtype=torch.float64, device=X.device)
     loss = torch.where(per_matrix(made.inside), 0.0, factor - identity)
     clipped = torch.baddbmm(W, image @ loss.to(W.dtype), X.mT)
@@ -141,8 +141,8 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     basis = Basis(X, image, gram(X), gram(image), gram(back - X @ (X.mT @ back)))
     probes = torch.nn.functional.pad(probes.mT, (0, -n % STEP)).mT
     beta, inside = _certificate(clipped, basis, limit, ceiling, end, probes)
-    above, sign = (turn.mT @ part @ turn for part in (above, made.sign))
-    precise = _imprecision(basis, above, sign, limit, beta, norm) <= PRECISION[W.dtype] * torch.maximum(size, limit)
+    root, sign = (turn.mT @ part @ turn for part in (root, made.sign))
+    precise = _imprecision(basis, root, sign, limit, beta, norm) <= PRECISION[W.dtype] * torch.maximum(size, limit)
 
     # The first residual, whose square is the error of the norm.
     measured = _diagonal(basis.coupling)[:, 0].clamp(min=0).sqrt() <= NORM_RESIDUAL * norm**2
@@ -161,7 +161,7 @@ def _clip_(weight: Tensor, limits: Tensor, tolerance: float, state: SubspaceStat
     # For the others `redo_uncertified_` stores its result.
     torch.where(per_matrix(certified), weight, state.previous, out=state.previous)
     # A Ritz value is a lower bound, and with many values near the limit far too low.
-    bulk = torch.where(changed, torch.maximum(bulk, HELD * state.bulk), bulk)
+    bulk = torch.where(changed, torch.maximum(bulk, MIN_BULK_RATIO * state.bulk), bulk)
     state.bulk.copy_(torch.where(usable, bulk, state.bulk))
     state.draws.add_(1)
     state.missed.lerp_((finite & ~certified).double(), RECENT)
@@ -206,13 +206,14 @@ def _certificate(
     return beta, is_positive_definite(schur) & (beta <= highest)
 
 
-def _imprecision(basis: Basis, above: Tensor, sign: Tensor, limit: Tensor, beta: Tensor, norm: Tensor) -> Tensor:
-    """The error (18), plus X's deviation from orthonormality; above (R, q, q): max(Theta, L) / L; sign: that of
+def _imprecision(basis: Basis, root: Tensor, sign: Tensor, limit: Tensor, beta: Tensor, norm: Tensor) -> Tensor:
+    """The error (18), plus X's deviation from orthonormality; root (R, q, q): max(Theta, L) / L; sign: that of
     Theta - L; norm (R,): sigma_1 before."""
-    identity = torch.eye(above.shape[-1], dtype=above.dtype, device=above.device)
-    root = inverse_factor(per_matrix(limit) * above - per_matrix(torch.minimum(beta, MAX_BETA * limit)) * identity)
-    inverse = root @ root.mT
-    factor, positive = (above - identity) @ inverse, (identity + sign) / 2
+    identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    gap = per_matrix(limit) * root - per_matrix(torch.minimum(beta, MAX_BETA * limit)) * identity
+    triangular = inverse_factor(gap)
+    inverse = triangular @ triangular.mT
+    factor, positive = (root - identity) @ inverse, (identity + sign) / 2
     first = ((factor @ basis.coupling) * factor).sum((-2, -1)).clamp(min=0).sqrt()
     second = ((positive @ basis.coupling @ positive) * inverse).sum((-2, -1)) / limit**2
     return first + second + norm * torch.linalg.matrix_norm(basis.gram - identity)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from gruclip.kernels.products import lower_gram
 from gruclip.spectral import exact, subspace
-from gruclip.spectral.certificate import certifies, left_out
+from gruclip.spectral.certificate import Certificate, clip_certified_, from_count
 from gruclip.spectral.eigen import MAX_SHARE, Spectrum
+from gruclip.spectral.exact import Clipped
+from gruclip.spectral.subspace import NEAR, Target
 from gruclip.spectral.thin import FEW_COLUMNS, column_gram, column_squares, subtract_low_rank_, thin_product
 
 #: sigma_1 / limit, at most, up to n = MAX_SIZE_AT_ONCE and beyond: the error of X grows with its norm and with n.
@@ -53,30 +55,15 @@ FEW_NEAR = 0.125
 ROUGH, SETTLED = 1e-5, 1e-5
 
 
-class Decomposed(NamedTuple):
-    """What was done, and the decomposition it was done by."""
+class Spread(NamedTuple):
+    """Where the singular values of a matrix lie: X of (12), decomposed, and how many are above each mark."""
 
-    clipped: int  #: values
-    norm_before: float  #: sigma_1 before clipping, to `NOISE`
-    values: list[float]  #: upper bounds of the leading k values before clipping, near them, descending
-    right: Tensor  #: their right singular vectors (n, k), float32
-
-
-class ShiftedGram:
-    """L^2 X = W^T W - L^2 I for a matrix W (m, n) and a limit L, the lower half in float32, and what was seen of it."""
-
-    def __init__(self, weight: Tensor, limit: float) -> None:
-        self.limit = limit
-        self.form(weight)
-
-    def form(self, weight: Tensor) -> None:
-        """Anew, after W has changed."""
-        #: Where W is too far above the limit: the eigenvectors (n, k) of all values that are to be taken off and of the
-        #: next one.
-        self.far: Tensor | None = None
-        self.matrix = lower_gram(weight)
-        # From the columns' norms in float64: the diagonal holds half of the error of X.
-        self.matrix.diagonal().copy_(column_squares(weight) - self.limit**2)
+    spectrum: Spectrum
+    far: int  #: so far above the limit that (13) is imprecise
+    apart: int  #: above SET_APART limits
+    above: int  #: above the limit, by more than rounding
+    close: int  #: above CLOSE limits
+    near: int  #: above NEAR limits
 
 
 def takes(weight: Tensor) -> bool:
@@ -84,53 +71,46 @@ def takes(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and min(weight.shape) <= MAX_SIZE
 
 
-def clip(
-    weight: Tensor, frobenius: float, limit: float, tolerance: float, near: float, wanted: Callable[[int], int]
-) -> tuple[Decomposed | None, int]:
-    """Clip `weight` (m, n), m >= n, of Frobenius norm `frobenius`, in place; None where this is not precise enough, and
-    how many values far above the limit were clipped all the same.
+def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[Clipped | None, int]:
+    """Clip `weight` (m, n), m >= n, in place; None where this is not precise enough, and how many values far above the
+    limit were clipped all the same.
 
-    A spectral norm up to limit (1 + tolerance) counts as inside, and the result is inside. `wanted` says how many
-    leading triplets are returned at least, given the number of values above near * limit.
+    `wanted` says how many leading triplets are returned at least, given the number of values above NEAR * limit.
     """
-    squares = ShiftedGram(weight, limit)
-    done = clip_near(weight, frobenius, squares, tolerance, near, wanted)
-    far = clip_far_values_(weight, squares, frobenius) if done is None else 0
-    if far:
-        done = clip_near(weight, frobenius, squares, tolerance, near, wanted)
-    if far and done is not None:
-        # Those are at the limit now, some by rounding above it.
-        again = min(done.clipped, subspace.number_above(done.values, limit * (1 + tolerance + NOISE)))
-        done = done._replace(clipped=far + again)
-    return done, far
+    spread = spread_of(weight, target.limit)
+    far = clip_far_values_(weight, target, spread)
+    if not far:
+        return clip_near(weight, target, spread, wanted), 0
+    done = clip_near(weight, target, spread_of(weight, target.limit), wanted)
+    return done and done._replace(clipped=spread.above), far
 
 
-def clip_near(
-    weight: Tensor, frobenius: float, squares: ShiftedGram, tolerance: float, near: float, wanted: Callable[[int], int]
-) -> Decomposed | None:
-    """The same given the squares; None, and `weight` unchanged, also where values are too far above the limit."""
-    limit = squares.limit
-    if squares.far is not None:
-        return None
-    spectrum = Spectrum(squares.matrix, limit**2)
-    farthest = MAX_RATIO if weight.shape[1] > MAX_SIZE_AT_ONCE else MAX_RATIO_AT_ONCE
-    marks = farthest, SET_APART, 1 + NOISE, CLOSE, near
-    far, apart, above, close, beside = spectrum.count_above(*(mark**2 - 1 for mark in marks))
-    (m, n), few = weight.shape, close <= FEW * weight.shape[1]
-    if above and few and (far or close * m <= FEW_NEAR * n**2):
-        done = _clip_few(weight, frobenius, limit, spectrum, close, max(close + SPARE, wanted(beside)), tolerance)
+def spread_of(weight: Tensor, limit: float) -> Spread:
+    """Of a matrix W (m, n), from L^2 X = W^T W - L^2 I."""
+    shifted = lower_gram(weight)
+    # From the columns' norms in float64: the diagonal holds half of the error of X.
+    shifted.diagonal().copy_(column_squares(weight) - limit**2)
+    spectrum = Spectrum(shifted, limit**2)
+    max_ratio = MAX_RATIO if weight.shape[1] > MAX_SIZE_AT_ONCE else MAX_RATIO_AT_ONCE
+    ratios = max_ratio, SET_APART, 1 + NOISE, CLOSE, NEAR
+    return Spread(spectrum, *spectrum.count_above(*(ratio**2 - 1 for ratio in ratios)))
+
+
+def clip_near(weight: Tensor, target: Target, spread: Spread, wanted: Callable[[int], int]) -> Clipped | None:
+    """The same given the spread; None, and `weight` unchanged, also where values are too far above the limit."""
+    (m, n), limit, tolerance = weight.shape, target.limit, target.tolerance
+    spectrum, far, _, above, close, near = spread
+    least = wanted(near)
+    if above and close <= FEW * n and (far or close * m <= FEW_NEAR * n**2):
+        done = _clip_few(weight, target, spectrum, close, max(close + SPARE, least))
         if done is not None:
             return done
     # Without its certificate (13) is tried, imprecise from far.
     if far:
-        if not few and apart < MAX_SHARE_APART * weight.shape[1]:
-            squares.far = spectrum.leading(apart + 1)[1]
         return None
-    if weight.shape[1] <= MAX_SIZE_EXACT and above > MAX_SHARE * weight.shape[1]:
-        parts = exact.gram(weight)
-        count, _ = exact.clip(weight, limit, parts, tolerance)
-        return Decomposed(count, parts.values[0], parts.values, parts.right.float())
-    x, right = spectrum.leading(max(1, above, wanted(beside)))
+    if n <= MAX_SIZE_EXACT and above > MAX_SHARE * n:
+        return exact.clip(weight, limit, exact.gram(weight), tolerance)
+    x, right = spectrum.leading(max(1, above, least))
     relative = [math.sqrt(max(1 + one, 0.0)) for one in x]
     leading = relative[0] - 1
     if abs(leading - tolerance) <= NOISE or leading < MIN_RATIO - 1:
@@ -150,8 +130,8 @@ def clip_near(
         else:
             lost = thin_product(weight, columns * excess)
         subtract_low_rank_(weight, lost, columns)
-    values = [limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)) for one in x]
-    return Decomposed(count, values[0], values, right)
+    highest = limit if count else torch.inf
+    return Clipped(count, [min(limit * math.sqrt(max(1 + one + 2 * NOISE, 0.0)), highest) for one in x], right)
 
 
 def _newton_correction(columns: Tensor, length: Tensor) -> Tensor:
@@ -177,69 +157,52 @@ def _combined(columns: Tensor, factors: Tensor, others: Tensor) -> Tensor:
     return torch.addmm(columns * factors, columns, others)
 
 
-def _clip_few(
-    weight: Tensor, frobenius: float, limit: float, spectrum: Spectrum, close: int, count: int, tolerance: float
-) -> Decomposed | None:
+def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, count: int) -> Clipped | None:
     """The same where only `close` values lie above CLOSE limits: by (6) on what `count` > `close` eigenvectors span."""
-    ceiling = limit * (1 + tolerance)
+    limit = target.limit
     x, right = spectrum.leading(count, rough=True)
     # The widest gap: `last` eigenvalues of X are above its lower end, which no other count may contradict.
     last = max(range(close, count), key=lambda i: x[i - 1] - x[i])
     if spectrum.count_above(x[last] + ROUGH * (1 + x[0]) / 2)[0] > last:
         return None
-    below = max(1 + x[last], 0.0) * limit**2
+    # Of the Ritz values one may be missing; the ranks of these are known.
+    bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
 
     def judge(block: subspace.Block) -> list[float]:
-        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[-1], limit))
+        precise = subspace.imprecision(block, target, -1)
         return subspace.elementwise_max(precise, [size / (SETTLED * limit) for size in block.size[:last]])
 
-    found = subspace.converge(weight, right, judge)
-    if found is None:
+    def certify(block: subspace.Block, far: bool) -> Certificate | None:
+        # From far, too: clipping moves neither E nor what the pairs leave out.
+        return from_count(block, target, last, bounds[last], bounds[0])
+
+    done = clip_certified_(weight, right, target, judge, certify)
+    if done is None:
         return None
-    block = found.block
-    beta = left_out(block, last, math.sqrt(below + ROUGH * block.values[0] ** 2))
-    if not beta < limit:
-        return None
-    before, clipped, precise = None, 0, True
-    if block.values[0] > subspace.MAX_RATIO * limit:
-        before = weight.clone()
-        clipped = subspace.clip_leading_(weight, block, limit, ceiling)
-        block = subspace.rayleigh_ritz(weight, block.right.contiguous())
-        precise = max(judge(block)) <= 1
-    if precise and certifies(block, last, limit, ceiling, beta):
-        # What came from far above is at the limit up to rounding: clip it to the limit.
-        exactly = subspace.clip_leading_(weight, block, limit, ceiling if before is None else limit)
-        clipped = clipped or exactly
-        # From the eigenvalues, whose ranks are known: of the Ritz values one may be missing.
-        bounds = [limit * math.sqrt(max(1 + one + ROUGH * (1 + x[0]), 0.0)) for one in x]
-        return Decomposed(clipped, block.values[0] * (1 + NOISE), bounds, block.right)
-    if before is not None:
-        weight.copy_(before)
-    return None
+    clipped, (block, _), _ = done
+    highest = limit if clipped else target.ceiling
+    return Clipped(clipped, [min(bound, highest) for bound in bounds], block.right)
 
 
-def clip_far_values_(weight: Tensor, squares: ShiftedGram, frobenius: float) -> int:
-    """Clip only the values far above the limit, in place; their number, 0 where it would be slow.
+def clip_far_values_(weight: Tensor, target: Target, spread: Spread) -> int:
+    """Clip only the values far above the limit, in place, where so many others are near it that `clip_near` gives up;
+    their number, 0 where it would be slow.
 
     A gradient's update pushes a few values far, from a spectrum of which the rest is near the limit.
     """
-    limit = squares.limit
-    ceiling = SET_APART * limit
+    n, limit = weight.shape[1], target.limit
+    apart = target._replace(tolerance=SET_APART - 1)
+    if not spread.far or spread.close <= FEW * n or spread.apart >= MAX_SHARE_APART * n:
+        return 0
 
     def judge(block: subspace.Block) -> list[float] | None:
-        count = subspace.number_above(block.values, ceiling)
+        count = subspace.number_above(block.values, apart.ceiling)
+        # Where all that was found is far, there may be more.
         if block.values[0] > subspace.MAX_RATIO * limit or not 0 < count < len(block.values):
             return None
-        precise = subspace.imprecision(block, frobenius, limit, ceiling, min(block.values[count], limit))
+        precise = subspace.imprecision(block, apart, count)
         # Of the first not above it.
         return [*precise, block.size[count] / (HIDDEN * limit)]
 
-    if squares.far is None or not bool(squares.far.isfinite().all()):
-        return 0
-    found = subspace.converge(weight, squares.far, judge)
-    block = None if found is None else found.block
-    count = 0 if block is None else subspace.clip_leading_(weight, block, limit, ceiling)
-    # Where all that was found is far, there may be more.
-    if block is not None and 0 < count < len(block.values):
-        squares.form(weight)
-    return count
+    found = subspace.converge(weight, spread.spectrum.leading(spread.apart + 1)[1], judge)
+    return 0 if found is None else subspace.clip_leading_(weight, found.block, limit, apart.ceiling)

@@ -26,11 +26,11 @@ class Stages:
 
     def __init__(self, capture: Capture | None = None) -> None:
         self._capture = capture
-        self._held: dict[tuple[int, ...], _Batch] = {}
+        self._batches: dict[tuple[float, ...], _Batch] = {}
 
-    def __call__(self, matrices: Tensor, limit: Tensor, near: float) -> ClipResult:
-        """Each matrix at its limit (R,), in place; up to limit (1 + near) is inside."""
-        batch = self._batch(matrices, near)
+    def __call__(self, matrices: Tensor, limit: Tensor, tolerance: float) -> ClipResult:
+        """Each matrix at its limit (R,), in place; up to limit (1 + tolerance) is inside."""
+        batch = self._batch(matrices, tolerance)
         batch.take(matrices, limit)
         batch.measure()
         for _ in range(MAX_STAGES):
@@ -39,29 +39,29 @@ class Stages:
                 break
         return batch.give(matrices)
 
-    def _batch(self, matrices: Tensor, near: float) -> _Batch:
+    def _batch(self, matrices: Tensor, tolerance: float) -> _Batch:
         count, *shape = matrices.shape
         if self._capture is None or count > MAX_CAPTURED:
-            return _Batch(matrices, count, near)
+            return _Batch(matrices, count, tolerance)
         size = _rounded(count)
-        key = (size, *shape)
-        if key not in self._held:
-            self._held[key] = _Batch(matrices, size, near)
+        key = (size, *shape, tolerance)
+        if key not in self._batches:
+            self._batches[key] = _Batch(matrices, size, tolerance)
         else:  # libraries are initialised, which no graph can record
-            self._held[key].replay_by(self._capture)
-        return self._held[key]
+            self._batches[key].replay_by(self._capture)
+        return self._batches[key]
 
 
 class _Batch:
     """A batch in memory of its own, filled up with zeros."""
 
-    def __init__(self, like: Tensor, size: int, near: float) -> None:
+    def __init__(self, like: Tensor, size: int, tolerance: float) -> None:
         self.matrices = like.new_zeros(size, *like.shape[1:])
         self.limit, self.norm = like.new_ones(size), like.new_zeros(size)
         self.counts = torch.zeros(size, dtype=torch.int64, device=like.device)
         self.certified = torch.zeros(size, dtype=torch.bool, device=like.device)
         self.ended = torch.zeros((), dtype=torch.bool, device=like.device)
-        self._near = near
+        self._tolerance = tolerance
         # Empty until captured: its own bound methods would keep it alive until Python collects cycles.
         self._replays: list[Phase] = []
 
@@ -85,7 +85,7 @@ class _Batch:
 
     def _stage(self) -> None:
         now = torch.maximum(self.limit, self.norm * (1.01 / MAX_RATIO))
-        result = clip_by_products_(self.matrices, now, self._near)
+        result = clip_by_products_(self.matrices, now, self._tolerance)
         self.norm.copy_(result.spectral_norm)
         self.counts.copy_(torch.maximum(self.counts, result.values_clipped))
         self.certified.copy_(result.certified & (now <= self.limit))

@@ -45,19 +45,21 @@ class SpectralState:
         self.matrices = [*self.matrices[:count], *({} for _ in range(count - len(self.matrices)))]
         if not torch.is_inference_mode_enabled():
             # Tensors made under it cannot be written to outside it.
-            for held in self.matrices:
-                held.update({name: tensor.clone() for name, tensor in held.items() if tensor.is_inference()})
+            for entries in self.matrices:
+                entries.update({name: tensor.clone() for name, tensor in entries.items() if tensor.is_inference()})
         return self.matrices
 
     def index_select(self, index: int | Sequence[int]) -> SpectralState:
         """A copy of the state of some of the matrices, in the order of `index`."""
         chosen = [index] if isinstance(index, int) else index
-        entries = [self.matrices[i] if i < len(self.matrices) else {} for i in chosen]
-        return SpectralState([{name: tensor.clone() for name, tensor in held.items()} for held in entries])
+        every = [self.matrices[i] if i < len(self.matrices) else {} for i in chosen]
+        return SpectralState([{name: tensor.clone() for name, tensor in entries.items()} for entries in every])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors, by ``"<matrix>.<entry>"``."""
-        return {f"{i}.{name}": tensor.clone() for i, held in enumerate(self.matrices) for name, tensor in held.items()}
+        return {
+            f"{i}.{name}": tensor.clone() for i, entries in enumerate(self.matrices) for name, tensor in entries.items()
+        }
 
     def load_state_dict(
         self, saved: Mapping[str, Tensor], index: int | None = None, device: torch.device | None = None
@@ -105,24 +107,24 @@ class SubspaceState:
         self.missed = torch.zeros(count, dtype=torch.float64, device=device)
 
     @classmethod
-    def of(cls, weight: Tensor, held: Sequence[Mapping[str, Tensor]], carried: int) -> SubspaceState:
-        """For a batch (..., m, n), copies of the entries `held` of each matrix. Where some are missing or differ in
+    def of(cls, weight: Tensor, matrices: Sequence[Mapping[str, Tensor]], carried: int) -> SubspaceState:
+        """For a batch (..., m, n), copies of the entries of each matrix. Where some are missing or differ in
         form, by `load_state_dict`, with `carried` directions at least.
         """
         (m, n), kind = weight.shape[-2:], weight.dtype
-        width = held[0]["right"].shape[-1] if held and "right" in held[0] else 0
+        width = matrices[0]["right"].shape[-1] if matrices and "right" in matrices[0] else 0
         expected = {"right": ((n, width), kind), "previous": ((m, n), kind), "bulk": ((), torch.float64)}
         expected |= {"draws": ((), torch.int64), "missed": ((), torch.float64)}
         if not CARRIED <= width <= min(m, n) or any(
-            {name: (tensor.shape, tensor.dtype) for name, tensor in known.items()} != expected for known in held
+            {name: (tensor.shape, tensor.dtype) for name, tensor in entries.items()} != expected for entries in matrices
         ):
             state = cls(weight, carried)
-            state.load_state_dict(SpectralState([dict(known) for known in held]).state_dict())
+            state.load_state_dict(SpectralState([dict(entries) for entries in matrices]).state_dict())
             return state
         # At once: copying hundreds of entries one by one costs a GPU more than the projection.
         state = cls.__new__(cls)
         for name in ENTRIES:
-            setattr(state, name, torch.stack([known[name].to(weight.device) for known in held]))
+            setattr(state, name, torch.stack([entries[name].to(weight.device) for entries in matrices]))
         return state
 
     @property
@@ -173,12 +175,12 @@ class SubspaceState:
 
     def _saved(self, saved: Mapping[str, Tensor], number: int) -> dict[str, Tensor] | None:
         """The entries of a matrix of this shape, if they are all there."""
-        held = self._entries(0)
+        own = self._entries(0)
         # The earliest saved states lack it.
         known = {"missed": torch.zeros((), dtype=torch.float64)}
-        entries = known | {name: saved[f"{number}.{name}"] for name in held if f"{number}.{name}" in saved}
+        entries = known | {name: saved[f"{number}.{name}"] for name in own if f"{number}.{name}" in saved}
         shapes = {name: tensor.shape for name, tensor in entries.items()}
-        expected = {name: tensor.shape for name, tensor in held.items()}
+        expected = {name: tensor.shape for name, tensor in own.items()}
         n, carried = (*shapes.get("right", ()), 0, 0)[:2]
         if n == self.right.shape[1] and CARRIED <= carried <= min(self.previous.shape[1:]):
             expected["right"] = shapes["right"]

@@ -36,18 +36,29 @@ FIRST_RATE = 6.0
 ROUNDING = 4.0
 #: Smallest value, relative to the largest, whose residual comes from W^T W Q.
 MIN_VALUE = 0.02
+#: Values above this multiple of the limit are near it: a subspace that is tracked holds them all.
+NEAR = 0.95
 #: Least theta - mu in (7), in limits.
 MIN_GAP = 1e-3
 #: sigma_1 / limit up to which the difference W - U_C (Theta_C - L) V_C^T keeps its digits in float32.
 MAX_RATIO = 4.0
 #: The result's error by equation (7) of README.md, relative to the matrix's norm.
 PRECISION = {torch.float32: 1.5e-6, torch.float64: 2e-10}
-#: Where Q holds Ritz vectors already, the images W Q are orthogonal but for rounding: ||U^T U - I||_2 is at most
-#: UNCOUPLED eps, of which (6) leaves half as an excess over the limit. Looked for where there are more than MANY
-#: columns, whose decomposition it saves.
-UNCOUPLED, MANY = 10.0, 16
 #: Residual of the leading pair, relative to its value, when nothing is clipped: its square is the error.
 NORM_RESIDUAL = 5e-4
+
+
+class Target(NamedTuple):
+    """What becomes of a matrix's singular values."""
+
+    limit: float  #: L; infinity: the matrix is only measured
+    tolerance: float  #: relative: a value up to L (1 + tolerance) counts as inside, and is left
+    frobenius: float  #: the matrix's norm, which what is clipped is precise relative to
+
+    @property
+    def ceiling(self) -> float:
+        """L (1 + tolerance)."""
+        return self.limit * (1 + self.tolerance)
 
 
 class Block(NamedTuple):
@@ -72,29 +83,12 @@ def orthonormal(columns: Tensor, rounds: int = 2) -> Tensor:
     return torch.linalg.qr(columns)[0]
 
 
-def _coupling(gram: Tensor) -> float:
-    """A bound of ||C - I||_2 for the cosines C between some vectors, given their scalar products (q, q): of a symmetric
-    F, the fourth root of the trace of F^4. NaN where a vector is zero."""
-    inverse = gram.diagonal().rsqrt()
-    cosines = (gram * inverse * inverse[:, None]).fill_diagonal_(0)
-    return math.sqrt(torch.linalg.matrix_norm(cosines @ cosines))
-
-
-def _right_singular(image: Tensor) -> tuple[list[float], Tensor]:
-    """The singular values of a thin matrix (m, q), descending, and its right singular vectors (q, q), float64."""
-    gram = column_gram(image)
-    if len(gram) > MANY and _coupling(gram) <= UNCOUPLED * torch.finfo(image.dtype).eps:
-        squares, order = gram.diagonal().sort(descending=True)
-        return squares.sqrt().tolist(), torch.eye(len(order), dtype=gram.dtype, device=gram.device)[:, order]
-    squares, Y = torch.linalg.eigh(gram)
-    return [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
-
-
 def rayleigh_ritz(weight: Tensor, columns: Tensor) -> Block:
     """The Ritz triplets of W (m, n) on the span of some columns (n, q), and their residuals: (3) and (4)."""
     basis = orthonormal(columns)
     image, back = normal_product(weight, basis)
-    values, Y = _right_singular(image)
+    squares, Y = torch.linalg.eigh(column_gram(image))
+    values, Y = [math.sqrt(max(square, 0.0)) for square in reversed(squares.tolist())], Y.flip(1)
     # W^T U = (W^T W Q) Y / Theta, but for values so small that their division would lose digits.
     at_hand = values[-1] > MIN_VALUE * values[0]
     theta = torch.tensor(values, dtype=torch.float64, device=weight.device)
@@ -210,13 +204,19 @@ def growth(value: float, end: float) -> float:
     return math.acosh(max(2 * (value / end) ** 2 - 1, 1.0)) if end > 0 else math.inf
 
 
-def imprecision(block: Block, frobenius: float, limit: float, ceiling: float, bulk: float) -> list[float]:
-    """The `Judge` ratios of the pairs above `ceiling` by (7) of README.md, for a matrix of Frobenius norm `frobenius`
-    whose other values are at most `bulk`; without such pairs that of the first."""
-    count = number_above(block.values, ceiling)
+def norm_imprecision(block: Block) -> list[float]:
+    """The `Judge` ratio of the first pair where only sigma_1 is wanted."""
+    return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
+
+
+def imprecision(block: Block, target: Target, rest: int) -> list[float]:
+    """The `Judge` ratios of the pairs above the ceiling, by (7) of README.md with the value of pair `rest` for mu;
+    where none are above, of the first."""
+    count = number_above(block.values, target.ceiling)
     if count == 0:
-        return [block.size[0] / (NORM_RESIDUAL * max(block.values[0], sys.float_info.min))]
-    precise = PRECISION[block.residual.dtype] * max(frobenius, limit)
+        return norm_imprecision(block)
+    limit, bulk = target.limit, min(block.values[rest], target.limit)
+    precise = PRECISION[block.residual.dtype] * max(target.frobenius, limit)
     squares, seconds = [], []
     for value, size in zip(block.values[:count], block.size, strict=False):
         gap = max(value - bulk, MIN_GAP * limit)

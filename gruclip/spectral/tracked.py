@@ -21,6 +21,7 @@ from gruclip.spectral.certificate import (
     NONE,
     ROUNDED,
     Certificate,
+    clip_certified_,
     from_last,
     from_random_vectors,
     uncertainty,
@@ -28,18 +29,19 @@ from gruclip.spectral.certificate import (
 )
 from gruclip.spectral.state import NUMBERS
 from gruclip.spectral.subspace import (
-    MAX_RATIO,
+    NEAR,
     Block,
-    clip_leading_,
+    Target,
     converge,
     elementwise_max,
     imprecision,
+    norm_imprecision,
     number_above,
 )
 from gruclip.spectral.thin import distance, thin_product
 
 #: Columns carried beside those of values above NEAR * limit, at least; their number and the sketch's make whole panels.
-NEAR, GUARD = 0.95, 4
+GUARD = 4
 #: Pairs beside those, at least, in a step.
 SPARE = 3
 #: Columns of the sketch of a change; and as many as a thin product takes at the price of one.
@@ -59,7 +61,7 @@ STILL = 0.1
 #: Columns that show sigma_1 where nothing can be above the limit: carried ones, and random ones or the change's.
 LEADING, STIRRED = 8, 2
 #: Least ratio of the estimate of the largest value left out to the last one: Ritz values are lower bounds.
-HELD = 0.98
+MIN_BULK_RATIO = 0.98
 #: Columns of a search in a matrix of which nothing is known.
 SEARCHED = 32
 
@@ -80,20 +82,20 @@ class Tracked(NamedTuple):
         return {"right": self.right, "previous": self.previous, NUMBERS: numbers}
 
 
-def tracked_in(held: dict[str, Tensor]) -> Tracked | None:
+def tracked_in(entries: dict[str, Tensor]) -> Tracked | None:
     """What these entries of a state say; None where they are another algorithm's."""
-    if not held.keys() >= {"right", "previous", NUMBERS}:
+    if not entries.keys() >= {"right", "previous", NUMBERS}:
         return None
-    bulk, largest, count, rest, draws, degree = held[NUMBERS].tolist()
-    shown = Certificate(largest, int(count), rest)
-    return Tracked(held["right"], held["previous"], bulk, shown, int(draws), int(degree))
+    bulk, largest, pairs, rest, draws, degree = entries[NUMBERS].tolist()
+    shown = Certificate(largest, int(pairs), rest)
+    return Tracked(entries["right"], entries["previous"], bulk, shown, int(draws), int(degree))
 
 
-class Followed(NamedTuple):
-    """What a step did."""
+class Step(NamedTuple):
+    """What a step did to a matrix."""
 
     clipped: int  #: values
-    norm_after: float  #: sigma_1
+    norm: float  #: sigma_1 after it
     tracked: Tracked
     costly: bool = False  #: whether a decomposition would have been cheaper
 
@@ -118,8 +120,8 @@ def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draw
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
     known = [value * (1 + ROUNDED) for value in values[: width + 1]]
-    held = widest_gap(known, limit, 1, 0.0)
-    shown = Certificate(known[0], held, known[held] if held else torch.inf)
+    pairs = widest_gap(known, limit, 1, 0.0)
+    shown = Certificate(known[0], pairs, known[pairs] if pairs else torch.inf)
     return Tracked(leading, weight.clone(), known[width], shown, draws, 0)
 
 
@@ -129,39 +131,37 @@ def pairs_wanted(weight: Tensor, near: int) -> int:
     return width + 1 if width else 0
 
 
-def clip(weight: Tensor, frobenius: float, limit: float, tracked: Tracked, tolerance: float) -> Followed | None:
-    """Clip `weight`, of Frobenius norm `frobenius`, in place at `limit` (infinity: only measure).
-
-    None where no certificate was found; the weight is then unchanged.
-    """
+def clip(weight: Tensor, target: Target, tracked: Tracked) -> Step | None:
+    """Clip `weight` in place; None, and the weight unchanged, where no certificate was found."""
     moved = distance(weight, tracked.previous)
-    gap = limit - tracked.bulk if limit < torch.inf else max(tracked.bulk, frobenius / math.sqrt(min(weight.shape)))
-    shown = inside(weight, frobenius, limit, tracked, moved, tolerance)
-    if shown is not None:
-        return shown
+    done = inside(weight, target, tracked, moved)
+    if done is not None:
+        return done
     tracked = tracked._replace(draws=tracked.draws + 1)
+    if target.limit < torch.inf:
+        gap = target.limit - tracked.bulk
+    else:  # sigma_1 alone is wanted, which is not below the values' root mean square
+        gap = max(tracked.bulk, target.frobenius / math.sqrt(min(weight.shape)))
     columns = [tracked.right, _sketch(weight, tracked, SKETCH)] if moved > STILL * gap else [tracked.right]
-    return _clip(weight, frobenius, limit, torch.cat(columns, 1), tracked, tolerance, moved)
+    return _clip_from(weight, target, torch.cat(columns, 1), tracked, moved)
 
 
-def inside(
-    weight: Tensor, frobenius: float, limit: float, tracked: Tracked, moved: float, tolerance: float
-) -> Followed | None:
+def inside(weight: Tensor, target: Target, tracked: Tracked, moved: float) -> Step | None:
     """The outcome if (2) shows that no value of `weight`, at a distance `moved` from the tracked matrix, is above the
     limit; its norm, from a few columns, is only reported. None otherwise.
     """
     # With the tolerance: what was found inside by another look must not be found above by this one's rounding.
-    if not tracked.shown.largest + moved <= limit * (1 + tolerance) < torch.inf:
+    if not tracked.shown.largest + moved <= target.ceiling < torch.inf:
         return None
     tracked = tracked._replace(draws=tracked.draws + 1)
     # From the change, once that may hold the largest value: the carried columns may never show it.
     stirred = _sketch if moved > STILL * (tracked.shown.largest - tracked.bulk) else _random
     columns = torch.cat((tracked.right[:, :LEADING], stirred(weight, tracked, STIRRED)), 1)
-    found = converge(weight, columns, lambda block: imprecision(block, frobenius, torch.inf, torch.inf, 0.0))
+    found = converge(weight, columns, norm_imprecision)
     if found is None:
         return None
     right = torch.cat((found.block.right[:, :LEADING], tracked.right[:, LEADING:]), 1)
-    return Followed(0, min(found.block.values[0], limit), tracked._replace(right=right))
+    return Step(0, min(found.block.values[0], target.limit), tracked._replace(right=right))
 
 
 def _random(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
@@ -176,60 +176,56 @@ def _sketch(weight: Tensor, tracked: Tracked, count: int) -> Tensor:
     return thin_product(weight.mT, change, roughly=True)
 
 
-def search(weight: Tensor, frobenius: float, limit: float, tolerance: float) -> Followed | None:
+def search(weight: Tensor, target: Target) -> Step | None:
     """`clip` for a matrix of which nothing is known; None also where that takes too long."""
-    unknown = Tracked(weight, weight, 0.0, Certificate(0.0, 0, 0.0), 1, 0)
-    found = _clip(weight, frobenius, limit, _random(weight, unknown, SEARCHED), unknown, tolerance, torch.inf)
+    unknown = Tracked(weight[:, :0], weight, 0.0, NONE, 1, 0)
+    found = _clip_from(weight, target, _random(weight, unknown, SEARCHED), unknown, torch.inf)
     # What it took says nothing of the next step, which begins with what was found.
     return None if found is None else found._replace(costly=False)
 
 
-def _clip(
-    weight: Tensor, frobenius: float, limit: float, columns: Tensor, tracked: Tracked, tolerance: float, moved: float
-) -> Followed | None:
-    ceiling = limit * (1 + tolerance)
+def _clip_from(weight: Tensor, target: Target, columns: Tensor, tracked: Tracked, moved: float) -> Step | None:
+    """`clip` by the subspace of these columns, filtered."""
+    limit = target.limit
     # For a matrix that has shrunk the last estimate is too high, and a filter that ends above all values separates
     # none: sigma_(k + 1) <= ||W||_F / (k + 1)^(1/2).
-    held = min(tracked.bulk, frobenius / math.sqrt(tracked.right.shape[1] + 1))
-    end = min(held, NEAR * limit)
+    last_bulk = min(tracked.bulk, target.frobenius / math.sqrt(tracked.right.shape[1] + 1))
+    end = min(last_bulk, NEAR * limit)
 
     def judge(block: Block) -> list[float] | None:
         if limit == torch.inf:
-            return imprecision(block, frobenius, limit, ceiling, 0.0)
+            return norm_imprecision(block)
         near = number_above(block.values, NEAR * limit)
         if not width_for(weight, near) or near + SPARE > len(block.values):
             return None
-        precise = imprecision(block, frobenius, limit, ceiling, min(block.values[near + SPARE - 1], limit))
-        return elementwise_max(precise, uncertainty(block, limit, ceiling, near))
+        return elementwise_max(imprecision(block, target, near + SPARE - 1), uncertainty(block, target, near))
 
-    before, count = None, 0
-    found = converge(weight, columns, judge, end, tracked.degree)
-    degree = found.degree if found else 0
-    if found is not None and MAX_RATIO * limit < found.block.values[0] < torch.inf:
-        # A difference from so far away loses digits: once more, from near the limit.
-        before, moved = weight.clone(), torch.inf
-        count = clip_leading_(weight, found.block, limit, ceiling)
-        found = converge(weight, found.block.right.contiguous(), judge, end)
-    shown, drawn = NONE if limit == torch.inf else None, False
-    if found is not None and shown is None:
-        shown = from_last(found.block, limit, ceiling, tracked.shown, moved)
-        if shown is None:
-            drawn, shown = True, from_random_vectors(weight, found.block, limit, ceiling, tracked.draws, moved)
-    if found is None or shown is None:
-        if before is not None:
-            weight.copy_(before)
+    drawn = False
+
+    def certify(block: Block, far: bool) -> Certificate | None:
+        nonlocal drawn
+        if limit == torch.inf:
+            return NONE
+        step = math.inf if far else moved
+        shown = from_last(block, target, tracked.shown, step)
+        drawn = shown is None
+        return from_random_vectors(weight, block, target, tracked.draws, step) if drawn else shown
+
+    done = clip_certified_(weight, columns, target, judge, certify, end, tracked.degree)
+    if done is None:
         return None
-    values, right = found.block.values, found.block.right
-    # What came from far above is at the limit up to rounding: clip it to the limit.
-    again = clip_leading_(weight, found.block, limit, ceiling if before is None else limit)
-    near = number_above(values, NEAR * limit) if limit < torch.inf else 0
-    width = min(width_for(weight, near) or GUARD, len(values))
-    bulk = max(values[min(width, len(values) - 1)], HELD * held)
+    count, ((values, _, right, *_), degree), shown = done
+    width = min(width_for(weight, number_above(values, NEAR * limit)) or GUARD, len(values))
+    bulk = max(values[min(width, len(values) - 1)], MIN_BULK_RATIO * last_bulk)
     # In place where possible: mapping new memory takes longer than writing it.
     previous = weight.clone() if tracked.previous is weight else tracked.previous.copy_(weight)
     kept = Tracked(right[:, :width].contiguous(), previous, bulk, shown, tracked.draws, degree)
-    work = columns.shape[1] * (degree + (BESIDE_DRAWN if drawn else BESIDE))
+    costly = _is_costly(weight, columns.shape[1], degree + (BESIDE_DRAWN if drawn else BESIDE))
+    return Step(count, min(values[0], limit), kept, costly)
+
+
+def _is_costly(weight: Tensor, columns: int, degrees: int) -> bool:
+    """Whether a step with so much work would have been cheaper as a decomposition by `single`."""
     small, large = sorted(weight.shape)
     costliest = MAX_WORK * small * (SQUARE_SHARE * small / large + 1 - SQUARE_SHARE)
-    costly = single.takes(weight) and work > costliest
-    return Followed(count or again, min(values[0], limit), kept, costly)
+    return single.takes(weight) and columns * degrees > costliest

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral import exact, subspace
+from gruclip.spectral.subspace import Target
 from gruclip.spectral.thin import distance
 
 #: Share of min(m, n) from which a full decomposition is cheaper than a truncated one (the paper's 1/4, recalled).
@@ -20,53 +21,49 @@ OVERSAMPLING = 8
 RESIDUAL = 1e-5
 
 
-def clip(
-    weight: Tensor, frobenius: float, limit: float, tolerance: float, held: dict[str, Tensor]
-) -> tuple[int, float, bool]:
+def clip(weight: Tensor, target: Target, entries: dict[str, Tensor]) -> tuple[int, float, bool]:
     """Clip `weight` (m, n) in place; values clipped, sigma_1 after it, and whether a full decomposition was taken.
 
-    `held` carries an upper bound of every singular value and the matrix they belong to. By Weyl's inequality
+    `entries` carries an upper bound of every singular value and the matrix they belong to. By Weyl's inequality
     each grows by at most ||W_new - W_old||_F in a step, whatever the optimizer was. The s values whose bound passes
     the limit are computed and their bounds refreshed; s = 0 needs no projection at all. That the truncated
     decomposition found the largest s, and not smaller ones instead, is not verified.
     """
-    bounds, previous = held.get("bounds"), held.get("previous")
+    limit = target.limit
+    bounds, previous = entries.get("bounds"), entries.get("previous")
     if bounds is not None and previous is not None and previous.shape == weight.shape:
         bounds = bounds + distance(weight, previous)
         s = int((bounds > limit).sum())
-        found = _leading(weight, frobenius, limit, tolerance, s, held) if s <= MAX_SHARE * bounds.shape[0] else None
+        found = _leading(weight, target, s, entries) if s <= MAX_SHARE * bounds.shape[0] else None
         if found is not None and found.values[0] <= subspace.MAX_RATIO * limit:
-            count = subspace.clip_leading_(weight, found, limit, limit * (1 + tolerance))
+            count = subspace.clip_leading_(weight, found, limit, target.ceiling)
             if s:  # else the triplets are for the reported norm alone
                 bounds[:s] = bounds.new_tensor(found.values[:s]).clamp(max=limit)
                 bounds[s:].clamp_(max=found.values[s - 1])
-            held.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
+            entries.update(bounds=bounds, previous=weight.clone(), subspace=found.right[:, : s + OVERSAMPLING].clone())
             return count, min(found.values[0], limit), False
-    count, after = exact.clip(weight, limit, exact.svd(weight), tolerance)
-    held.clear()
-    held.update(bounds=torch.tensor(after, dtype=torch.float64, device=weight.device), previous=weight.clone())
+    count, after, _ = exact.clip(weight, limit, exact.svd(weight), target.tolerance)
+    entries.clear()
+    entries.update(bounds=torch.tensor(after, dtype=torch.float64, device=weight.device), previous=weight.clone())
     return count, after[0], True
 
 
-def _leading(
-    weight: Tensor, frobenius: float, limit: float, tolerance: float, s: int, held: dict[str, Tensor]
-) -> subspace.Block | None:
+def _leading(weight: Tensor, target: Target, s: int, entries: dict[str, Tensor]) -> subspace.Block | None:
     """The leading triplets, s or more, iterated from the last step's subspace and random columns."""
     n = weight.shape[1]
     width = min(s + OVERSAMPLING, n)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, width, generator=generator, dtype=torch.float64).to(weight)
-    held_columns = held.get("subspace")
-    if held_columns is not None:
-        start = torch.cat((held_columns.to(weight), start), 1)[:, : max(width, held_columns.shape[1] + 2)]
-    if s == 0:
-        limit = torch.inf
-    ceiling = limit * (1 + tolerance)
+    last = entries.get("subspace")
+    if last is not None:
+        start = torch.cat((last.to(weight), start), 1)[:, : max(width, last.shape[1] + 2)]
 
     def judge(found: subspace.Block) -> list[float] | None:
+        if s == 0:
+            return subspace.norm_imprecision(found)
         if s >= len(found.values):
             return None
-        precise = subspace.imprecision(found, frobenius, limit, ceiling, min(found.values[s], limit))
+        precise = subspace.imprecision(found, target, s)
         # A value's error is the square of its residual, over a gap: enough to tell which are above the limit.
         pairs = zip(found.size[:s], found.values, strict=False)
         return subspace.elementwise_max(

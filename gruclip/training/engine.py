@@ -32,7 +32,7 @@ from gruclip.model.stacked import (
     zero_states,
 )
 from gruclip.model.width import Width
-from gruclip.spectral import ClipResult
+from gruclip.spectral import ClipResult, are_finite
 from gruclip.training.clock import Clock
 from gruclip.training.iteration import Iteration, StepMetrics
 from gruclip.training.operands import operands_of, round_to_
@@ -239,7 +239,7 @@ class Engine:
         weights = [self._width.cut(name, self.parameters[name].detach()).flatten(1, 2) for name in names]
         radii = [spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights]
         # Also where only a gate's rows are not finite, which the Jacobian does not hold.
-        finite = [torch.isfinite(weight).flatten(1).all(1) for weight in weights]
+        finite = [are_finite(weight) for weight in weights]
         return torch.where(torch.stack(finite), torch.stack(radii), torch.nan)
 
     # -- between epochs -------------------------------------------------------------------------------

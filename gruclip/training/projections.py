@@ -15,12 +15,14 @@ from gruclip.spectral import (
     SpectralState,
     SubspaceState,
     algorithm_for,
+    are_finite,
     clip_singular_values_,
     clip_singular_values_deferred_,
     redo_uncertified_,
     spectral_norm,
     spectral_norm_deferred,
 )
+from gruclip.spectral.products import finite_matrices
 from gruclip.spectral.stages import Stages
 from gruclip.training.widening import directions
 
@@ -148,8 +150,7 @@ class Projections:
             gaps = torch.baddbmm(torch.diag_embed(bounds.square()[:, None].expand(matrices.shape[:2])), matrices,
                                  matrices.mT, alpha=-1)  # fmt: skip
             outside = torch.linalg.cholesky_ex(gaps).info != 0
-            finite = torch.isfinite(matrices).flatten(1).all(1)
-            for run in self._limited[outside & finite].tolist():
+            for run in self._limited[outside & are_finite(matrices)].tolist():
                 matrix, limit = weight[run].double(), float(self.limits[run])
                 norm = float(torch.linalg.matrix_norm(matrix, 2))
                 if norm > limit * (1 + CHECKED):
@@ -193,10 +194,9 @@ class Projections:
         try:
             return self._clip_or_measure(weight, state)
         except NonFiniteError:
-            finite = torch.isfinite(weight).flatten(1).all(1)
-            matrices = torch.where(finite[:, None, None], weight, 0.0)
+            finite, matrices = finite_matrices(weight)
             result = self._clip_or_measure(matrices, state)
-            weight.copy_(torch.where(finite[:, None, None], matrices, weight))
+            weight[finite] = matrices[finite]
             return result._replace(finite=finite)
 
     def _clip_or_measure(self, weight: Tensor, state: SpectralState) -> ClipResult:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gruclip.spectral import SubspaceState
-from gruclip.spectral.program import NEAR, widths
+from gruclip.spectral import SubspaceState, are_finite
+from gruclip.spectral.program import widths
+from gruclip.spectral.subspace import NEAR
 
 #: Iterations of an epoch from one decision to the next: where all is redone they take twice as long or more.
 WIDEN_EVERY = 200
@@ -32,7 +33,7 @@ def directions(weights: Sequence[Tensor], limits: Tensor, states: Sequence[Subsp
     if not more:
         return now
     missed = torch.stack([state.missed for state in states]).where(limits < torch.inf, 0.0)
-    finite = torch.stack([torch.isfinite(weight).flatten(1).all(1) for weight in weights])
+    finite = torch.stack([are_finite(weight) for weight in weights])
     shares = missed.where(finite, 0.0).flatten().tolist()
     share = sum(shares) / len(shares)
     if share <= WORTH:

@@ -18,7 +18,7 @@ from gruclip.spectral import (
     exact,
     single,
     spectral_norm,
-    tracked,
+    subspace,
 )
 
 #: sigma_1 / limit - 1 after clipping in float32, and in float64 for the algorithms that decompose in full.
@@ -335,7 +335,7 @@ def test_a_small_matrix_that_moves_far_is_decomposed_at_once_and_not_tracked_nea
         assert_projected(before, weight, 1.8, "auto")
         assert result.certified
         assert not result.redone
-        assert ("previous" in state.matrices[0]) == (float(result.spectral_norm) < tracked.NEAR * 1.8)
+        assert ("previous" in state.matrices[0]) == (float(result.spectral_norm) < subspace.NEAR * 1.8)
     assert "previous" not in state.matrices[0]
 
 
@@ -370,7 +370,7 @@ def test_what_cannot_have_reached_the_limit_is_not_looked_at_but_for_its_norm(sh
         assert looked > looks or largest <= limit
         assert_projected(before, now, limit, "auto")
     # Where a tracked matrix is certified, it is up to a bound below the limit.
-    assert looked == 0 if inside == 0.5 else looked < 12 or inside > tracked.NEAR
+    assert looked == 0 if inside == 0.5 else looked < 12 or inside > subspace.NEAR
 
 
 @pytest.mark.parametrize("n", [160, 300])

@@ -166,6 +166,15 @@ def test_stages_that_are_replayed_give_what_they_give_at_once(counts, seed):
     assert captured == [2] * sum(times > 1 for times in Counter(sizes).values())
 
 
+def test_what_is_captured_for_one_tolerance_is_not_replayed_for_a_smaller_one():
+    """As for matrices of float32, and then for as many of float64."""
+    stages, limit = Stages(lambda phases: [partial(phase) for phase in phases]), torch.ones(1, dtype=torch.float64)
+    for tolerance in (1.9e-6, 5e-10):
+        weight = torch.diag(torch.tensor([1 + 1e-6, 0.5], dtype=torch.float64))[None]
+        assert bool(stages(weight, limit, tolerance).certified)
+        assert float(weight.max()) <= 1 + tolerance
+
+
 def test_a_batch_that_is_not_captured_is_gone_after_its_call(monkeypatch):
     """And not when Python looks for cycles, which a GPU that runs out of memory does not wait for."""
     made, real = [], stages_module._Batch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gruclip.bench.sequences import late
 from gruclip.spectral import SpectralState, certificate, clip_singular_values_, single, tracked
-from gruclip.spectral.subspace import Block
+from gruclip.spectral.subspace import Block, Target
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -114,7 +114,7 @@ def test_what_is_certified_is_inside_whatever_the_rest_is(
         beta * torch.eye(n - k),
     )
     largest = float(torch.linalg.svdvals(A)[0])
-    certified = certificate.certifies(block, k, 1.0, ceiling, beta)
+    certified = certificate.certifies(block, Target(1.0, 1e-3, 1.0), k, beta)
     assert largest <= ceiling * (1 + 1e-12) or not certified
     # Residuals take a share each, of which the trace is asked, however they lie.
     total = size * k
