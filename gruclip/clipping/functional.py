@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gruclip.errors import UserError
 from gruclip.spectral import check_algorithm, check_matrices, clip_singular_values_, limits_of_batch
-from gruclip.spectral.deferred import tolerance
+from gruclip.spectral.deferred import tolerance_for
 from gruclip.spectral.eager import eagerly
 
 
@@ -170,7 +170,7 @@ class _Decomposed:
         self.U, s, self.Vh = torch.linalg.svd(weight.double(), full_matrices=False)
         limit = limits[..., None]
         # Up to rounding at the limit is at the limit.
-        self.above = (s > limit * (1 + tolerance(weight.dtype, "auto") / 2)) & changed[..., None]
+        self.above = (s > limit * (1 + tolerance_for(weight.dtype, "auto") / 2)) & changed[..., None]
         f = torch.minimum(s, limit)
         either = self.above[..., :, None] | self.above[..., None, :]
         both = self.above[..., :, None] & self.above[..., None, :]
