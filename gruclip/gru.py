@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gruclip.errors import UserError
 from gruclip.kernels import derivatives, dropout, gru_operator
+from gruclip.kernels.gru_layer import Inputs
 
 
 def plain_gru(
@@ -78,7 +79,8 @@ def gru_layer(
         return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
     if mask is not None and not _skips(mask, compute, x, h0, weight_ih, weight_hh):
         x, mask = x * mask, None
-    return gru_operator.layer(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+    keep = None if keep is None else keep.expand(x.shape[:-1])
+    return gru_operator.layer(Inputs(x, h0, weight_ih, weight_hh, bias, keep, mask), compute)
 
 
 def _skips(mask: Tensor, compute: torch.dtype | None, x: Tensor, *others: Tensor) -> bool:
