@@ -65,12 +65,12 @@ def forward(inputs: Inputs, compute: torch.dtype | None) -> Saved:
         inputs = inputs._replace(x=inputs.x * inputs.mask)
     if is_compiled(compute, *inputs):
         steps = _joined([_forward_compiled(Inputs(*run), compute) for run in _runs(inputs)])
-    elif len(inputs.x) > 1:
-        steps = _forward_by_torch(inputs, compute)
+    elif len(inputs.x) == 1:
+        # By two-dimensional products: the same bits alone and in any stack.
+        run = Inputs(*_each(torch.squeeze, inputs))
+        steps = _each(torch.unsqueeze, _forward_by_torch(run, compute))
     else:
-        # A single run goes through two-dimensional products: the same bits alone and in any stack.
-        run = Inputs(*_each(_squeezed, inputs))
-        steps = _each(_unsqueezed, _forward_by_torch(run, compute))
+        steps = _forward_by_torch(inputs, compute)
     return Saved(inputs.x, inputs.weight_ih, inputs.weight_hh, inputs.keep, inputs.mask, *steps)
 
 
@@ -86,28 +86,18 @@ def backward(
     if saved.candidate is None:
         runs = _runs((grad, *saved))
         return Gradients(*_joined([_backward_compiled(part, Saved(*of_run), *options) for part, *of_run in runs]))
-    if len(grad) > 1:
-        return _backward_by_torch(grad, saved, *options)
-    run = Saved(*_each(_squeezed, saved))
-    return Gradients(*_each(_unsqueezed, _backward_by_torch(grad.squeeze(0), run, *options)))
+    if len(grad) == 1:
+        run = Saved(*_each(torch.squeeze, saved))
+        return Gradients(*_each(torch.unsqueeze, _backward_by_torch(grad.squeeze(0), run, *options)))
+    return _backward_by_torch(grad, saved, *options)
 
 
-Tensors = Sequence[Tensor | None]
+def _each(function: Callable[[Tensor, int], Tensor], tensors: Sequence[Tensor | None]) -> list[Any]:
+    """`torch.squeeze` or `torch.unsqueeze` at the axis of the runs."""
+    return [None if tensor is None else function(tensor, 0) for tensor in tensors]
 
 
-def _each(function: Callable[[Tensor], Tensor], tensors: Tensors) -> list[Any]:
-    return [None if tensor is None else function(tensor) for tensor in tensors]
-
-
-def _squeezed(tensor: Tensor) -> Tensor:
-    return tensor.squeeze(0)
-
-
-def _unsqueezed(tensor: Tensor) -> Tensor:
-    return tensor.unsqueeze(0)
-
-
-def _runs(tensors: Tensors) -> Iterable[Sequence[Any]]:
+def _runs(tensors: Sequence[Tensor | None]) -> Iterable[Sequence[Any]]:
     """A stack's tensors (R, ...) as those of R stacks of one run; the first is not None."""
     first = tensors[0]
     assert first is not None
@@ -117,7 +107,7 @@ def _runs(tensors: Tensors) -> Iterable[Sequence[Any]]:
 
 
 def _joined(stacks: list[Any]) -> Sequence[Any]:
-    """The other way round."""
+    """One stack's tensors of those of its runs, as `_runs` has them."""
     if len(stacks) == 1:
         return stacks[0]
     return [None if parts[0] is None else torch.cat(parts) for parts in zip(*stacks, strict=True)]

@@ -169,27 +169,16 @@ class _Layer(torch.autograd.Function):
     """The operator for the transforms of `torch.func`, which do not take the formula that is registered with it."""
 
     generate_vmap_rule = True
-    setup_context, backward = staticmethod(_remember), staticmethod(_gradient)
+    forward, setup_context, backward = staticmethod(operator), staticmethod(_remember), staticmethod(_gradient)
     jvp = staticmethod(derivatives.refuse_forward)
-
-    @staticmethod
-    def forward(x, h0, weight_ih, weight_hh, bias, keep, compute):  # type: ignore[no-untyped-def, override]
-        return operator(x, h0, weight_ih, weight_hh, bias, keep, compute)
 
 
 class _Backward(torch.autograd.Function):
     """Its gradient, for them too."""
 
     generate_vmap_rule = True
-    backward = staticmethod(derivatives.refuse_second)
-
-    @staticmethod
-    def forward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups):  # type: ignore
-        return operator_backward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+    forward, backward = staticmethod(operator_backward), staticmethod(derivatives.refuse_second)
+    setup_context = staticmethod(lambda ctx, inputs, output: None)
 
 
 @torch._disable_dynamo
