@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,32 +45,24 @@ class RecurrentLayer:
     suffix: str  #: of the parameters, e.g. "_l0_reverse"; none of a single cell's
     below: tuple[int, ...]  #: places in the list of the layers it is fed from, none for the first
 
-    def _tensor(self, name: str) -> Tensor | None:
+    def _tensor(self, name: str) -> Any:
         return getattr(self.root.get_submodule(self.path), f"{name}{self.suffix}", None)
 
     @property
     def weight_ih(self) -> Tensor:
         """Of the inputs, (gates n, k)."""
-        weight = self._tensor("weight_ih")
-        assert weight is not None
-        return weight
+        return self._tensor("weight_ih")
 
     @property
     def weight_hh(self) -> Tensor:
         """Of the state, (gates n, n)."""
-        weight = self._tensor("weight_hh")
-        assert weight is not None
-        return weight
+        return self._tensor("weight_hh")
 
     @property
-    def bias_ih(self) -> Tensor | None:
-        """(gates n,), or None."""
-        return self._tensor("bias_ih")
-
-    @property
-    def bias_hh(self) -> Tensor | None:
-        """(gates n,), or None."""
-        return self._tensor("bias_hh")
+    def biases(self) -> tuple[Tensor, Tensor] | None:
+        """bias_ih and bias_hh, (gates n,) each, of a layer that has them."""
+        b_ih, b_hh = self._tensor("bias_ih"), self._tensor("bias_hh")
+        return None if b_ih is None else (b_ih, b_hh)
 
     @property
     def hidden_size(self) -> int:
