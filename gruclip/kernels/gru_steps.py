@@ -154,7 +154,7 @@ def _forward_fused_(
 ) -> None:
     """`forward_` in four kernels a step: a product, both gates and r h, a product, the candidate and the state. In bf16
     in two: each takes its product itself."""
-    steps, keep = candidate.shape[-3], _for_every_row(keep, candidate)
+    steps, keep = candidate.shape[-3], None if keep is None else keep.to(states.dtype).contiguous()
     rounded = compute == torch.bfloat16
     first = states[..., 0, :, :]
     # What the products read, in their dtype, and r h beside it.
@@ -188,11 +188,11 @@ def _backward_fused(
 ) -> StepGradients:
     """`backward` in four kernels a step: the gradients of z's and c's sums, a product, r's and what goes to the state
     before, a product. In bf16 in two, a product with what follows it."""
-    grad, keep = grad.contiguous(), _for_every_row(keep, candidate)
+    grad, keep = grad.contiguous(), None if keep is None else keep.to(states.dtype).contiguous()
     rounded = compute == torch.bfloat16
     dtype = torch.bfloat16 if rounded else states.dtype
-    kept = dtype if rounds else states.dtype
-    d_gates, d_candidate = torch.empty_like(gates, dtype=kept), torch.empty_like(candidate, dtype=kept)
+    of_sums = dtype if rounds else states.dtype
+    d_gates, d_candidate = torch.empty_like(gates, dtype=of_sums), torch.empty_like(candidate, dtype=of_sums)
     h, rh = (torch.empty_like(candidate, dtype=dtype) for _ in range(2))
     weight = weight_hh.to(dtype).contiguous()
     w_gates, w_candidate = split(weight)
@@ -214,11 +214,6 @@ def _backward_fused(
         fused.step_("reset_gradient", d_c @ w_candidate, *of_reset, step=step, **where)
         _add_product(d_state, d_rz, w_gates)
     return StepGradients(d_gates, d_candidate, h, rh, d_state if keep is None else d_state.mul_(keep[..., 0, :, None]))
-
-
-def _for_every_row(keep: Tensor | None, like: Tensor) -> Tensor | None:
-    """(..., T, B) in memory."""
-    return None if keep is None else keep.to(like.dtype).expand(like.shape[:-1]).contiguous()
 
 
 def _add_product(c: Tensor, x: Tensor, weight: Tensor) -> Tensor:
