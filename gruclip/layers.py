@@ -13,6 +13,8 @@ from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.gru import GRU
 
+#: torch's single cells, as `CELLS` has them.
+SINGLE_CELLS = {nn.RNNCell: "tanh_rnn", nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}
 #: Recurrent modules that TorchScript may have been made of; and what is said of one, and of one without values.
 SCRIPTED = ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell")
 ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
@@ -121,11 +123,10 @@ def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
             raise UserError(f"{path or part.original_name}: {SCRIPT}")
         if isinstance(part, nn.RNNBase | GRU):
             layers += _layers_of(module, path, part, len(layers))
-        elif isinstance(part, nn.RNNCell | nn.GRUCell | nn.LSTMCell):
+        elif isinstance(part, tuple(SINGLE_CELLS)):
             if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
                 raise _no_limit_for_relu(part, path)
-            gated = "lstm" if isinstance(part, nn.LSTMCell) else "gru_reset_after"
-            cell = gated if isinstance(part, nn.LSTMCell | nn.GRUCell) else "tanh_rnn"
+            cell = next(cell for kind, cell in SINGLE_CELLS.items() if isinstance(part, kind))
             layers.append(RecurrentLayer(full_name(path, "weight_hh"), cell, module, path, "", ()))
     return layers
 
