@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gruclip.kernels import compiled, gru_steps
 from gruclip.kernels.dropout import product_of_kept
+from gruclip.kernels.gru_steps import Recurrence
 from gruclip.kernels.products import matmul, operand
 
 
@@ -134,7 +135,7 @@ def _forward_by_torch(inputs: Inputs, compute: torch.dtype | None) -> tuple[Tens
     states = x.new_empty(*lead, steps + 1, batch, n)
     states[..., 0, :, :] = h0
 
-    gru_steps.forward_(gates, candidate, states, weight_hh, keep, compute)
+    gru_steps.forward_(Recurrence(gates, candidate, states, weight_hh, keep), compute)
     return states, gates, candidate
 
 
@@ -143,7 +144,8 @@ def _backward_by_torch(
 ) -> Gradients:
     x, weight_ih, weight_hh, keep, _, states, gates, c = saved
     assert c is not None
-    d = gru_steps.backward(grad, gates, c, states, weight_hh, keep, compute, rounds=not wants_bias)
+    recurrence = Recurrence(gates, c, states, weight_hh, keep)
+    d = gru_steps.backward(grad, recurrence, compute, rounds=not wants_bias)
     d_x = None
     if wants_x:
         w_gates, w_candidate = gru_steps.split(weight_ih)
