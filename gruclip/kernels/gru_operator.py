@@ -204,25 +204,22 @@ def _of_any_size(rule: Callable[..., tuple[list[Tensor], list[int | None]]]) -> 
     return of_any_size
 
 
+def _in_front(size: int, dim: int | None, tensor: Tensor) -> Tensor:
+    """A tensor with the axis that is mapped over, `size` long, as its first."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
 def _as_runs(size: int, dims: Dims, arguments: Sequence[Any]) -> list[Any]:
-    """Tensors with the axis that is mapped over, `size` long, as part of that of the runs."""
-    result = []
-    for dim, argument in zip(dims, arguments, strict=True):
-        if isinstance(argument, Tensor):
-            argument = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-            argument = argument.flatten(0, 1)
-        result.append(argument)
-    return result
+    """Tensors with the axis that is mapped over as part of that of the runs."""
+    return [
+        _in_front(size, dim, argument).flatten(0, 1) if isinstance(argument, Tensor) else argument
+        for dim, argument in zip(dims, arguments, strict=True)
+    ]
 
 
 def _as_rows(size: int, dim: int | None, tensor: Tensor | None, batch: int = -2) -> Tensor | None:
     """A tensor with the axis that is mapped over as part of the batch's, which is counted from the end."""
-    if tensor is None:
-        return None
-    if dim is None:
-        tensor = tensor.unsqueeze(batch - 1)
-        return tensor.expand(*tensor.shape[: batch - 1], size, *tensor.shape[batch:]).flatten(batch - 1, batch)
-    return tensor.movedim(dim, batch - 1).flatten(batch - 1, batch)
+    return None if tensor is None else _in_front(size, dim, tensor).movedim(0, batch - 1).flatten(batch - 1, batch)
 
 
 @operator.register_vmap
@@ -243,7 +240,7 @@ def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | 
     grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, groups = arguments
     if dims[2] is not None or dims[3] is not None:
         results = operator_backward(*_as_runs(size, dims, arguments))
-        axes = [0] * 5
+        axes: list[int | None] = [0] * 5
     else:
         grad, x, states, gates = (_as_rows(size, dims[index], arguments[index]) for index in (0, 1, 5, 6))
         keep = _as_rows(size, dims[4], keep, -1)
@@ -251,9 +248,9 @@ def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | 
             grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, size * groups
         )
         axes = [2, 1, 1, 1, 1]
-    there = wants_x, True, True, True, wants_bias
-    split = [
-        result.unflatten(axis, (size, -1)) if wanted else result
-        for result, axis, wanted in zip(results, axes, there, strict=True)
-    ]
-    return split, [axis if wanted else None for axis, wanted in zip(axes, there, strict=True)]
+    wanted = wants_x, True, True, True, wants_bias
+    axes = [axis if is_wanted else None for axis, is_wanted in zip(axes, wanted, strict=True)]
+    return [
+        result if axis is None else result.unflatten(axis, (size, -1))
+        for result, axis in zip(results, axes, strict=True)
+    ], axes
