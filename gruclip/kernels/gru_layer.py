@@ -102,9 +102,10 @@ def _runs(tensors: Sequence[Tensor | None]) -> Iterable[Sequence[Any]]:
     """A stack's tensors (R, ...) as those of R stacks of one run; the first is not None."""
     first = tensors[0]
     assert first is not None
-    if len(first) == 1:
+    runs = len(first)
+    if runs == 1:
         return [tensors]
-    return zip(*(repeat(None) if tensor is None else tensor.split(1) for tensor in tensors), strict=False)
+    return zip(*(repeat(None) if tensor is None else tensor.chunk(runs) for tensor in tensors), strict=False)
 
 
 def _joined(stacks: list[Any]) -> Sequence[Any]:
@@ -209,8 +210,8 @@ def _backward_compiled(
     else:
         d_weight_ih = d_sums.new_empty(3 * n, inputs.shape[1])
         product_of_kept(inputs.mT, d_sums, out=d_weight_ih.mT)
-    d_weight_hh = d_sums.new_empty(1, *d_sums.shape[:-2], 3 * n, n)
-    matmul(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[0, ..., : 2 * n, :])
-    matmul(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[0, ..., 2 * n :, :])
+    d_weight_hh = d_sums.new_empty(*d_sums.shape[:-2], 3 * n, n)
+    matmul(d_sums[..., : 2 * n].mT, h, compute, out=d_weight_hh[..., : 2 * n, :])
+    matmul(d_sums[..., 2 * n :].mT, rh, compute, out=d_weight_hh[..., 2 * n :, :])
     d_bias = d_sums.sum(-2).unsqueeze(0) if wants_bias else None
-    return Gradients(d_x, d_h0, d_weight_ih.unsqueeze(0), d_weight_hh, d_bias)
+    return Gradients(d_x, d_h0, d_weight_ih.unsqueeze(0), d_weight_hh.unsqueeze(0), d_bias)
