@@ -21,7 +21,7 @@ from gruclip.kernels.products import matmul, operand
 
 
 class Inputs(NamedTuple):
-    """What `gruclip.gru.gru_layer` is given; without the leading axis R in the functions for one run."""
+    """What `gruclip.gru.gru_layer` is given; without the leading axis R where torch's operations take a single run."""
 
     x: Tensor  #: (R, T, B, k)
     h0: Tensor  #: (R, B, n)
