@@ -132,14 +132,10 @@ def _moved(layers: Sequence[RecurrentLayer]) -> list[bool]:
 
 def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
     """A layer's limit; at_origin: its fixed point is there."""
-    cell, n = layer.cell, layer.hidden_size
-    if cell == "tanh_rnn":
-        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=True)
-    if not at_origin:
-        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=False)
-    if layer.bias_ih is None or layer.bias_hh is None:
-        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=True)
-    bias = layer.bias_ih.detach().double() + layer.bias_hh.detach().double()
+    cell, n, biases = layer.cell, layer.hidden_size, layer.biases
+    if cell == "tanh_rnn" or not at_origin or biases is None:
+        return StabilityLimit(CELLS[cell].bias_free_limit, guaranteed=cell == "tanh_rnn" or at_origin)
+    bias = biases[0].detach().double() + biases[1].detach().double()
     gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in CELLS[cell].gates}
     if cell == "lstm":
         return StabilityLimit(float(((1 - gate["f"]) / gate["i"]).min() / gate["o"].max()), guaranteed=True)
@@ -148,13 +144,12 @@ def _limit(layer: RecurrentLayer, at_origin: bool) -> StabilityLimit:
 
 def _candidate_bias(layer: RecurrentLayer) -> bool:
     """Whether the layer's own bias moves its fixed point from the origin."""
-    if layer.bias_ih is None or layer.bias_hh is None:
+    if layer.biases is None:
         return False
     rows = clipped_block(layer.cell, layer.hidden_size)
-    b_ih, b_hh = layer.bias_ih.detach()[rows], layer.bias_hh.detach()[rows]
-    if layer.cell == "gru_reset_after":
-        return bool((b_ih != 0).any() or (b_hh != 0).any())
-    return bool((b_ih + b_hh != 0).any())
+    b_ih, b_hh = (bias.detach()[rows] for bias in layer.biases)
+    moves = (b_ih != 0) | (b_hh != 0) if layer.cell == "gru_reset_after" else b_ih + b_hh != 0
+    return bool(moves.any())
 
 
 def jacobian_at_origin(module: nn.Module) -> dict[str, Tensor]:
@@ -183,8 +178,8 @@ def _origin_jacobian(layer: RecurrentLayer) -> Tensor:
     """J by the formulas of the module's docstring."""
     cell, n, W = layer.cell, layer.hidden_size, layer.clipped.detach()
     bias = W.new_zeros(layer.weight_hh.shape[0])
-    if layer.bias_ih is not None and layer.bias_hh is not None:
-        bias = (layer.bias_ih + layer.bias_hh).detach()
+    if layer.biases is not None:
+        bias = (layer.biases[0] + layer.biases[1]).detach()
     if cell == "tanh_rnn":
         return W.clone()
     gate = {name: torch.sigmoid(bias[gate_rows(cell, name, n)]) for name in CELLS[cell].gates}
@@ -201,8 +196,8 @@ def free_step(layer: RecurrentLayer, state: Tensor, x: Tensor | None = None) -> 
     cell, n = layer.cell, layer.hidden_size
     weight_hh = layer.weight_hh.detach().to(state)
     given = recurrent_bias = state.new_zeros(weight_hh.shape[0])
-    if layer.bias_ih is not None and layer.bias_hh is not None:
-        given, recurrent_bias = layer.bias_ih.detach().to(state), layer.bias_hh.detach().to(state)
+    if layer.biases is not None:
+        given, recurrent_bias = (bias.detach().to(state) for bias in layer.biases)
     if x is not None:
         given = given + layer.weight_ih.detach().to(state) @ x.to(state)
     h = state[..., :n]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gruclip.errors import UserError
 from gruclip.kernels import derivatives, dropout, gru_operator
+from gruclip.kernels.gru_layer import Inputs
 
 
 def plain_gru(
@@ -78,7 +79,8 @@ def gru_layer(
         return plain_gru(x if mask is None else x * mask, h0, weight_ih, weight_hh, bias, keep)
     if mask is not None and not _skips(mask, compute, x, h0, weight_ih, weight_hh):
         x, mask = x * mask, None
-    return gru_operator.layer(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+    keep = None if keep is None else keep.expand(x.shape[:-1])
+    return gru_operator.layer(Inputs(x, h0, weight_ih, weight_hh, bias, keep, mask), compute)
 
 
 def _skips(mask: Tensor, compute: torch.dtype | None, x: Tensor, *others: Tensor) -> bool:
@@ -165,6 +167,24 @@ class GRU(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The last layer's states and each layer's last one; shapes and errors as the class says."""
+        weights = self._weights()
+        x, h_0, compute = self._arguments(input, hx, like=weights[0][1])
+        last = []
+        for layer, parameters in enumerate(weights):
+            if layer > 0 and self.dropout > 0:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
+            last.append(x[-1])
+        h_n = torch.stack(last)
+        if input.dim() == 2:
+            return x.squeeze(1), h_n.squeeze(1)
+        return (x.transpose(0, 1) if self.batch_first else x), h_n
+
+    def _arguments(self, input: Tensor, hx: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor, torch.dtype | None]:
+        """The input (T, B, k), the states before it (num_layers, B, n), and the dtype of the products' operands.
+
+        Raises `UserError` where they do not fit the module or a weight, `like`.
+        """
         _check_dense("input", input)
         if hx is not None:
             _check_dense("hx", hx)
@@ -175,35 +195,21 @@ class GRU(nn.Module):
         x = input.unsqueeze(1) if not batched else input.transpose(0, 1) if self.batch_first else input
         if x.shape[0] == 0:
             raise UserError(f"input of shape {tuple(input.shape)}: should have at least one step, {layout}")
-        weights = self._weights()
-        weight = weights[0][1]
-        device = weight.device.type
-        batch = (x.shape[1],) if batched else ()
-        expected = (self.num_layers, *batch, self.hidden_size)
+        expected = (self.num_layers, *((x.shape[1],) if batched else ()), self.hidden_size)
         if hx is None:
-            hx = weight.new_zeros(expected)
+            hx = like.new_zeros(expected)
         elif tuple(hx.shape) != expected:
             raise UserError(f"hx of shape {tuple(hx.shape)}: should be {expected}")
-        compute = None
+        compute, device = None, like.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             compute = torch.get_autocast_dtype(device)
-            x, hx = x.to(weight.dtype), hx.to(weight.dtype)
+            x, hx = x.to(like.dtype), hx.to(like.dtype)
         for name, tensor in (("input", x), ("hx", hx)):
-            if tensor.dtype != weight.dtype:
-                raise UserError(f"{name} of {tensor.dtype}: should be of the parameters' {weight.dtype}")
-            if tensor.device != weight.device:
-                raise UserError(f"{name} on {tensor.device}: should be on the parameters' {weight.device}")
-        h_0 = hx if batched else hx.unsqueeze(1)
-        last = []
-        for layer, parameters in enumerate(weights):
-            if layer > 0 and self.dropout > 0:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-            x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
-            last.append(x[-1])
-        h_n = torch.stack(last)
-        if not batched:
-            return x.squeeze(1), h_n.squeeze(1)
-        return (x.transpose(0, 1) if self.batch_first else x), h_n
+            if tensor.dtype != like.dtype:
+                raise UserError(f"{name} of {tensor.dtype}: should be of the parameters' {like.dtype}")
+            if tensor.device != like.device:
+                raise UserError(f"{name} on {tensor.device}: should be on the parameters' {like.device}")
+        return x, hx if batched else hx.unsqueeze(1), compute
 
     def _weights(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Each layer's weight_ih, weight_hh and bias as of one run. Raises `UserError` where one does not fit."""

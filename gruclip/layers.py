@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.gru import GRU
 
+#: torch's single cells, as `CELLS` has them.
+SINGLE_CELLS = {nn.RNNCell: "tanh_rnn", nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}
 #: Recurrent modules that TorchScript may have been made of; and what is said of one, and of one without values.
 SCRIPTED = ("GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell")
 ON_META = "is on the meta device; call to_empty(device=...) and initialise it first"
@@ -44,32 +47,24 @@ class RecurrentLayer:
     suffix: str  #: of the parameters, e.g. "_l0_reverse"; none of a single cell's
     below: tuple[int, ...]  #: places in the list of the layers it is fed from, none for the first
 
-    def _tensor(self, name: str) -> Tensor | None:
+    def _tensor(self, name: str) -> Any:
         return getattr(self.root.get_submodule(self.path), f"{name}{self.suffix}", None)
 
     @property
     def weight_ih(self) -> Tensor:
         """Of the inputs, (gates n, k)."""
-        weight = self._tensor("weight_ih")
-        assert weight is not None
-        return weight
+        return self._tensor("weight_ih")
 
     @property
     def weight_hh(self) -> Tensor:
         """Of the state, (gates n, n)."""
-        weight = self._tensor("weight_hh")
-        assert weight is not None
-        return weight
+        return self._tensor("weight_hh")
 
     @property
-    def bias_ih(self) -> Tensor | None:
-        """(gates n,), or None."""
-        return self._tensor("bias_ih")
-
-    @property
-    def bias_hh(self) -> Tensor | None:
-        """(gates n,), or None."""
-        return self._tensor("bias_hh")
+    def biases(self) -> tuple[Tensor, Tensor] | None:
+        """bias_ih and bias_hh, (gates n,) each, of a layer that has them."""
+        b_ih, b_hh = self._tensor("bias_ih"), self._tensor("bias_hh")
+        return None if b_ih is None else (b_ih, b_hh)
 
     @property
     def hidden_size(self) -> int:
@@ -128,11 +123,10 @@ def find_recurrent(module: nn.Module) -> list[RecurrentLayer]:
             raise UserError(f"{path or part.original_name}: {SCRIPT}")
         if isinstance(part, nn.RNNBase | GRU):
             layers += _layers_of(module, path, part, len(layers))
-        elif isinstance(part, nn.RNNCell | nn.GRUCell | nn.LSTMCell):
+        elif isinstance(part, tuple(SINGLE_CELLS)):
             if isinstance(part, nn.RNNCell) and part.nonlinearity == "relu":
                 raise _no_limit_for_relu(part, path)
-            gated = "lstm" if isinstance(part, nn.LSTMCell) else "gru_reset_after"
-            cell = gated if isinstance(part, nn.LSTMCell | nn.GRUCell) else "tanh_rnn"
+            cell = next(cell for kind, cell in SINGLE_CELLS.items() if isinstance(part, kind))
             layers.append(RecurrentLayer(full_name(path, "weight_hh"), cell, module, path, "", ()))
     return layers
 

@@ -16,27 +16,17 @@ import torch
 from torch import Tensor
 
 from gruclip.kernels import derivatives, gru_layer
-from gruclip.kernels.gru_layer import Gradients, Saved
+from gruclip.kernels.gru_layer import Gradients, Inputs, Saved
 
 Dims = tuple[int | None, ...]
 
 
-def layer(
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    compute: torch.dtype | None,
-    mask: Tensor | None,
-) -> Tensor:
+def layer(inputs: Inputs, compute: torch.dtype | None) -> Tensor:
     """As `gruclip.gru.gru_layer`; a mask only for the compiled kernels, and under no transform."""
     if derivatives.is_transformed():
-        keep = None if keep is None else keep.expand(x.shape[:-1])
         call = _in_functorch if derivatives.in_functorch() or derivatives.in_forward_mode() else operator
-        return call(x, h0, weight_ih, weight_hh, bias, keep, compute)[0]
-    return GRULayer.apply(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+        return call(*inputs[:-1], compute)[0]
+    return GRULayer.apply(*inputs, compute)
 
 
 class GRULayer(torch.autograd.Function):
@@ -46,30 +36,18 @@ class GRULayer(torch.autograd.Function):
 
     @staticmethod
     @derivatives.forward
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: Tensor,
-        h0: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-        compute: torch.dtype | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        saved = gru_layer.forward(x, h0, weight_ih, weight_hh, bias, keep, compute, mask)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs, compute = Inputs(*arguments[:-1]), arguments[-1]
+        saved = gru_layer.forward(inputs, compute)
         ctx.save_for_backward(*saved)
-        ctx.compute, ctx.has_bias = compute, bias is not None
-        states = saved.states if x.shape[0] > 1 else saved.states.unsqueeze(0)
-        return states[:, 1:].clone()  # what its user does to it must not reach the backward pass
+        ctx.compute, ctx.has_bias = compute, inputs.bias is not None
+        return saved.states[:, 1:].clone()  # what its user does to it must not reach the backward pass
 
     @staticmethod
     @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved, wants = Saved(*ctx.saved_tensors), (ctx.needs_input_grad[0], ctx.has_bias)
         if derivatives.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
-            if grad.shape[0] == 1:
-                saved = _each(lambda tensor: tensor.unsqueeze(0), saved)
             gradients = _call_backward(grad, saved, ctx.compute, *wants)
         else:
             gradients = gru_layer.backward(grad, saved, ctx.compute, *wants)
@@ -88,13 +66,13 @@ def operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and what its gradient is made of: all states (R, T + 1, B, n), and r, z and c, (R, T, B, 3n)."""
     with derivatives.without_autocast(x.device):
-        saved = gru_layer.forward(x, h0, weight_ih, weight_hh, bias, keep, compute)
-    states, gates = saved.states, saved.gates
-    if saved.candidate is not None:
-        gates = torch.cat((gates, saved.candidate), -1)
-    if x.shape[0] == 1:
-        states, gates = states.unsqueeze(0), gates.unsqueeze(0)
-    return states[:, 1:].clone(), states, gates
+        saved = gru_layer.forward(Inputs(x, h0, weight_ih, weight_hh, bias, keep), compute)
+    return saved.states[:, 1:].clone(), saved.states, _all_gates(saved)
+
+
+def _all_gates(saved: Saved) -> Tensor:
+    """r, z and c, (R, T, B, 3n)."""
+    return saved.gates if saved.candidate is None else torch.cat((saved.gates, saved.candidate), -1)
 
 
 @torch.library.custom_op("gruclip::gru_layer_backward", mutates_args=())
@@ -113,11 +91,10 @@ def operator_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`gru_layer.backward`, always with an axis for groups; unwanted gradients are empty."""
     n = grad.shape[-1]
-    parts: tuple[Tensor, Tensor | None] = gates[..., : 2 * n], gates[..., 2 * n :]
-    if gru_layer.is_compiled(compute, grad, x, weight_ih, weight_hh, keep):
-        parts = gates, None
-    saved = Saved(x, weight_ih, weight_hh, keep, None, states, *parts)
-    saved = _each(lambda tensor: (tensor.squeeze(0) if grad.shape[0] == 1 else tensor).contiguous(), saved)
+    gates, candidate = gates.contiguous(), None
+    if not gru_layer.is_compiled(compute, grad, x, weight_ih, weight_hh, keep):
+        gates, candidate = (part.contiguous() for part in gates.split((2 * n, n), -1))
+    saved = Saved(x, weight_ih, weight_hh, keep, None, states.contiguous(), gates, candidate)
     with derivatives.without_autocast(grad.device):
         d_x, d_h0, *of_weights = gru_layer.backward(grad, saved, compute, wants_x, wants_bias, groups)
     if groups == 1:
@@ -127,21 +104,14 @@ def operator_backward(
     return tuple(gradients)  # type: ignore[return-value]
 
 
-def _each(function: Callable[[Tensor], Tensor], saved: Saved) -> Saved:
-    return Saved(*[None if tensor is None else function(tensor) for tensor in saved])  # type: ignore[arg-type]
-
-
 def _call_backward(
     grad: Tensor, saved: Saved, compute: torch.dtype | None, wants_x: bool, wants_bias: bool
 ) -> Gradients:
     """`gru_layer.backward` by the operator."""
-    x, weight_ih, weight_hh, keep, mask, states, gates, candidate = saved
-    keep = None if keep is None else keep.expand(x.shape[:-1])
-    if candidate is not None:
-        gates = torch.cat((gates, candidate), -1)
+    x, weight_ih, weight_hh, keep, mask, states, *_ = saved
     call = _Backward.apply if derivatives.in_functorch() else operator_backward
     d_x, d_h0, d_weight_ih, d_weight_hh, d_bias = call(
-        grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, 1
+        grad, x, weight_ih, weight_hh, keep, states, _all_gates(saved), compute, wants_x, wants_bias, 1
     )
     return Gradients(
         None if not wants_x else d_x if mask is None else d_x * mask,
@@ -199,27 +169,16 @@ class _Layer(torch.autograd.Function):
     """The operator for the transforms of `torch.func`, which do not take the formula that is registered with it."""
 
     generate_vmap_rule = True
-    setup_context, backward = staticmethod(_remember), staticmethod(_gradient)
+    forward, setup_context, backward = staticmethod(operator), staticmethod(_remember), staticmethod(_gradient)
     jvp = staticmethod(derivatives.refuse_forward)
-
-    @staticmethod
-    def forward(x, h0, weight_ih, weight_hh, bias, keep, compute):  # type: ignore[no-untyped-def, override]
-        return operator(x, h0, weight_ih, weight_hh, bias, keep, compute)
 
 
 class _Backward(torch.autograd.Function):
     """Its gradient, for them too."""
 
     generate_vmap_rule = True
-    backward = staticmethod(derivatives.refuse_second)
-
-    @staticmethod
-    def forward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups):  # type: ignore
-        return operator_backward(grad, x, w_ih, w_hh, keep, states, gates, compute, wants_x, wants_bias, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+    forward, backward = staticmethod(operator_backward), staticmethod(derivatives.refuse_second)
+    setup_context = staticmethod(lambda ctx, inputs, output: None)
 
 
 @torch._disable_dynamo
@@ -245,25 +204,22 @@ def _of_any_size(rule: Callable[..., tuple[list[Tensor], list[int | None]]]) -> 
     return of_any_size
 
 
+def _in_front(size: int, dim: int | None, tensor: Tensor) -> Tensor:
+    """A tensor with the axis that is mapped over, `size` long, as its first."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
 def _as_runs(size: int, dims: Dims, arguments: Sequence[Any]) -> list[Any]:
-    """Tensors with the axis that is mapped over, `size` long, as part of that of the runs."""
-    result = []
-    for dim, argument in zip(dims, arguments, strict=True):
-        if isinstance(argument, Tensor):
-            argument = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-            argument = argument.flatten(0, 1)
-        result.append(argument)
-    return result
+    """Tensors with the axis that is mapped over as part of that of the runs."""
+    return [
+        _in_front(size, dim, argument).flatten(0, 1) if isinstance(argument, Tensor) else argument
+        for dim, argument in zip(dims, arguments, strict=True)
+    ]
 
 
 def _as_rows(size: int, dim: int | None, tensor: Tensor | None, batch: int = -2) -> Tensor | None:
     """A tensor with the axis that is mapped over as part of the batch's, which is counted from the end."""
-    if tensor is None:
-        return None
-    if dim is None:
-        tensor = tensor.unsqueeze(batch - 1)
-        return tensor.expand(*tensor.shape[: batch - 1], size, *tensor.shape[batch:]).flatten(batch - 1, batch)
-    return tensor.movedim(dim, batch - 1).flatten(batch - 1, batch)
+    return None if tensor is None else _in_front(size, dim, tensor).movedim(0, batch - 1).flatten(batch - 1, batch)
 
 
 @operator.register_vmap
@@ -284,7 +240,7 @@ def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | 
     grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, groups = arguments
     if dims[2] is not None or dims[3] is not None:
         results = operator_backward(*_as_runs(size, dims, arguments))
-        axes = [0] * 5
+        axes: list[int | None] = [0] * 5
     else:
         grad, x, states, gates = (_as_rows(size, dims[index], arguments[index]) for index in (0, 1, 5, 6))
         keep = _as_rows(size, dims[4], keep, -1)
@@ -292,9 +248,9 @@ def _(size: int, dims: Dims, *arguments: Any) -> tuple[list[Tensor], list[int | 
             grad, x, weight_ih, weight_hh, keep, states, gates, compute, wants_x, wants_bias, size * groups
         )
         axes = [2, 1, 1, 1, 1]
-    there = wants_x, True, True, True, wants_bias
-    split = [
-        result.unflatten(axis, (size, -1)) if wanted else result
-        for result, axis, wanted in zip(results, axes, there, strict=True)
-    ]
-    return split, [axis if wanted else None for axis, wanted in zip(axes, there, strict=True)]
+    wanted = wants_x, True, True, True, wants_bias
+    axes = [axis if is_wanted else None for axis, is_wanted in zip(axes, wanted, strict=True)]
+    return [
+        result if axis is None else result.unflatten(axis, (size, -1))
+        for result, axis in zip(results, axes, strict=True)
+    ], axes

@@ -18,6 +18,16 @@ from gruclip.kernels import fused
 from gruclip.kernels.products import repeated_product
 
 
+class Recurrence(NamedTuple):
+    """All steps of a layer: what `forward_` takes and, in the same memory, leaves."""
+
+    gates: Tensor  #: (..., T, B, 2n), what the inputs give to r and z; then r and z
+    candidate: Tensor  #: (..., T, B, n), what they give to c; then c
+    states: Tensor  #: (..., T + 1, B, n), of which the first is given
+    weight_hh: Tensor  #: (..., 3n, n)
+    keep: Tensor | None  #: (..., T, B)
+
+
 class StepGradients(NamedTuple):
     """Gradients of the sums in the gates, with the other factors of the gradients of weight_hh."""
 
@@ -34,28 +44,19 @@ def split(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight[..., : 2 * n, :], weight[..., 2 * n :, :]
 
 
-def _are_fused(gates: Tensor, c: Tensor, states: Tensor, weight_hh: Tensor, compute: torch.dtype | None) -> bool:
-    single = all(tensor.dtype == torch.float32 for tensor in (gates, c, states))
+def _is_fused(recurrence: Recurrence, compute: torch.dtype | None) -> bool:
+    *arrays, weight_hh, _ = recurrence
+    single = all(array.dtype == torch.float32 for array in arrays)
     weights = compute == torch.bfloat16 or (compute in (None, torch.float32) and weight_hh.dtype == torch.float32)
-    return single and weights and c.shape[-1] <= fused.MAX_UNITS and fused.takes(gates, c, states)
+    return single and weights and weight_hh.shape[-1] <= fused.MAX_UNITS and fused.takes(*arrays)
 
 
-def forward_(
-    gates: Tensor,
-    candidate: Tensor,
-    states: Tensor,
-    weight_hh: Tensor,
-    keep: Tensor | None,
-    compute: torch.dtype | None,
-) -> None:
-    """Take all steps in place.
-
-    gates (..., T, B, 2n) and candidate (..., T, B, n): what the inputs give, of which r, z and c are made; states (...,
-    T + 1, B, n), the first of them given; weight_hh (..., 3n, n); keep (..., T, B).
-    """
-    if _are_fused(gates, candidate, states, weight_hh, compute):
-        _forward_fused_(gates, candidate, states, weight_hh, keep, compute)
+def forward_(recurrence: Recurrence, compute: torch.dtype | None) -> None:
+    """Take all steps in place."""
+    if _is_fused(recurrence, compute):
+        _forward_fused_(recurrence, compute)
         return
+    gates, candidate, states, weight_hh, keep = recurrence
     *_, steps, batch, n = candidate.shape
     times_gates, times_candidate = (repeated_product(w.mT, batch, compute) for w in split(weight_hh))
     h = states[..., 0, :, :]
@@ -76,22 +77,14 @@ def forward_(
         h = torch.lerp(c, h, z, out=h_next)
 
 
-def backward(
-    grad: Tensor,
-    gates: Tensor,
-    c: Tensor,
-    states: Tensor,
-    weight_hh: Tensor,
-    keep: Tensor | None,
-    compute: torch.dtype | None,
-    rounds: bool,
-) -> StepGradients:
-    """For `grad` (..., T, B, n), that of the states after the first; the others as `forward_` leaves them.
+def backward(grad: Tensor, recurrence: Recurrence, compute: torch.dtype | None, rounds: bool) -> StepGradients:
+    """For `grad` (..., T, B, n), that of the states after the first.
 
     rounds: the gradients of the sums are only factors of products, and may have the operands' dtype.
     """
-    if _are_fused(gates, c, states, weight_hh, compute):
-        return _backward_fused(grad, gates, c, states, weight_hh, keep, compute, rounds)
+    if _is_fused(recurrence, compute):
+        return _backward_fused(grad, recurrence, compute, rounds)
+    gates, c, states, weight_hh, keep = recurrence
     *_, steps, batch, n = grad.shape
     r, z = gates[..., :n], gates[..., n:]
     h = states[..., :-1, :, :]
@@ -144,17 +137,11 @@ def _reset_steps(keep: Tensor | None, steps: int) -> list[Tensor | None]:
     return [factor if reset else None for factor, reset in zip(factors, any_reset.tolist(), strict=True)]
 
 
-def _forward_fused_(
-    gates: Tensor,
-    candidate: Tensor,
-    states: Tensor,
-    weight_hh: Tensor,
-    keep: Tensor | None,
-    compute: torch.dtype | None,
-) -> None:
+def _forward_fused_(recurrence: Recurrence, compute: torch.dtype | None) -> None:
     """`forward_` in four kernels a step: a product, both gates and r h, a product, the candidate and the state. In bf16
     in two: each takes its product itself."""
-    steps, keep = candidate.shape[-3], _for_every_row(keep, candidate)
+    gates, candidate, states, weight_hh, keep = recurrence
+    steps, keep = candidate.shape[-3], None if keep is None else keep.to(states.dtype).contiguous()
     rounded = compute == torch.bfloat16
     first = states[..., 0, :, :]
     # What the products read, in their dtype, and r h beside it.
@@ -176,23 +163,15 @@ def _forward_fused_(
             fused.step_("state_of_step", gates, candidate, states, h, **where)
 
 
-def _backward_fused(
-    grad: Tensor,
-    gates: Tensor,
-    candidate: Tensor,
-    states: Tensor,
-    weight_hh: Tensor,
-    keep: Tensor | None,
-    compute: torch.dtype | None,
-    rounds: bool,
-) -> StepGradients:
+def _backward_fused(grad: Tensor, recurrence: Recurrence, compute: torch.dtype | None, rounds: bool) -> StepGradients:
     """`backward` in four kernels a step: the gradients of z's and c's sums, a product, r's and what goes to the state
     before, a product. In bf16 in two, a product with what follows it."""
-    grad, keep = grad.contiguous(), _for_every_row(keep, candidate)
+    gates, candidate, states, weight_hh, keep = recurrence
+    grad, keep = grad.contiguous(), None if keep is None else keep.to(states.dtype).contiguous()
     rounded = compute == torch.bfloat16
     dtype = torch.bfloat16 if rounded else states.dtype
-    kept = dtype if rounds else states.dtype
-    d_gates, d_candidate = torch.empty_like(gates, dtype=kept), torch.empty_like(candidate, dtype=kept)
+    of_sums = dtype if rounds else states.dtype
+    d_gates, d_candidate = torch.empty_like(gates, dtype=of_sums), torch.empty_like(candidate, dtype=of_sums)
     h, rh = (torch.empty_like(candidate, dtype=dtype) for _ in range(2))
     weight = weight_hh.to(dtype).contiguous()
     w_gates, w_candidate = split(weight)
@@ -214,11 +193,6 @@ def _backward_fused(
         fused.step_("reset_gradient", d_c @ w_candidate, *of_reset, step=step, **where)
         _add_product(d_state, d_rz, w_gates)
     return StepGradients(d_gates, d_candidate, h, rh, d_state if keep is None else d_state.mul_(keep[..., 0, :, None]))
-
-
-def _for_every_row(keep: Tensor | None, like: Tensor) -> Tensor | None:
-    """(..., T, B) in memory."""
-    return None if keep is None else keep.to(like.dtype).expand(like.shape[:-1]).contiguous()
 
 
 def _add_product(c: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -61,26 +61,24 @@ class _SoftmaxNLL(torch.autograd.Function):
         ctx.is_gradient = logits.dim() == 3 and fused.takes_logits(logits)
         if ctx.is_gradient:
             nll = fused.softmax_nll_(logits, bias, targets, gradient=any(ctx.needs_input_grad))
-            ctx.save_for_backward(h, weight, targets)
-            ctx.probabilities, ctx.dtype = logits, bias.dtype
-            return (nll if weights is None else nll * weights).sum(-1)
-        logits += bias.unsqueeze(-2).to(logits.dtype)
-        target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).to(bias.dtype)
-        largest = logits.amax(-1).to(bias.dtype)
-        probabilities = torch.softmax(logits, -1, out=logits)
-        # log sum exp: the largest logit's probability is at least 1 / V, so its logarithm is exact enough.
-        nll = largest - probabilities.amax(-1).to(bias.dtype).log() - target
+        else:
+            logits += bias.unsqueeze(-2).to(logits.dtype)
+            target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).to(bias.dtype)
+            largest = logits.amax(-1).to(bias.dtype)
+            probabilities = torch.softmax(logits, -1, out=logits)
+            # log sum exp: the largest logit's probability is at least 1 / V, so its logarithm is exact enough.
+            nll = largest - probabilities.amax(-1).to(bias.dtype).log() - target
         if weights is not None:
             nll = nll * weights
         ctx.save_for_backward(h, weight, targets)
-        ctx.probabilities, ctx.dtype = probabilities, bias.dtype
+        ctx.buffer, ctx.dtype = logits, bias.dtype
         return nll.sum(-1)
 
     @staticmethod
     @derivatives.backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, weight, targets = ctx.saved_tensors
-        d_logits, ctx.probabilities = ctx.probabilities, None
+        d_logits, ctx.buffer = ctx.buffer, None
         if not ctx.is_gradient:
             rows = d_logits.flatten(0, -2)
             # By index: `scatter_add_` passes over the whole array in bf16.

@@ -41,22 +41,16 @@ def initial_parameters(config: ModelConfig, num_outputs: int, generator: torch.G
     acts on (the paper's W_hh) is orthogonal: the left singular vectors of a random matrix; the output
     bias is zero.
     """
-    n, gates = config.hidden_size, len(CELLS[config.cell].gates)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) / n**0.5
-
-    parameters = {"input": normal(num_outputs, n)}
-    for layer in range(config.num_layers):
-        parameters[f"weight_ih_l{layer}"] = normal(gates * n, n)
-        weight_hh = normal(gates * n, n)
-        # In float64, so that sigma_1 = 1 to the last bit of float32 whatever LAPACK does.
-        weight_hh[clipped_block(config.cell, n)] = torch.linalg.svd(torch.randn(n, n, generator=generator).double())[
-            0
-        ].float()
-        parameters[f"weight_hh_l{layer}"] = weight_hh
-    parameters["output"] = normal(n, num_outputs)
-    parameters["output_bias"] = torch.zeros(num_outputs)
+    n, parameters = config.hidden_size, {}
+    for name, shape in parameter_shapes(config, num_outputs).items():
+        if name == "output_bias":
+            parameters[name] = torch.zeros(shape)
+            continue
+        parameters[name] = torch.randn(shape, generator=generator) / n**0.5
+        if name.startswith("weight_hh"):
+            # In float64, so that sigma_1 = 1 to the last bit of float32 whatever LAPACK does.
+            left = torch.linalg.svd(torch.randn(n, n, generator=generator).double())[0]
+            parameters[name][clipped_block(config.cell, n)] = left.float()
     return parameters
 
 

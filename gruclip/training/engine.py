@@ -14,12 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gruclip.choices import CELLS
 from gruclip.config import RunConfig
 from gruclip.data import Lanes, MusicCorpus, TrainingSplit, WordCorpus
 from gruclip.dynamics import cell_jacobian, spectral_radius
 from gruclip.kernels.graphs import Capture, Phase, capture_on, captures_projections
 from gruclip.kernels.memory import keep_freed_memory
-from gruclip.layers import clipped_block
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.evaluation import Evaluation
 from gruclip.model.stacked import (
@@ -150,21 +150,19 @@ class Engine:
         self._iterations += 1
         if self.projections.pop_moved():
             self._captured, self._iterations = None, min(self._iterations, WARM_UP)
-        whole = window.inputs.shape[1] == self.trainer.bptt
-        if self._capture is None or not whole or self._iterations <= WARM_UP:
+        full = window.inputs.shape[1] == self.trainer.bptt
+        if self._capture is None or not full or self._iterations <= WARM_UP:
             iteration = Iteration(window, seeds)
             return iteration, self._phases(iteration)
         if self._captured is None:
             iteration = Iteration(window.clone(), None if seeds is None else seeds.clone())
             phases = self._phases(iteration)
-            whole = self.projections.needs_no_host and captures_projections()
-            self._captured = iteration, self._capture(phases if whole else phases[:-1])
-        else:
-            iteration = self._captured[0]
-            iteration.window.copy_(window)
-            if iteration.seeds is not None and seeds is not None:
-                iteration.seeds.copy_(seeds)
+            with_projection = self.projections.needs_no_host and captures_projections()
+            self._captured = iteration, self._capture(phases if with_projection else phases[:-1])
         iteration, replays = self._captured
+        iteration.window.copy_(window)
+        if iteration.seeds is not None and seeds is not None:
+            iteration.seeds.copy_(seeds)
         # Uncaptured phases are not kept: they refer to the engine, whose memory must be freed with its owner.
         return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
 
@@ -209,10 +207,15 @@ class Engine:
     def _round_recurrent(self) -> None:
         round_to_(self.operands, self.parameters, [f"weight_hh_l{k}" for k in range(self.model.num_layers)])
 
+    def _recurrent_weights(self) -> list[Tensor]:
+        """Each layer's weight_hh, (R, gates, n, n), as a view."""
+        names = [f"weight_hh_l{k}" for k in range(self.model.num_layers)]
+        return [self._width.cut(name, self.parameters[name].detach()) for name in names]
+
     def recurrent_blocks(self) -> list[Tensor]:
         """Each layer's block of weight_hh that is clipped, (R, n, n), as views."""
-        n, rows = self.model.hidden_size, clipped_block(self.model.cell, self._width.stored.hidden_size)
-        return [self.parameters[f"weight_hh_l{k}"].detach()[:, rows][:, :n, :n] for k in range(self.model.num_layers)]
+        cell = CELLS[self.model.cell]
+        return [weight[:, cell.gates.index(cell.candidate)] for weight in self._recurrent_weights()]
 
     def _read_flags(self) -> None:
         """Redo what the last step's deferred projections could not certify, and mend its metrics; the host waits."""
@@ -235,8 +238,7 @@ class Engine:
 
     def spectral_radii(self) -> Tensor:
         """Spectral radius of each layer's Jacobian at the origin, (layers, R); NaN where a weight is not finite."""
-        names = [f"weight_hh_l{k}" for k in range(self.model.num_layers)]
-        weights = [self._width.cut(name, self.parameters[name].detach()).flatten(1, 2) for name in names]
+        weights = [weight.flatten(1, 2) for weight in self._recurrent_weights()]
         radii = [spectral_radius(cell_jacobian(self.model.cell, weight)).double() for weight in weights]
         # Also where only a gate's rows are not finite, which the Jacobian does not hold.
         finite = [are_finite(weight) for weight in weights]

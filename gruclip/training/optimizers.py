@@ -54,14 +54,13 @@ def gradient_norms(gradients: Iterable[Gradient], runs: int, waits: bool = True)
     """
     total: Tensor | float = 0.0
     for gradient in gradients:
-        if isinstance(gradient, RowGradient):
-            total = total + _row_norms(gradient.values, waits).square().view(runs, -1).sum(1)
-        elif gradient.is_sparse:
+        if isinstance(gradient, Tensor) and gradient.is_sparse:
             rows = gradient.shape[0] // runs
             squares = _row_norms(gradient.values(), waits).square()
             total = total + squares.new_zeros(runs).index_add_(0, gradient.indices()[0] // rows, squares)
         else:
-            total = total + _row_norms(gradient, waits).square().view(runs, -1).sum(1)
+            values = gradient.values if isinstance(gradient, RowGradient) else gradient
+            total = total + _row_norms(values, waits).square().view(runs, -1).sum(1)
     assert isinstance(total, Tensor)
     return total.sqrt()
 

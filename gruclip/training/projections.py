@@ -184,13 +184,10 @@ class Projections:
         return [ClipResult(*parts) for parts in zip(*whole, strict=True)]
 
     def _project_layer(self, weight: Tensor, state: SpectralState | SubspaceState) -> ClipResult:
-        if isinstance(state, SubspaceState):
-            return clip_singular_values_deferred_(weight, self.limits, state)
-        return self._project_now(weight, state)
-
-    def _project_now(self, weight: Tensor, state: SpectralState) -> ClipResult:
         """Clip the matrices of a layer, or only measure them. A run whose update overflowed keeps its matrix: the
         next loss is not finite and ends it."""
+        if isinstance(state, SubspaceState):
+            return clip_singular_values_deferred_(weight, self.limits, state)
         try:
             return self._clip_or_measure(weight, state)
         except NonFiniteError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,9 +25,11 @@ def train_stack(
     display: AnyDisplay,
     interrupted: Interrupts,
     refuse: Callable[[RefusedRun], object],
-    neighbours: int | None = None,
+    processes: int | None = None,
 ) -> list[Job]:
     """Train runs, `size` of them side by side: at the end of an epoch those that have ended make room for others.
+
+    processes: how many train runs beside one another, this one included; None where it is alone.
 
     Gives back the jobs that other processes are training. A stack that runs out of memory goes on from its checkpoints
     with half as many runs at a time. Raises `UserError` where a single run does not fit; `refuse` is told of one that
@@ -35,7 +38,7 @@ def train_stack(
     round_products(jobs[0].config.precision)
     threads = torch.get_num_threads()
     torch.set_num_threads(jobs[0].threads)
-    stack = _Stack(jobs, size, display, interrupted, refuse, neighbours)
+    stack = _Stack(deque(jobs), size, display, interrupted, refuse, processes)
     try:
         while stack.waiting or stack.active:
             try:
@@ -50,24 +53,19 @@ def train_stack(
     return stack.locked
 
 
+@dataclass
 class _Stack:
     """Which runs are trained at the moment, which wait, and which others are training."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        size: int,
-        display: AnyDisplay,
-        interrupted: Interrupts,
-        refuse: Callable[[RefusedRun], object],
-        neighbours: int | None,
-    ) -> None:
-        self.waiting, self.locked = deque(jobs), list[Job]()
-        self.refuse = refuse
-        self.active: list[ActiveRun] = []
-        self.size, self.neighbours = size, neighbours
-        self.display, self.interrupted = display, interrupted
-        self._engine: Engine | None = None
+    waiting: deque[Job]
+    size: int
+    display: AnyDisplay
+    interrupted: Interrupts
+    refuse: Callable[[RefusedRun], object]
+    processes: int | None
+    active: list[ActiveRun] = field(default_factory=list)
+    locked: list[Job] = field(default_factory=list)
+    _engine: Engine | None = None
 
     def train_epoch(self) -> None:
         """Fill the places that are free, and train to the end of the epoch."""
@@ -86,7 +84,7 @@ class _Stack:
         if self._engine is None:
             return  # all runs that were left are other processes'
         for run in self.active:
-            run.stack_size = self.neighbours or len(self.active)
+            run.stack_size = self.processes or len(self.active)
         _train_epoch(self._engine, self.active, self.interrupted)
 
     def _join(self, survivors: Sequence[ActiveRun]) -> list[ActiveRun]:

@@ -160,7 +160,7 @@ class _Pool:
             worker.pipe.close()
 
 
-def _work(pipe: Connection, neighbours: int) -> None:
+def _work(pipe: Connection, processes: int) -> None:
     """A worker process: train what it is handed, one run after another, until there is none."""
     # Between two runs; the terminal sends it to all, and the parent acts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -181,7 +181,7 @@ def _work(pipe: Connection, neighbours: int) -> None:
                 return
             display = RemoteDisplay(lambda *shown: tell(SHOW, *shown))
             refuse = functools.partial(tell, REFUSED)
-            was_locked = bool(_train_alone(Job(*task), display, refuse, neighbours))
+            was_locked = bool(_train_alone(Job(*task), display, refuse, processes))
     except Interrupted as stop:
         raise SystemExit(128 + stop.signal) from None
     except (EOFError, ConnectionError):
@@ -192,12 +192,10 @@ def _work(pipe: Connection, neighbours: int) -> None:
         tell(ERROR, WorkerError(f"a run failed in its process:\n{traceback.format_exc()}"))
 
 
-def _train_alone(
-    job: Job, display: RemoteDisplay, refuse: Callable[[RefusedRun], object], neighbours: int
-) -> list[Job]:
-    """What a process of a stack does for one run; `neighbours` is the number of processes, itself included."""
+def _train_alone(job: Job, display: RemoteDisplay, refuse: Callable[[RefusedRun], object], processes: int) -> list[Job]:
+    """What a process of a stack does for one run; `processes` is the number of them, itself included."""
     with deferred_interrupts(patient=True) as interrupted:
-        return train_stack([job], 1, display, interrupted, refuse, neighbours)
+        return train_stack([job], 1, display, interrupted, refuse, processes)
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gruclip.gru import gru_layer, plain_gru
 from gruclip.kernels import compiled, fused, gru_steps
 from gruclip.kernels import products as products_module
+from gruclip.kernels.gru_steps import Recurrence
 
 INTERPRETED = not torch.cuda.is_available()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -173,7 +174,8 @@ def test_float64_half_precision_and_what_is_not_contiguous_are_left_to_torch() -
         gates, c, states = (
             torch.zeros(2, 3, size, **{"dtype": torch.float32, **other}).to(DEVICE) for size in (8, 4, 4)
         )
-        return gru_steps._are_fused(gates, c, states, torch.zeros(12, 4, dtype=weights), compute)
+        recurrence = Recurrence(gates, c, states, torch.zeros(12, 4, dtype=weights), None)
+        return gru_steps._is_fused(recurrence, compute)
 
     assert are()
     assert are(torch.float32)
@@ -184,7 +186,8 @@ def test_float64_half_precision_and_what_is_not_contiguous_are_left_to_torch() -
     assert not are(dtype=torch.float64)
     assert not are(dtype=torch.bfloat16)
     transposed = torch.zeros(4, 3, 2, device=DEVICE).mT
-    assert not gru_steps._are_fused(transposed, transposed, transposed, torch.zeros(12, 4), None)
+    recurrence = Recurrence(transposed, transposed, transposed, torch.zeros(12, 4), None)
+    assert not gru_steps._is_fused(recurrence, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "MAX_UNITS", 3)
         assert not are(torch.bfloat16)

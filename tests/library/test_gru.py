@@ -248,3 +248,15 @@ def test_a_gradient_that_is_a_view_of_the_opposite_numbers_has_its_sign():
         gradients.append([parameter.grad for parameter in layer.parameters()])
     for view, plain in zip(*gradients, strict=True):
         assert torch.equal(view, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("changed", ["weight_ih_l0", "weight_hh_l0"])
+def test_a_weight_changed_before_the_backward_pass_is_refused_by_its_shape(changed: str, dtype: torch.dtype) -> None:
+    layer = GRU(5, 7, dtype=dtype)
+    loss, weight = layer(torch.ones(4, 3, 5, dtype=dtype))[0].sum(), getattr(layer, changed)
+    with torch.no_grad():
+        weight.mul_(2)
+    shape = ", ".join(map(str, weight.shape))
+    with pytest.raises(RuntimeError, match=rf"modified by an inplace operation: \[torch\.\w+ \[1, {shape}\]\]"):
+        loss.backward()
