@@ -58,6 +58,8 @@ def _idle(run: RunConfig) -> dict[str, str]:
         idle["trainer.budget"] = f"trainer.max_steps={run.trainer.max_steps} takes its place"
     if not METHODS[run.optimizer.name].delta:
         idle["optimizer.algorithm"] = f"{run.optimizer.name} projects nothing"
+    if run.dataset.name == "pydoc":
+        idle["dataset.root"] = "pydoc comes with Python; a corpus of your own is dataset=text or dataset=piano_roll"
     return idle
 
 

@@ -17,6 +17,10 @@ class MissingRuns(UserError):
     """There are no runs of which what was asked for could be made."""
 
 
+class NoRuns(MissingRuns):
+    """There are no runs at all."""
+
+
 class DataError(UserError):
     """A corpus is missing, altered or not of the form it should have."""
 

@@ -82,6 +82,7 @@ def _refuse(message: str) -> NoReturn:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raise `UserError` for the first override that is not of gruclip's settings and groups."""
     parser = OverridesParser.create()
+    typed: dict[str, str] = {}
     for text in overrides:
         if RESOLVER.search(text):
             raise UserError(f"{text}: values are written out; a function such as ${{oc.env:HOME}} is not called")
@@ -92,10 +93,15 @@ def check_overrides(overrides: Sequence[str]) -> None:
         except HydraException:
             continue  # Hydra's own words for it are in `explain`
         _check(text, override)
+        before = typed.setdefault(override.key_or_group, text)
+        if before is not text and override.key_or_group in GROUPS:
+            raise UserError(f"{before} and {text}: one option of the group {override.key_or_group}; leave one out")
 
 
 def _check(text: str, override: Override) -> None:
     key = override.key_or_group
+    if not key:
+        raise UserError(f"{text}: without a name; write setting=value")
     if override.is_delete():
         raise UserError(f"{text}: a setting cannot be removed; write {key}=VALUE, or null where it may be")
     if override.package is not None:

@@ -6,12 +6,12 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from gruclip.cli.arguments import REPRODUCTIONS, options_of
-from gruclip.errors import MissingRuns, UserError
+from gruclip.errors import MissingRuns, NoRuns, UserError
 from gruclip.runs.files import write_whole
 from gruclip.training.interrupts import held_back
 
@@ -84,20 +84,19 @@ def _of_an_experiment(named: str | None, usual: str, make: Callable[[str, list[s
     """What `make` makes of the experiment that was named, or else of the paper's for it; where that has no runs for it,
     of another one that has. What it notes, and that, are said on stderr.
     """
-    notes: list[str] = []
-    try:
-        made = make(named or usual, notes)
-    except MissingRuns as missing:
-        for other in () if named else experiments():
-            notes = [f"of {other}, since there are no runs of {usual} for it: {missing}"]
-            with suppress(MissingRuns):
-                made = make(other, notes)
-                break
-        else:
-            raise
-    for note in notes:
-        print(f"gruclip: {note}", file=sys.stderr)
-    return made
+    wrong: list[MissingRuns] = []
+    for experiment in [named] if named else dict.fromkeys([usual, *experiments()]):
+        notes = [f"of {experiment}, since there are no runs of {usual} for it: {wrong[0]}"] if wrong else []
+        try:
+            made = make(experiment, notes)
+        except MissingRuns as error:
+            wrong.append(error)
+            continue
+        for note in notes:
+            print(f"gruclip: {note}", file=sys.stderr)
+        return made
+    # What runs that are there lack says more than that there are none.
+    raise next((error for error in wrong if not isinstance(error, NoRuns)), wrong[0])
 
 
 def report(options: Namespace) -> int:

@@ -7,7 +7,7 @@ import re
 import traceback
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
@@ -24,7 +24,8 @@ def explain(error: Exception) -> str | None:
         return str(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: no such option; there are {', '.join(error.options)}"
+        own = f"; your own is a file conf/{group}/{name}.yaml" if group in ("experiment", "sweep") else ""
+        return f"{group}={name}: no such option; there are {', '.join(error.options)}{own}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; {_readable(str(error.override))}"
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -41,6 +42,8 @@ def explain(error: Exception) -> str | None:
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", str(error)):
         return f"{several[1]}: several values; add -m to sweep over them"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, InterpolationKeyError) and (named := re.match(r"Interpolation key '(.+?)'", str(cause))):
+        return f"{cause.full_key}=${{{named[1]}}}: there is no setting {named[1]}; write the value out"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         typed = re.match(r"Could not override '(.+?)'", str(error))
         return _no_such_setting(typed[1] if typed and "." in typed[1] else str(cause.full_key))

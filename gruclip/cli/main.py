@@ -105,6 +105,14 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"standard output: cannot be written ({error.strerror}); give it another place") from error
 
 
+def _unrecognized(command: str, left: Sequence[str]) -> str:
+    option = next((one for one in left if one.startswith("-")), None)
+    if command == "reproduce" and option in ("-m", "--multirun"):
+        return f"{option}: gruclip reproduce sweeps without it; leave it out"
+    said = f"{option}: no such option of gruclip {command}" if option else f"unrecognized arguments: {' '.join(left)}"
+    return f"{said}; see gruclip {command} --help"
+
+
 def _command(arguments: list[str]) -> int:
     # These two have command lines of their own, which argparse would take apart.
     if arguments[:1] == ["train"]:
@@ -124,7 +132,7 @@ def _command(arguments: list[str]) -> int:
     if options.command == "data" and not any(one.startswith("-") for one in left):
         options.names += left  # argparse takes those behind an option for none
     elif left:
-        raise UserError(f"unrecognized arguments: {' '.join(left)} (see gruclip --help)")
+        raise UserError(_unrecognized(options.command, left))
     if options.command == "reproduce":
         from gruclip.cli.reproduce import reproduce
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from gruclip.choices import WORD_DATASETS
 from gruclip.cli.commands import draw
 from gruclip.cli.training import planned_runs, train
+from gruclip.errors import UserError
 
 OUTPUTS = "outputs"
 
@@ -45,17 +46,22 @@ def reproduce(options: Namespace) -> int:
     # A sweep that has no entry is somebody's own, and has a table of the kind of its data.
     experiment, parts = REPRODUCTIONS.get(options.which, ("demo", [Part(options.which)]))
     commands = [_arguments(part, experiment, options.overrides) for part in parts]
-    # All sweeps are planned before the first is trained, so that what is wrong is told at once.
+    # All sweeps are planned before the first is trained, and asked whether they can make what is to be made of them, so
+    # that what is wrong is told at once.
     planned = [planned_runs(command) for command in commands]
     places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in runs) for runs in planned]
-    if options.which not in REPRODUCTIONS:
-        parts = [replace(parts[0], tables=("1" if planned[0][0].dataset.name in WORD_DATASETS else "2",))]
-    for command in commands:
-        train(["--multirun", *command])
-
     from gruclip.report.collect import read_runs
+    from gruclip.report.planned import check_planned
     from gruclip.report.tables import table
 
+    if options.which not in REPRODUCTIONS:
+        parts = [replace(parts[0], tables=("1" if planned[0][0].dataset.name in WORD_DATASETS else "2",))]
+    for part, runs, folders in zip(parts, planned, places, strict=True):
+        for output_dir, name in folders:
+            of_one = [run for run in runs if (Path(run.output_dir), run.experiment) == (output_dir, name)]
+            check_planned(of_one, part.tables, part.figures)
+    for command in commands:
+        train(["--multirun", *command])
     for part, folders in zip(parts, places, strict=True):
         for output_dir, name in folders:
             for table_name in part.tables:
@@ -68,6 +74,12 @@ def reproduce(options: Namespace) -> int:
 def _arguments(part: Part, experiment: str, overrides: Sequence[str]) -> list[str]:
     """What one would type for ``gruclip train -m`` to train the runs of `part`."""
     typed = {name.lstrip("+"): value for name, _, value in (override.partition("=") for override in overrides)}
+    if "sweep" in typed:
+        raise UserError(
+            f"sweep={typed['sweep']}: this trains the sweep {part.sweep}; gruclip reproduce NAME trains NAME"
+        )
+    if part is TIMES and typed.get("hydra/launcher") == "stacked":
+        raise UserError("hydra/launcher=stacked: Figure 2 shows times of runs alone; leave it out")
     arguments = [f"+sweep={part.sweep}", *overrides]
     if "experiment" not in typed:
         arguments.append(f"+experiment={experiment}")

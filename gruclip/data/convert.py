@@ -43,7 +43,7 @@ def convert(source: Path, target: Path) -> None:
     try:
         corpus = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # of whatever kind the format's own checks raise
-        cause = " ".join(str(error).split()) or type(error).__name__
+        cause = " ".join(str(error).split())[:60] or type(error).__name__  # some quote the file
         raise DataError(f"{source}: not a pickled corpus ({cause})") from error
     if not isinstance(corpus, dict) or not set(CELLS) <= corpus.keys():
         raise DataError(f"{source}: not a pickled corpus (a dictionary of {', '.join(CELLS)})")

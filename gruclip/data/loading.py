@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gruclip.data import own
-from gruclip.data.files import DataFile, download, files_of, locate, read_checked, remedy
+from gruclip.data.files import DataFile, download, expanded, files_of, locate, read_checked, remedy
 from gruclip.data.music import MusicCorpus, read_music
 from gruclip.data.words import WordCorpus, pydoc, read_words
 from gruclip.errors import DataError
@@ -25,9 +27,10 @@ def load(
     """The corpus `name`, from `root`, ``$GRUCLIP_DATA``, the user's cache, or, if `download`, the network.
 
     "text" and "piano_roll" are the user's own, in `root`: see `gruclip.data.own`, which takes the other arguments, all
-    of them settings of ``dataset``. Of the others, `root` is a folder laid out as the paths in `FILES`; what it lacks
-    is looked for in the other places. Raises `DataError` for an unknown name, a file that is nowhere to be had, that is
-    not the one registered (by SHA-256), or that is not of the form it should have. Loaded corpora are kept and shared:
+    of them settings of ``dataset``. Of the others, `root` is a folder laid out as the paths in `FILES`, with one of
+    them at least; what else it lacks is looked for in the other places. Raises `DataError` for an unknown name, a
+    `root` with none of the files, a file that is nowhere to be had, that is not the one registered (by SHA-256), or
+    that is not of the form it should have. Loaded corpora are kept and shared:
     do not write to their tensors.
     """
     if name == "text":
@@ -35,8 +38,20 @@ def load(
     if name == "piano_roll":
         return own.piano_roll(root, steps_per_beat)
     files = files_of(name)
+    if root is not None and files:
+        _check_root(name, root, files)
     found = [(file, _provide(file, root, download)) for file in files]
     return _read(name, tuple((file, place, place.stat().st_mtime_ns) for file, place in found))
+
+
+def _check_root(name: str, root: str | Path, files: Sequence[DataFile]) -> None:
+    """Raise `DataError` for a folder without any of the files: what was meant is not what would be read."""
+    folder = expanded("dataset.root", root)
+    if os.path.isdir(folder) and not any(os.path.isfile(folder / file.path) for file in files):  # noqa: PTH112, PTH113
+        raise DataError(
+            f"dataset.root={root}: holds nothing of {name}, such as {files[0].path}; name a folder that does, or leave "
+            "it out (a corpus of your own is dataset=text or dataset=piano_roll)"
+        )
 
 
 def _provide(file: DataFile, root: str | Path | None, allow_download: bool) -> Path:

@@ -8,8 +8,9 @@
 - `tables`, and `render` as Markdown, LaTeX or CSV: Tables 1 and 2, of rates, of cells; `figures`: 1, 2, and of rates.
 - `differences`: methods at their own best rates, paired by seed; `stability`: explosions by the spectral radius;
   `costs`: what clipping takes of an iteration.
-- `status`: where a sweep stands; `page`: an experiment as one HTML file; `findings`: what its runs say to the paper's
-  claims; `multiples`: their curves, a small panel a setting.
+- `planned`: whether runs could make a table, asked before they are trained; `status`: where a sweep stands.
+- `page`: an experiment as one HTML file; `findings`: what its runs say to the paper's claims; `multiples`: their
+  curves, a small panel a setting.
 - `recalled`: the paper's values, from memory; `style`: one look for all figures.
 
 A table or a figure is a function of a data frame: start with `tables.table`. May import `runs` and what is below it.

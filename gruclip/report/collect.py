@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gruclip.errors import MissingRuns, UserError
+from gruclip.errors import NoRuns, UserError
 from gruclip.report import collected, curves, explosions, folders, timing
 from gruclip.report.rows import frame, in_file_order, merged
 
@@ -29,7 +29,7 @@ def read_runs(
     `RunConfig` by its dotted name; ``max_epochs`` and ``max_steps`` as the budget leaves them; what summary.json holds;
     `rows.ENVIRONMENT`. A run that has no summary yet is unfinished. The same run from two places is one row.
 
-    Raises `MissingRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
+    Raises `NoRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
     be read or was altered (the messages about folders go into the list `unreadable` instead, where there is one), and
     for two places that hold the same run with other results (which is then the first place's, where there is a list
     `differing`, and the other's folder goes into that).
@@ -41,7 +41,7 @@ def read_runs(
         kept = [run for run, _ in collected.read(path)] if path.is_file() else []
         rows += merged([*folders.read(place / experiment, unreadable), *kept])
     if not rows:
-        raise MissingRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
+        raise NoRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
     return frame(in_file_order(merged(rows, differing)))
 
 
@@ -75,8 +75,8 @@ def read_timing(folder: str | Path) -> pd.DataFrame:
 
 
 def read_phases(folder: str | Path) -> dict[str, float] | None:
-    """Of each phase the median over a run's epochs, without the first, of the seconds of an iteration; None where they
-    are not known.
+    """Of each phase the median over a run's epochs, without a first of several, of the seconds of an iteration; None
+    where they are not known.
     """
     times = _times(folder)
     return {phase: times[f"iteration.{phase}"] for phase in timing.PHASES} if "timing.iterations" in times else None

@@ -52,9 +52,9 @@ def _costs(part: Section) -> render.Table:
         )
         values.append({**{name: first[name] for name in keys}, "runs": len(mine), **means})
     caption = (
-        f"{part.caption}. Of each run the median over its epochs, without the first, of the seconds of an iteration, "
-        "forward, backward, update and clipping; means over runs of all learning rates. Runs trained beside others, or "
-        "beside other work, take longer in all phases: the share is what compares."
+        f"{part.caption}. Of each run the median over its epochs, without the first where there are others, of the "
+        "seconds of an iteration, forward, backward, update and clipping; means over runs of all learning rates. Runs "
+        "trained beside others, or beside other work, take longer in all phases: the share is what compares."
     )
     notes = [*uncounted(part, runs, "times"), *origins.notes(runs)]
     return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)

@@ -78,22 +78,32 @@ def table(which: str, runs: pd.DataFrame, format: str = "md") -> str:
 
 def table_1(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and perplexity of the language model by method."""
+    return _by_method("Table 1", of_words(runs), METHOD)
+
+
+def table_2(runs: pd.DataFrame) -> list[render.Table]:
+    """Success rate and negative log-likelihood per time step of the music model by method."""
+    return _by_method("Table 2", of_music(runs), METHOD)
+
+
+def of_words(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those on texts; `MissingRuns` where there are none."""
     words = runs[runs["dataset.name"].isin(WORD_DATASETS)]
     if words.empty:
         raise MissingRuns(
             f"table 1: is of words, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 2"
         )
-    return _by_method("Table 1", words, METHOD)
+    return words
 
 
-def table_2(runs: pd.DataFrame) -> list[render.Table]:
-    """Success rate and negative log-likelihood per time step of the music model by method."""
+def of_music(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those on piano rolls; `MissingRuns` where there are none."""
     music = runs[~runs["dataset.name"].isin(WORD_DATASETS)]
     if music.empty:
         raise MissingRuns(
             f"table 2: is of music, these runs are of {runs['dataset.name'].iloc[0]}; take gruclip table 1"
         )
-    return _by_method("Table 2", music, METHOD)
+    return music
 
 
 def table_cells(runs: pd.DataFrame) -> list[render.Table]:

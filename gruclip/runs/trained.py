@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gruclip.choices import WORD_DATASETS
+from gruclip.choices import OWN_DATASETS, WORD_DATASETS
 from gruclip.config import ModelConfig, RunConfig
 from gruclip.data import MusicCorpus, WordCorpus
 from gruclip.data import load as load_corpus
@@ -102,14 +102,18 @@ def read_trained(folder: str | Path, root: str | None = None) -> tuple[RunConfig
 
 def _corpus(folder: str | Path, config: RunConfig, checksum: str, root: str | None) -> WordCorpus | MusicCorpus:
     settings = vars(config.dataset) | ({} if root is None else {"root": root})
+    if root is not None and config.dataset.name == "pydoc":
+        raise UserError(f"--root {root}: does nothing for a run on pydoc, which comes with Python; leave it out")
     try:
         corpus = load_corpus(**settings)
     except DataError as error:
         raise error if root is not None else DataError(f"{error}; --root says where the corpus lies now") from None
     if corpus.checksum != checksum:
+        own = config.dataset.name in OWN_DATASETS
+        remedy = "give --root the corpus as it was" if own else "point --root or $GRUCLIP_DATA to the same files"
         raise UserError(
             f"{folder}: was trained on other data ({config.dataset.name} {checksum[:12]}, "
-            f"here {corpus.checksum[:12]}); point --root or $GRUCLIP_DATA to the same files"
+            f"here {corpus.checksum[:12]}); {remedy}"
         )
     return corpus
 

@@ -144,6 +144,13 @@ def test_a_run_is_trained_evaluated_and_skipped_the_second_time(
     assert main(["eval", str(folder), "--split", "valid"]) == 0
     valid = json.loads((folder / "summary.json").read_text())["valid_loss"]
     assert capsys.readouterr().out.startswith(f"valid: {valid:.4f} nats per token, perplexity ")
+    assert main(["eval", str(folder), "--root", str(tmp_path)]) == 2
+    assert f"--root {tmp_path}: does nothing for a run on pydoc, which comes with Python" in capsys.readouterr().err
+    # What this run lacks is told, and not that there is none of Penn Treebank.
+    assert main(["table", "lr"]) == 2
+    assert "optimizer.lr=1: the only rate among these 1 runs; make a sweep over rates" in capsys.readouterr().err
+    assert main(["figure", "1"]) == 2
+    assert "figure 1: demo has no finished runs of gradient_clipping and spectral" in capsys.readouterr().err
 
 
 # -- reproduce, table, figure ---------------------------------------------------------------------------
@@ -180,7 +187,8 @@ def test_reproduce_trains_what_is_missing_and_shows_the_table_and_the_figures(
 def test_reproduce_launches_the_sweep_of_an_experiment(
     typed: str, experiment: str, stacked: bool, calls: Calls, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["reproduce", *typed.split(), f"dataset.root={data_root}"]) == 2  # no runs, since nothing trains here
+    root = [] if "demo" in typed else [f"dataset.root={data_root}"]
+    assert main(["reproduce", *typed.split(), *root]) == 2  # no runs, since nothing trains here
     folder = "mine/figure2" if typed.startswith("figure2") else "outputs"
     assert f"{folder}/{experiment}: no runs there" in capsys.readouterr().err
     ((runs, _, stack),) = calls

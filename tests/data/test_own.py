@@ -346,4 +346,4 @@ def test_names_of_corpora_may_stand_behind_an_option(data_root: Path, capsys: py
         assert main(["data", "verify", *words]) == 0
         assert "jsb_chorales" in capsys.readouterr().out
     assert main(["data", "verify", "--root", str(data_root), "jsb_chorales", "--nope"]) == 2
-    assert "unrecognized arguments: jsb_chorales --nope" in capsys.readouterr().err
+    assert "--nope: no such option of gruclip data; see gruclip data --help" in capsys.readouterr().err

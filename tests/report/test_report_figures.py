@@ -94,7 +94,7 @@ def test_figure_1_of_runs_in_which_no_radius_was_computed_says_so(tmp_path: Path
         lines = pd.read_csv(Path(folder) / "steps.csv")
         lines[[name for name in lines if name.startswith("spectral_radius")]] = None
         lines.to_csv(Path(folder) / "steps.csv", index=False)
-    with pytest.raises(UserError, match=r"no radius was computed, trainer\.radius_every=500; train longer ones"):
+    with pytest.raises(UserError, match=r"no radius is computed, trainer\.radius_every=500; train longer ones"):
         figure("1", runs, tmp_path / "out", ("png",))
 
 
@@ -238,6 +238,17 @@ def test_below_five_successful_seeds_the_runs_themselves_are_drawn(tmp_path: Pat
     ]
     assert not points.collections
     assert len(intervals.collections) == 5  # of six runs succeeded 6, 5 and 0, and 6, 6 and 6
+
+
+def test_losses_close_together_have_labels_to_be_read_by(tmp_path: Path, drawn: Drawn) -> None:
+    runs = frame(
+        (config(PTB, "spectral_clipping", 0.2, optimizer__lr=rate), summary(test=perplexity(value)))
+        for rate, value in ((0.1, 98), (1.0, 104), (10.0, 101))
+    )
+    figure("lr", runs, tmp_path, ("png",))
+    loss = drawn[0].axes[1]
+    low, high = loss.get_ylim()
+    assert sum(low <= tick <= high for tick in loss.get_yticks()) >= 3
 
 
 def test_each_set_of_settings_has_a_figure_of_learning_rates_of_its_own(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from gruclip.errors import MissingRuns, UserError
 from gruclip.report import style
 from gruclip.report.collect import read_timing
-from gruclip.report.sections import METHOD, METHOD_NAMES, in_order, sections, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES, later
 
@@ -45,6 +45,15 @@ _TIMELESS = (
 _REMEDY = "give --runs the folder of runs that do, or make them with: gruclip reproduce figure2"
 
 
+def comparable(runs: pd.DataFrame) -> Section:
+    """All of them; `UserError` where settings differ that change the time of an iteration."""
+    parts = sections(runs, _TIMELESS)
+    if len(parts) > 1:
+        differing = ", ".join(parts[0].differing)
+        raise UserError(f"figure 2: the runs differ in {differing}, so their times do not compare; {_REMEDY}")
+    return parts[0]
+
+
 def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
     """Seconds per epoch by method: forward, backward, update and clipping, the naive full SVD beside the rest; of the
     runs that were timed alone; the title says how many others there are.
@@ -60,10 +69,7 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
         folder, most = next(iter(stacked.items()))
         raise MissingRuns(f"figure 2: {folder} was timed in a stack of {most:.0f} runs, not alone; {_REMEDY}")
     runs = runs[~runs["folder"].isin(stacked)]
-    parts = sections(runs, _TIMELESS)
-    if len(parts) > 1:
-        differing = ", ".join(parts[0].differing)
-        raise UserError(f"figure 2: the runs differ in {differing}, so their times do not compare; {_REMEDY}")
+    section = comparable(runs)
     machines = _machines(runs)
     if len(machines) > 1:
         raise UserError(f"figure 2: the runs were timed on different machines ({'; '.join(machines)}); {_REMEDY}")
@@ -101,7 +107,7 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
 
     height = 0.9 + 0.32 * len(seconds)
     left_out = f"\nwithout {len(stacked)} run{'s' * (len(stacked) > 1)} timed in a stack" if stacked else ""
-    return style.save(draw, f"{parts[0].model}\n{machines[0]}{left_out}", height, out / "figure_2", formats)
+    return style.save(draw, f"{section.model}\n{machines[0]}{left_out}", height, out / "figure_2", formats)
 
 
 def _machines(runs: pd.DataFrame) -> list[str]:

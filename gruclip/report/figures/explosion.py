@@ -37,11 +37,7 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
     steps = [read_steps(run["folder"]) for run in chosen]
     both = pd.concat(steps)
     if not both["measured"].any():
-        first = section.runs.iloc[0]
-        raise MissingRuns(
-            f"figure 1: in these runs of {first['experiment']} no radius was computed, "
-            f"trainer.radius_every={first['trainer.radius_every']}; train longer ones, or set a smaller one"
-        )
+        raise no_radius(section.runs.iloc[0])
     norm_limits, radius_limits = _norm_limits(both["grad_norm"].to_numpy()), _radius_limits(both["radius"].to_numpy())
     layers = section.runs["model.num_layers"].iloc[0]
 
@@ -78,6 +74,26 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
     return style.save(draw, section.caption, 4.8, out / "figure_1", formats)
 
 
+def no_radius(run: pd.Series) -> MissingRuns:
+    """What is wrong where all runs ended before the first radius."""
+    return MissingRuns(
+        f"figure 1: in these runs of {run['experiment']} no radius is computed, trainer.radius_every="
+        f"{run['trainer.radius_every']}; train longer ones, or set a smaller one"
+    )
+
+
+def compared(runs: pd.DataFrame) -> list[Section]:
+    """The settings with both methods; `MissingRuns` where there are none."""
+    both = [part for part in sections(runs, METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
+    if not both:
+        experiment = runs["experiment"].iloc[0]
+        raise MissingRuns(
+            f"figure 1: {experiment} has no finished runs of gradient_clipping and spectral_clipping with otherwise "
+            f"equal settings; make them with: gruclip reproduce figure1 +experiment={experiment}"
+        )
+    return both
+
+
 def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     """The settings shown, and one finished run of gradient clipping and one of spectral clipping with them.
 
@@ -86,14 +102,7 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     where there is one, of spectral clipping any; then the lowest threshold or delta, then the lowest seed. The figure
     says how many of each method's runs exploded.
     """
-    both = [part for part in sections(finished(runs), METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
-    if not both:
-        experiment = runs["experiment"].iloc[0]
-        raise MissingRuns(
-            f"figure 1: {experiment} has no finished runs of gradient_clipping and spectral_clipping with otherwise "
-            f"equal settings; make them with: gruclip reproduce figure1 +experiment={experiment}"
-        )
-    section = min(both, key=_preference)
+    section = min(compared(finished(runs)), key=_preference)
     chosen = []
     for method in METHODS:
         candidates = section.runs[section.runs["optimizer.name"] == method]

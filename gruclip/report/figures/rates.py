@@ -12,7 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from gruclip.choices import OPTIMIZERS
 from gruclip.report import style
@@ -26,6 +33,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 STEP, SPREAD = 0.02, 0.12
 #: Share of the axis that two rates are apart, at least, where each has its label.
 MIN_APART = 0.06
+#: Ratio of the largest loss to the least below which a logarithmic axis has one label or none, and takes equal steps.
+FEW_TICKS = 1.5
 
 
 def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -62,6 +71,8 @@ def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Pat
             low, high = tests.min(), tests.max()
             room = max(1.03, (high / low) ** 0.05)  # of a logarithmic axis, for the markers
             loss.set_ylim(low / room, high * room)
+            if high / low < FEW_TICKS:
+                loss.yaxis.set_major_locator(MaxNLocator(4))
         for rates, look, offset in zip(lines, looks, offsets, strict=True):
             rates = rates.sort_values("optimizer.lr")
             at = rates["optimizer.lr"] * offset
