@@ -27,7 +27,7 @@ def check_planned(runs: Sequence[RunConfig], tables: Sequence[str], figures: Seq
 
 
 def _of_figure_1(runs: pd.DataFrame) -> None:
-    shown = pd.concat([section.runs for section in compared(runs)])
+    shown = pd.concat([section.runs for section in compared(runs, runs["experiment"].iloc[0])])
     if bool((shown["max_steps"] < shown["trainer.radius_every"]).all()):
         raise no_radius(shown.iloc[0])
 

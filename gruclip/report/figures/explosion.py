@@ -82,11 +82,10 @@ def no_radius(run: pd.Series) -> MissingRuns:
     )
 
 
-def compared(runs: pd.DataFrame) -> list[Section]:
-    """The settings with both methods; `MissingRuns` where there are none."""
+def compared(runs: pd.DataFrame, experiment: str) -> list[Section]:
+    """The settings with both methods; `MissingRuns`, of this experiment, where there are none."""
     both = [part for part in sections(runs, METHOD) if set(METHODS) <= set(part.runs["optimizer.name"])]
     if not both:
-        experiment = runs["experiment"].iloc[0]
         raise MissingRuns(
             f"figure 1: {experiment} has no finished runs of gradient_clipping and spectral_clipping with otherwise "
             f"equal settings; make them with: gruclip reproduce figure1 +experiment={experiment}"
@@ -102,7 +101,7 @@ def representatives(runs: pd.DataFrame) -> tuple[Section, list[pd.Series]]:
     where there is one, of spectral clipping any; then the lowest threshold or delta, then the lowest seed. The figure
     says how many of each method's runs exploded.
     """
-    section = min(compared(finished(runs)), key=_preference)
+    section = min(compared(finished(runs), runs["experiment"].iloc[0]), key=_preference)
     chosen = []
     for method in METHODS:
         candidates = section.runs[section.runs["optimizer.name"] == method]
