@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from gruclip.errors import UserError
@@ -13,9 +10,6 @@ from gruclip.report.collect import read_phases
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES
-
-#: Runs of one line are timed on the same kind of machine with as many threads.
-PLACE = ("processor", "threads")
 
 
 def table_cost(runs: pd.DataFrame) -> list[render.Table]:
@@ -34,7 +28,7 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
 
 def _costs(part: Section) -> render.Table:
     lines, values = [], []
-    keys = [*METHOD, *PLACE]
+    keys = [*METHOD, "machine"]
     runs = part.runs.dropna(subset=list(PHASES))
     for _, mine in in_order(runs).groupby(keys, dropna=False, sort=False):
         first, means = mine.iloc[0], mine[list(PHASES)].mean()
@@ -43,7 +37,7 @@ def _costs(part: Section) -> render.Table:
             {
                 "method": METHOD_NAMES[first["optimizer.name"]],
                 "setting": setting(first),
-                "machine": _place(first),
+                "machine": "unknown" if pd.isna(first["machine"]) else first["machine"],
                 "runs": str(len(mine)),
                 "iteration, ms": f"{1e3 * total:.3g}",
                 "clipping, ms": f"{1e3 * float(means['clipping']):.3g}",
@@ -58,8 +52,3 @@ def _costs(part: Section) -> render.Table:
     )
     notes = [*uncounted(part, runs, "times"), *origins.notes(runs)]
     return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)
-
-
-def _place(run: Mapping[str, Any] | pd.Series) -> str:
-    threads = run["threads"]
-    return f"{run['processor'] or 'unknown'}, {threads} thread{'' if threads == '1' else 's'}"
