@@ -7,7 +7,7 @@ import pandas as pd
 from gruclip.errors import UserError
 from gruclip.report import origins, render
 from gruclip.report.collect import read_phases
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES
 
@@ -20,17 +20,16 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
     ended = finished(runs)
     phases = [read_phases(folder) or {} for folder in ended["folder"]]
     times = pd.DataFrame(phases, index=ended.index, columns=list(PHASES))
-    timed = ended.join(times)
-    if timed[list(PHASES)].isna().any(axis=1).all():
+    parts = known(sections(ended.join(times), (*METHOD, "optimizer.lr")), PHASES)
+    if not parts:
         raise UserError(f"table cost: of none of these {len(runs)} runs the times are known; train one to its end")
-    return [_costs(part) for part in known(sections(timed, (*METHOD, "optimizer.lr")), PHASES)]
+    return [_costs(part) for part in parts]
 
 
 def _costs(part: Section) -> render.Table:
     lines, values = [], []
-    keys = [*METHOD, "machine"]
     runs = part.runs.dropna(subset=list(PHASES))
-    for _, mine in in_order(runs).groupby(keys, dropna=False, sort=False):
+    for mine in by_method(runs, "machine"):
         first, means = mine.iloc[0], mine[list(PHASES)].mean()
         total = float(means.sum())
         lines.append(
@@ -44,7 +43,7 @@ def _costs(part: Section) -> render.Table:
                 "share of clipping": f"{float(means['clipping']) / total:.1%}" if total else "N/A",
             }
         )
-        values.append({**{name: first[name] for name in keys}, "runs": len(mine), **means})
+        values.append({**{name: first[name] for name in (*METHOD, "machine")}, "runs": len(mine), **means})
     caption = (
         f"{part.caption}. Of each run the median over its epochs, without the first where there are others, of the "
         "seconds of an iteration, forward, backward, update and clipping; means over runs of all learning rates. Runs "

@@ -23,6 +23,7 @@ from gruclip.report.sections import (
     METHOD,
     METHOD_NAMES,
     Section,
+    by_method,
     delta_fraction,
     in_order,
     label,
@@ -78,12 +79,12 @@ def table(which: str, runs: pd.DataFrame, format: str = "md") -> str:
 
 def table_1(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and perplexity of the language model by method."""
-    return _by_method("Table 1", of_words(runs), METHOD)
+    return _method_tables("Table 1", of_words(runs), METHOD)
 
 
 def table_2(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and negative log-likelihood per time step of the music model by method."""
-    return _by_method("Table 2", of_music(runs), METHOD)
+    return _method_tables("Table 2", of_music(runs), METHOD)
 
 
 def of_words(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def table_cells(runs: pd.DataFrame) -> list[render.Table]:
     """
     free = ("model.cell", *METHOD)
     several = [part.runs for part in sections(runs, free) if part.runs["model.cell"].nunique() > 1]
-    return _by_method("Recurrent cells", pd.concat(several) if several else runs, free)
+    return _method_tables("Recurrent cells", pd.concat(several) if several else runs, free)
 
 
 def table_lr(runs: pd.DataFrame) -> list[render.Table]:
@@ -135,9 +136,9 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[render.Table]]] = {
 # -- Tables 1 and 2, and the recurrent cells ------------------------------------------------------------
 
 
-def _by_method(title: str, runs: pd.DataFrame, rows: Sequence[str]) -> list[render.Table]:
+def _method_tables(title: str, runs: pd.DataFrame, rows: Sequence[str]) -> list[render.Table]:
     kept, rates_left = _at_protocol_rate(runs)
-    tables = [_methods(title, part, rows) for part in sections(kept, rows)]
+    tables = [_method_table(title, part, rows) for part in sections(kept, rows)]
     if rates_left:
         rates = ", ".join(f"{rate:g}" for rate in rates_left)
         tables[-1].notes.append(f"Runs at other learning rates ({rates}) are in `gruclip table lr`.")
@@ -154,7 +155,7 @@ def _at_protocol_rate(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
     return runs[is_kept], sorted(runs.loc[~is_kept, "optimizer.lr"].unique())
 
 
-def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
+def _method_table(title: str, part: Section, rows: Sequence[str]) -> render.Table:
     summary = in_order(summarise(part.runs, rows))
     if "model.cell" in rows:
         summary = summary.sort_values("model.cell", key=lambda cells: cells.map(list(CELLS).index), kind="stable")
@@ -214,7 +215,7 @@ def _rates(part: Section) -> render.Table:
     summary = summarise(part.runs, (*METHOD, "optimizer.lr"))
     rate = paper_rate(part.dataset)
     lines, values, at_edge = [], [], []
-    for _, rates in in_order(summary).groupby(list(METHOD), dropna=False, sort=False):
+    for rates in by_method(summary):
         rates = rates.sort_values("optimizer.lr")
         by_rate = {row["optimizer.lr"]: row for row in rates.to_dict("records")}
         row = best(rates)
