@@ -160,21 +160,22 @@ def _method_table(title: str, part: Section, rows: Sequence[str]) -> render.Tabl
     if "model.cell" in rows:
         summary = summary.sort_values("model.cell", key=lambda cells: cells.map(list(CELLS).index), kind="stable")
     records = summary.to_dict("records")
-    cells = {
-        "method": [METHOD_NAMES[row["optimizer.name"]] for row in records],
-        "setting": [setting(row) for row in records],
-        "success": [_success(row, "") for row in records],
-        "exploded": [f"{row['exploded']}/{row['finished']}" for row in records],
-        "largest gradient norm": [f"{row['max_grad_norm']:.3g}" if row["finished"] else "N/A" for row in records],
-        f"validation {part.loss}": [_plus_minus(row, "valid", part) for row in records],
-        f"test {part.loss}": [_plus_minus(row, "test", part) for row in records],
-    }
+    cells = pd.DataFrame(
+        {
+            "method": [METHOD_NAMES[row["optimizer.name"]] for row in records],
+            "setting": [setting(row) for row in records],
+            "success": [_success(row, "") for row in records],
+            "exploded": [f"{row['exploded']}/{row['finished']}" for row in records],
+            "largest gradient norm": [f"{row['max_grad_norm']:.3g}" if row["finished"] else "N/A" for row in records],
+            f"validation {part.loss}": [_plus_minus(row, "valid", part) for row in records],
+            f"test {part.loss}": [_plus_minus(row, "test", part) for row in records],
+        }
+    )
     values = _values(part, summary)
     if "model.cell" in rows:
         fractions = [delta_fraction(row) for row in records]
-        shown = ["" if np.isnan(fraction) else f"{fraction:.3g}" for fraction in fractions]
-        cells = {"cell": [row["model.cell"] for row in records], **cells}
-        cells = _after("setting", cells, {"delta / limit": shown})
+        cells.insert(2, "delta / limit", ["" if np.isnan(fraction) else f"{fraction:.3g}" for fraction in fractions])
+        cells.insert(0, "cell", [row["model.cell"] for row in records])
         values["delta_fraction"] = fractions
     elif part.dataset in VALUES and part.is_whole and not part.departures:
         paper = [_recalled(part, row) for row in records]
@@ -182,11 +183,10 @@ def _method_table(title: str, part: Section, rows: Sequence[str]) -> render.Tabl
             f"{HEADING}: success": [value.success for value in paper],
             f"{HEADING}: {LOSS[part.dataset]}": [value.loss for value in paper],
         }
-        cells |= recalled
-        values = values.assign(**recalled)
+        cells, values = cells.assign(**recalled), values.assign(**recalled)
     mean = f"{part.loss_and_unit}: mean ± standard deviation (n - 1) over the successful runs."
     caption = f"{part.caption}. {SUCCESS} {EXPLODED} {mean}"
-    return render.Table(title, caption, pd.DataFrame(cells), values, _notes(part))
+    return render.Table(title, caption, cells, values, _notes(part))
 
 
 def _plus_minus(row: Mapping[str, Any], split: str, part: Section) -> str:
@@ -199,13 +199,6 @@ def _plus_minus(row: Mapping[str, Any], split: str, part: Section) -> str:
 def _recalled(part: Section, row: Mapping[str, Any]) -> Recalled:
     parameter = row["optimizer.delta"] if np.isnan(row["optimizer.threshold"]) else row["optimizer.threshold"]
     return VALUES[part.dataset].get((row["optimizer.name"], parameter), Recalled("", ""))
-
-
-def _after(name: str, columns: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    result: dict[str, list[str]] = {}
-    for key, column in columns.items():
-        result |= {key: column, **(new if key == name else {})}
-    return result
 
 
 # -- learning rates -------------------------------------------------------------------------------------
