@@ -55,13 +55,9 @@ def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
     engine.recorded = [[] for _ in range(config.model.num_layers)]
     engine.load_run_state(0, checkpoint.tensors)
     engine.set_rates([progress.schedule.lr])
-    epoch, iteration = max(progress.epoch, 1), progress.totals.iterations
-    name = f"{run.resolve().name}, after epoch {progress.epochs_done}"
-    if 0 < iteration < (available := engine.begin_epoch([epoch], fresh_states=False)):
-        name = f"{run.resolve().name}, epoch {epoch} from iteration {iteration + 1}"
-    elif iteration > 0:
-        epoch, iteration = epoch + 1, 0
-        available = engine.begin_epoch([epoch])
+    epoch, iteration = progress.epoch, progress.totals.iterations
+    available = engine.begin_epoch([epoch], fresh_states=False)
+    place = f"epoch {epoch} from iteration {iteration + 1}" if iteration < available else f"after epoch {epoch}"
     for _ in range(keep):
         if iteration == available:
             epoch, iteration = epoch + 1, 0
@@ -70,7 +66,7 @@ def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
         iteration += 1
     layers = [f", layer {layer}" if len(engine.recorded) > 1 else "" for layer in range(len(engine.recorded))]
     return [
-        Sequence(f"{name}{layer}", limit, torch.stack(matrices))
+        Sequence(f"{run.resolve().name}, {place}{layer}", limit, torch.stack(matrices))
         for layer, matrices in zip(layers, engine.recorded, strict=True)
     ]
 
