@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from gruclip.bench.timing import Contestant, interleave
+from gruclip.bench.timing import Contestant, alone, interleave
 from gruclip.kernels import compiled
 from gruclip.kernels.products import has_bf16_products, onednn_product, our_product
 
@@ -146,10 +146,9 @@ def _repeat(kernel: Contestant, repeats: int) -> None:
 def bandwidth(device: torch.device = CPU, rounds: int = 7) -> float:
     """Bytes a second, at the fastest, of c = a + b over arrays that no cache holds: two read, one written."""
     a, b, c = (torch.ones(BANDWIDTH_BYTES // 4, device=device) for _ in range(3))
-    add, repeats = partial(torch.add, a, b, out=c), 1 if device.type == "cpu" else 20
-    return (
-        3 * BANDWIDTH_BYTES * repeats / min(interleave({"add": partial(_repeat, add, repeats)}, rounds)["add"].seconds)
-    )
+    repeats = 1 if device.type == "cpu" else 20
+    add = partial(_repeat, partial(torch.add, a, b, out=c), repeats)
+    return 3 * BANDWIDTH_BYTES * repeats / min(alone(add, rounds).seconds)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,13 @@ from torch import Tensor
 from gruclip.bench import grid
 from gruclip.bench import options as command
 from gruclip.bench.output import number, write
-from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.projection_figure import grid_figure, projection_figure
 from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
 from gruclip.bench.projection_stacks import deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import Sequence, drifting, late
-from gruclip.bench.step import SHAPES, random_words
-from gruclip.bench.timing import interleave, seconds_of, shuffled
+from gruclip.bench.step import SHAPES, example_seconds, random_words
+from gruclip.bench.timing import seconds_of, shuffled
 from gruclip.errors import UserError
 from gruclip.report.render import Table
 from gruclip.spectral import (
@@ -122,15 +121,6 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
     return measured, above
 
 
-def example_step_seconds(device: torch.device) -> float:
-    """Median seconds of the PyTorch example's training step at Penn Treebank's shapes."""
-    steps, batch, n = SHAPES["ptb"]
-    corpus = random_words(steps, batch, 10_000)
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
-    step = language_step(LanguageModel(corpus.num_outputs, n, torch_gru), lanes, steps)
-    return interleave({"step": step}, rounds=5)["step"].median
-
-
 def measure_all(
     sequences: Iterable[Sequence], seconds: float, step_seconds: float, device: torch.device
 ) -> pd.DataFrame:
@@ -223,7 +213,8 @@ def main(argv: list[str]) -> int:
     recorded = any(arguments.out.glob("recorded_*.safetensors"))
     if not (recorded or arguments.late or arguments.sizes or arguments.large or arguments.fractions):
         raise UserError("--sizes and --fractions without a value: nothing is left to be measured; give one")
-    step_seconds = example_step_seconds(device)
+    words = random_words(*SHAPES["ptb"][:2], 10_000)
+    step_seconds = example_seconds(words, SHAPES["ptb"], 5, device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
     kinds: dict[str, Iterable[Sequence]] = {

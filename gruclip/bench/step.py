@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
 from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precisions
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
-from gruclip.bench.timing import WARMUP, Contestant, interleave
+from gruclip.bench.timing import WARMUP, Contestant, alone, interleave
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
 from gruclip.gru import GRU
@@ -40,6 +41,18 @@ def random_words(steps: int, batch: int, vocabulary: int, seed: int = 0) -> Word
     text = torch.randint(vocabulary, (batch * (WINDOWS * steps + 1),), generator=generator)
     words = tuple(f"word{index}" for index in range(vocabulary))
     return WordCorpus("random", "random", dict.fromkeys(("train", "valid", "test"), text), words)
+
+
+def lanes_of(corpus: WordCorpus, batch: int) -> Tensor:
+    """The random text as tokens (L, B)."""
+    return corpus.splits["train"].view(batch, -1).T.contiguous()
+
+
+def example_seconds(corpus: WordCorpus, shape: tuple[int, int, int], rounds: int, device: torch.device) -> float:
+    """Median seconds of the PyTorch example's training step."""
+    steps, batch, n = shape
+    model = LanguageModel(corpus.num_outputs, n, torch_gru)
+    return alone(language_step(model, lanes_of(corpus, batch).to(device), steps), rounds).median
 
 
 def run_config(dataset: str, model: ModelConfig, lr: float, steps: int, batch: int, precision: str) -> RunConfig:
@@ -88,7 +101,7 @@ def language_contestants(
     corpus: WordCorpus, ours: dict[str, Engine], steps: int, batch: int, n: int
 ) -> dict[str, Contestant]:
     vocabulary = corpus.num_outputs
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous()
+    lanes = lanes_of(corpus, batch)
     recurrent: dict[str, Recurrent] = {
         EXAMPLE: torch_gru,
         "the same with gruclip.GRU": lambda inputs, units: GRU(inputs, units, bias=False),
@@ -104,13 +117,14 @@ def language_contestants(
 
 def parts_table(ours: dict[str, Engine], calls: int) -> Table:
     """What a step or epoch of gruclip spends where, from the engines' own clocks, warm-up included."""
-    rows = [{"contestant": name} | _per_call(engine, calls) for name, engine in ours.items()]
+    rows = [{"contestant": name} | per_call(engine, calls) for name, engine in ours.items()]
     cells = [{"": row["contestant"]} | {part: number(1e3 * float(row[part])) for part in PARTS[:-1]} for row in rows]
     caption = "Where gruclip's time goes, mean in ms, warm-up included."
     return Table("Parts", caption, pd.DataFrame(cells), pd.DataFrame(rows), [])
 
 
-def _per_call(engine: Engine, calls: int) -> dict[str, float]:
+def per_call(engine: Engine, calls: int) -> dict[str, float]:
+    """Mean seconds of each part of so many calls, by the engine's clock."""
     return {part: seconds / calls for part, seconds in engine.clock.read().items()}
 
 

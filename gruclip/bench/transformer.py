@@ -83,7 +83,7 @@ def tables(training: Training, warmup: int, rounds: int) -> list[Table]:
             seconds[STEP].append(step)
             seconds[CLIPPING].append(clipping)
             clipped = [before + now for before, now in zip(clipped, training.clipping.last_clipped, strict=True)]
-    timings = {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
+    timings = {name: Timing(tuple(taken)) for name, taken in seconds.items()}
     words, n = training.model.words.weight.shape
     title = f"Transformer, T={training.length}, B={training.batch}, n={n}, {training.layers} layers, {words:,} words"
     caption = (

@@ -247,7 +247,7 @@ def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
 
 
 def test_bench_projection_writes_table_and_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(projection, "example_step_seconds", lambda device: 0.25)
+    monkeypatch.setattr(projection, "example_seconds", lambda *_: 0.25)
     monkeypatch.setattr(projection, "FRACTIONS_AT", 80)
     monkeypatch.setattr(projection_peers, "has_emerging", lambda: False)
     run = train_one(config(tmp_path, 1))
