@@ -34,9 +34,9 @@ def precisions(device: torch.device = CPU) -> tuple[str, ...]:
     return tuple(DTYPES) if has_bf16_products(device) else ("fp32",)
 
 
-def notes() -> list[str]:
+def notes(device: torch.device = CPU) -> list[str]:
     """What a table should say of contestants that are missing."""
-    return [NO_BF16] if precisions() == ("fp32",) else []
+    return [NO_BF16] if precisions(device) == ("fp32",) else []
 
 
 @dataclass(frozen=True)

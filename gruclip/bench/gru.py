@@ -46,7 +46,7 @@ def contestants(steps: int, batch: int, n: int, device: torch.device) -> dict[st
     if "bf16" in precisions(device):
         layers["gruclip.GRU, bf16"] = Bf16GRU(ours)
     callables: dict[str, Contestant] = {
-        name: layer_step(layer, steps, batch, n, n, device) for name, layer in layers.items()
+        name: layer_step(layer, steps, batch, n, device) for name, layer in layers.items()
     }
     if capture := capture_on(device):
         for name in [name for name in callables if name.startswith("gruclip")]:
@@ -54,7 +54,7 @@ def contestants(steps: int, batch: int, n: int, device: torch.device) -> dict[st
             callables[f"{name}, replayed"] = capture([callables[name]])[0]
         return {name: partial(_to_the_end, step) for name, step in callables.items()}
     if keras_peer.is_installed():
-        callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
+        callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n)
     return callables
 
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     command.prepare(arguments.threads)
     device = command.device_of(arguments)
-    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
+    missing = [*notes(device), *(keras_peer.notes() if device.type == "cpu" else [])]
     works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
     machine = measure_machine(works.values(), device)
     tables = []

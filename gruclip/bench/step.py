@@ -153,7 +153,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
         "others clip the gradient. Random words: the projection of a real run is measured by "
         "`gruclip bench projection`."
     )
-    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
+    missing = [*notes(), *keras_peer.notes()]
     table = timing_table(title, caption, timings, EXAMPLE, floors, missing)
     return [table, parts_table(ours, rounds + WARMUP), machine_table(machine)]
 

@@ -123,7 +123,7 @@ def test_the_contestants_of_the_layer_bench_that_are_the_paper_s_cell_compute_th
     gradients = []
     for layer in (ours, plain):
         torch.manual_seed(1)
-        gradients.append(layer_step(layer, steps=5, batch=3, inputs=6, n=6)())
+        gradients.append(layer_step(layer, steps=5, batch=3, n=6)())
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
