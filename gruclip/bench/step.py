@@ -16,6 +16,7 @@ from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, 
 from gruclip.bench.timing import WARMUP, Contestant, alone, interleave
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
+from gruclip.errors import UserError
 from gruclip.gru import GRU
 from gruclip.kernels.dropout import MIN_UNITS
 from gruclip.report.render import Table
@@ -161,9 +162,12 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
 def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) -> list[Table]:
     """An epoch of the two-layer music model."""
     steps, batch, n = shape
+    lane = sum(map(len, corpus.splits["train"])) // batch
+    windows = lane // steps
+    if not windows:
+        raise UserError(f"--shape {steps},{batch},{n}: T should be at most {lane}, what {corpus.name} has for B lanes")
     model = ModelConfig(hidden_size=n, num_layers=2)
     ours = engines(lambda precision: run_config(corpus.name, model, 0.1, steps, batch, precision), corpus)
-    windows = sum(map(len, corpus.splits["train"])) // batch // steps
     layers = gru_work(steps, batch, n, n) * 2
     work = (layers + output_work(steps * batch, n, corpus.num_outputs)) * windows
     machine = measure_machine([work])

@@ -118,6 +118,10 @@ def main(argv: list[str]) -> int:
     command.prepare(arguments.threads)
     corpus = load("pydoc", None)
     assert isinstance(corpus, WordCorpus)
+    if arguments.shape[0] >= (tokens := len(corpus.splits["train"])):
+        raise UserError(
+            f"--shape {','.join(map(str, arguments.shape))}: T should be less than the text's {tokens} tokens"
+        )
     training = Training(corpus, arguments.shape, arguments.layers, arguments.lr, arguments.limit, device)
     done = tables(training, arguments.warmup, arguments.repetitions)
     write("transformer", done, vars(arguments), arguments.out, device)

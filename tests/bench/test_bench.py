@@ -101,6 +101,12 @@ def test_a_product_is_measured_by_every_kernel_that_computes_it():
     assert set(product_rates([(8, 16, 8)], torch.bfloat16, rounds=1)[8, 16, 8]) == {"torch"}
 
 
+def test_a_gpu_has_bf16_products_whatever_its_host_has(monkeypatch):
+    monkeypatch.setattr(floor, "has_bf16_products", lambda device: device.type == "cuda")
+    assert floor.notes(torch.device("cuda")) == []
+    assert floor.notes() == [floor.NO_BF16]
+
+
 def test_a_timing_table_shows_the_ratio_to_the_base_and_keeps_every_round():
     timings = {"base": Timing((0.2, 0.2)), "ours": Timing((0.05, 0.1))}
     table = timing_table("T", "c", timings, "base")
@@ -201,6 +207,11 @@ def test_the_padded_music_loop_counts_every_time_step_once_and_no_padding():
         torch.nn.init.zeros_(parameter)
     loss = music_epoch(model, corpus, batch_size=3, steps=4, lr=0.0)()
     assert loss == pytest.approx(88 * np.log(2), rel=1e-6)
+
+
+def test_a_window_that_is_longer_than_a_lane_is_refused() -> None:
+    with pytest.raises(UserError, match="--shape 30,2,8: T should be at most 13, what nottingham has for B lanes"):
+        step.music_tables(made_tunes((3, 11, 7, 5)), (30, 2, 8), rounds=1)
 
 
 def test_an_epoch_of_music_brings_both_contestants_down():
@@ -327,6 +338,7 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["projection", "--sizes", "--fractions", "--out", "/nowhere"], "nothing is left to be measured; give one"),
         (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
         (["transformer", "--shape", "5,3,15"], "--shape 5,3,15: n should be a multiple of 4, the heads"),
+        (["transformer", "--shape", "100000,1,4"], "--shape 100000,1,4: T should be less than the text's"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
     ],
 )
