@@ -51,13 +51,25 @@ def positive(text: str) -> int:
 
 
 def number_above_0(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
     return value
+
+
+def fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
+    return value
+
+
+def _number(text: str) -> float:
+    """NaN, which lies in no range, for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def shape(text: str) -> tuple[int, int, int]:
@@ -75,14 +87,3 @@ def prepare(threads: int) -> None:
     round_products("fp32")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
-    return value
