@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -55,11 +56,7 @@ def agreement(iterations: int, precision: str, base: RunConfig) -> list[tuple[fl
 
 def parting(losses: Sequence[tuple[float, float]]) -> list[float]:
     """The largest difference of the two losses up to each iteration."""
-    largest, so_far = 0.0, []
-    for auto, full in losses:
-        largest = max(largest, abs(auto - full))
-        so_far.append(largest)
-    return so_far
+    return list(accumulate((abs(auto - full) for auto, full in losses), max))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

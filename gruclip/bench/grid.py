@@ -18,7 +18,7 @@ import torch
 
 from gruclip.bench.output import number
 from gruclip.bench.projection_peers import NAIVE, Projection, svd_clip
-from gruclip.bench.sequences import Sequence, drifting, unknown
+from gruclip.bench.sequences import MatrixSequence, drifting, unknown
 from gruclip.bench.timing import seconds_of, shuffled
 from gruclip.errors import UserError
 from gruclip.report.render import Table
@@ -59,7 +59,7 @@ class Cell:
         share = SHARES[self.share]
         return min(self.n, share if isinstance(share, int) else round(share * self.n))
 
-    def sequence(self, steps: int) -> Sequence:
+    def sequence(self, steps: int) -> MatrixSequence:
         rows, columns = (factor * self.n for factor in SHAPES[self.shape])
         make = drifting if self.known else unknown
         return make(columns, self.above, steps, rows=rows)

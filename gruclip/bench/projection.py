@@ -20,7 +20,7 @@ from gruclip.bench.projection_figure import grid_figure, projection_figure
 from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
 from gruclip.bench.projection_stacks import deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
-from gruclip.bench.sequences import Sequence, drifting, late
+from gruclip.bench.sequences import MatrixSequence, drifting, late
 from gruclip.bench.step import SHAPES, example_seconds, random_words
 from gruclip.bench.timing import seconds_of, shuffled
 from gruclip.errors import UserError
@@ -89,7 +89,7 @@ def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
     return (left * values.clamp(max=limit)) @ right, int((values > limit).sum())
 
 
-def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
+def measure(sequence: MatrixSequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
     """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own on the device.
 
     A contestant leaves when it has used `seconds` and done `MIN_ROUNDS`. Its result is compared in the third
@@ -122,7 +122,7 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
 
 
 def measure_all(
-    sequences: Iterable[Sequence], seconds: float, step_seconds: float, device: torch.device
+    sequences: Iterable[MatrixSequence], seconds: float, step_seconds: float, device: torch.device
 ) -> pd.DataFrame:
     """A row for each sequence and algorithm."""
     rows = []
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
     step_seconds = example_seconds(words, SHAPES["ptb"], 5, device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
-    kinds: dict[str, Iterable[Sequence]] = {
+    kinds: dict[str, Iterable[MatrixSequence]] = {
         "recorded": load_recorded(arguments.out),
         "late": [late(n, steps)] if arguments.late else [],
         "by size": (drifting(n, min(FEW_ABOVE, n), steps) for n in sizes),

@@ -18,7 +18,7 @@ from gruclip.bench.grid import AUTO, Cell, cells, grid_tables, measure_cell, mea
 from gruclip.bench.projection_figure import grid_figure, line_style, projection_figure
 from gruclip.bench.projection_peers import EMERGING, MISSING, NAIVE, matrix_sign, newton_schulz_clip, peers, svd_clip
 from gruclip.bench.recorded import load_recorded, record, save_recorded
-from gruclip.bench.sequences import Sequence, drifting, late, unknown
+from gruclip.bench.sequences import MatrixSequence, drifting, late, unknown
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import UserError
 from gruclip.runs.checkpoints import read_checkpoint
@@ -135,7 +135,7 @@ def test_a_recorded_matrix_is_what_training_clipped_in_the_iteration_after_the_c
 
 
 def test_a_saved_sequence_is_read_as_it_was(tmp_path):
-    sequence = Sequence("spectral_clipping,delta=0.2, after epoch 1", 0.6, torch.randn(3, 4, 4))
+    sequence = MatrixSequence("spectral_clipping,delta=0.2, after epoch 1", 0.6, torch.randn(3, 4, 4))
     assert save_recorded(sequence, tmp_path).name == "recorded_spectral_clipping,delta=0.2_after_epoch_1.safetensors"
     (loaded,) = load_recorded(tmp_path)
     assert (loaded.name, loaded.limit) == (sequence.name, sequence.limit)
@@ -225,7 +225,7 @@ def test_what_a_gpu_captures_projects_every_matrix_of_a_stack_on_its_own_memory(
 
 def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
     monkeypatch.setattr(projection, "projections", lambda limit, device: {"idle": lambda weight: None})
-    sequence = Sequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
+    sequence = MatrixSequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
     measured, above = projection.measure(sequence, 10.0, CPU)
     assert above == 1
     # The exact projection has diag(1, 0.5): 1 away, over the matrix's norm.
