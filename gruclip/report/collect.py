@@ -57,8 +57,8 @@ def read_steps(folder: str | Path) -> pd.DataFrame:
     return curves.read_steps(Path(folder) / "steps.csv")
 
 
-def read_epochs(folder: str | Path) -> pd.DataFrame:
-    """A run's epochs.csv, epoch 0 being before training; with six digits where the run was collected."""
+def read_epochs(folder: str | Path) -> curves.Epochs:
+    """The columns of a run's epochs.csv, epoch 0 being before training; with six digits where the run was collected."""
     if collected.is_collected(folder):
         return curves.collected_epochs(folder)
     return curves.read_epochs(Path(folder) / "epochs.csv")
@@ -96,15 +96,6 @@ def _times(folder: str | Path) -> dict[str, float]:
         return {name: one for name, one in timing.condensed(Path(folder) / "timing.csv").items() if one is not None}
     except UserError:
         return {}
-
-
-def read_losses_and_norms(folder: str | Path) -> tuple[list[float], list[float]]:
-    """Of a run's epochs the validation loss and the largest gradient norm, NaN where there is none; without pandas,
-    which takes milliseconds to begin, for the thousands of runs of a page.
-    """
-    if collected.is_collected(folder):
-        return curves.columns_of(folder, ("valid_loss", "grad_norm_max"))
-    return curves.columns_in(Path(folder) / "epochs.csv", ("valid_loss", "grad_norm_max"))
 
 
 def read_explosions(folder: str | Path) -> dict[str, float | None] | None:

@@ -278,7 +278,7 @@ def test_epochs_are_kept_of_every_run(tmp_path: Path) -> None:
     (folder / "epochs.csv").write_text(f"{head}\n0,,,9.2123456789,,,\n1,0.1,7.5,nan,26.1,inf,618\n")
     gather(tmp_path / "o", tmp_path / "paper")
     read = collect.read_epochs(tmp_path / "paper" / "ptb.csv" / folder.name)
-    pd.testing.assert_frame_equal(read, collect.read_epochs(folder), rtol=1e-5)
+    pd.testing.assert_frame_equal(pd.DataFrame(read), pd.DataFrame(collect.read_epochs(folder)), rtol=1e-5)
     assert math.isinf(read["grad_norm_max"][1])
 
 
