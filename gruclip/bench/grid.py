@@ -150,7 +150,7 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     try:
-        frame = pd.read_csv(path, dtype={"share": str, "revision": str, "machine": str})
+        frame = pd.read_csv(path, dtype={"share": str, "revision": str, "machine": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); move it away") from None
     if tuple(frame.columns) != COLUMNS:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gruclip.bench.sequences import MatrixSequence
@@ -85,6 +85,10 @@ def save_recorded(sequence: MatrixSequence, folder: Path) -> Path:
 def load_recorded(folder: Path) -> Iterator[MatrixSequence]:
     """Every recorded sequence in `folder`, in the order of their names."""
     for path in sorted(folder.glob("recorded_*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        yield MatrixSequence(metadata["name"], float(metadata["limit"]), load_file(path)["matrices"])
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                sequence = MatrixSequence(metadata["name"], float(metadata["limit"]), file.get_tensor("matrices"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: is no recorded sequence ({error}); move it away") from error
+        yield sequence

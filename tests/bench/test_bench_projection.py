@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from gruclip.bench import grid, projection, projection_peers
@@ -140,6 +141,14 @@ def test_a_saved_sequence_is_read_as_it_was(tmp_path):
     (loaded,) = load_recorded(tmp_path)
     assert (loaded.name, loaded.limit) == (sequence.name, sequence.limit)
     assert torch.equal(loaded.matrices, sequence.matrices)
+
+
+def test_a_file_that_was_not_recorded_is_named(tmp_path):
+    path = tmp_path / "recorded_x.safetensors"
+    for content in (b"", save({"matrices": torch.eye(2)}), save({"other": torch.eye(2)}, {"name": "x", "limit": "1"})):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"recorded_x\.safetensors: is no recorded sequence .*move it away"):
+            list(load_recorded(tmp_path))
 
 
 def test_what_cannot_be_recorded_is_told_in_one_line_and_nothing_is_written(tmp_path, capsys):
@@ -358,6 +367,10 @@ def test_a_stopped_grid_goes_on_and_one_of_another_revision_does_not_count(tmp_p
     monkeypatch.setattr(grid, "git_revision", lambda: "another")
     measure_grid([8], path, CPU, told.append)
     assert len(told) == 12
+    monkeypatch.setattr(grid, "git_revision", lambda: None)  # outside a checkout
+    for _ in range(2):
+        measure_grid([8], path, CPU, told.append)
+        assert len(told) == 18
 
 
 def test_a_file_that_is_no_grid_is_refused(tmp_path):
