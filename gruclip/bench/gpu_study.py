@@ -22,7 +22,7 @@ from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.config import RunConfig
 from gruclip.errors import Interrupted, UserError
 from gruclip.report import collected
-from gruclip.report.paper import collect
+from gruclip.report.collecting import collect
 from gruclip.training.capacity import run_bytes, stack_size
 from gruclip.training.engine import WARM_UP, Engine
 from gruclip.training.jobs import Job, check_runs

@@ -6,7 +6,7 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.collect import read_phases
+from gruclip.report.reading import read_phases
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES

@@ -42,7 +42,7 @@ Curves = dict[str, str]  #: CSV lines, without a heading, by the runs' identitie
 
 
 def read_steps(path: Path) -> pd.DataFrame:
-    """The frame of `collect.read_steps`; of a run of more than `CHUNK` iterations thinned as it is read, so that memory
+    """The frame of `reading.read_steps`; of a run of more than `CHUNK` iterations thinned as it is read, so that memory
     does not grow with the file."""
     try:
         parts: list[pd.DataFrame] = []

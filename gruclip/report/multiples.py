@@ -13,7 +13,7 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import style
-from gruclip.report.collect import read_epochs
+from gruclip.report.reading import read_epochs
 from gruclip.report.rows import STATUSES
 
 

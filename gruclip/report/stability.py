@@ -9,8 +9,8 @@ import pandas as pd
 from gruclip.choices import METHODS
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.collect import read_explosions
 from gruclip.report.explosions import COUNTS
+from gruclip.report.reading import read_explosions
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 

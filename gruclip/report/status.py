@@ -17,7 +17,7 @@ from typing import Any
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.report import collected, folders
-from gruclip.report.collect import read_seconds
+from gruclip.report.reading import read_seconds
 from gruclip.report.rows import Row, merged
 from gruclip.report.timing import condensed
 from gruclip.runs.ownership import living_owner

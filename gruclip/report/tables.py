@@ -1,6 +1,6 @@
 """Tables 1 and 2 of the paper, the table of learning rates, and the table of recurrent cells.
 
-Each is a pure function of the frame that `collect.read_runs` makes. Runs whose settings differ in more than
+Each is a pure function of the frame that `reading.read_runs` makes. Runs whose settings differ in more than
 the method and the seed stand in separate tables, one below the other.
 """
 

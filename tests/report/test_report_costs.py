@@ -9,9 +9,9 @@ import pytest
 from made_runs import NOTTINGHAM, PTB, config, frame, summary, timing, write_run
 
 from gruclip.errors import UserError
-from gruclip.report.collect import read_runs
+from gruclip.report.collecting import collect
 from gruclip.report.costs import table_cost
-from gruclip.report.paper import collect
+from gruclip.report.reading import read_runs
 
 
 def test_the_share_is_of_the_iterations_phases_and_the_same_from_collected_runs(tmp_path: Path) -> None:

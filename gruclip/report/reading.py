@@ -1,4 +1,4 @@
-"""Runs in, one data frame out: a row per run, from run folders and from the CSV files that `paper` makes of them."""
+"""Runs in, one data frame out: a row per run, from run folders and from the files that `collecting` makes of them."""
 
 from __future__ import annotations
 
