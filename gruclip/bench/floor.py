@@ -34,6 +34,11 @@ def precisions(device: torch.device = CPU) -> tuple[str, ...]:
     return tuple(DTYPES) if has_bf16_products(device) else ("fp32",)
 
 
+def precision_of(contestant: str) -> str:
+    """By its name, which says bf16 where its products are."""
+    return "bf16" if "bf16" in contestant else "fp32"
+
+
 def notes(device: torch.device = CPU) -> list[str]:
     """What a table should say of contestants that are missing."""
     return [NO_BF16] if precisions(device) == ("fp32",) else []

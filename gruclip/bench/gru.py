@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, measure_machine, notes, precisions
+from gruclip.bench.floor import gru_work, measure_machine, notes, precision_of, precisions
 from gruclip.bench.output import machine_table, timing_table, write
 from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
 from gruclip.bench.timing import Contestant, interleave
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     tables = []
     for (steps, batch, n), work in works.items():
         timings = interleave(contestants(steps, batch, n, device), arguments.repetitions)
-        floors = {name: machine.floor(work, "bf16" if "bf16" in name else "fp32") for name in timings}
+        floors = {name: machine.floor(work, precision_of(name)) for name in timings}
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
         tables.append(timing_table(title, caption, timings, BASE, floors, missing))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precisions
+from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precision_of, precisions
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
 from gruclip.bench.timing import WARMUP, Contestant, alone, interleave
@@ -145,7 +145,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
     spared = work_of("fp32", model.dropout if n >= MIN_UNITS else 0.0)
     machine = measure_machine(works.values())
     timings = interleave(language_contestants(corpus, ours, steps, batch, n), rounds)
-    floors = {name: machine.floor(works[precision], precision) for name, precision in _precisions(timings).items()}
+    floors = {name: machine.floor(works[precision_of(name)], precision_of(name)) for name in timings}
     floors["gruclip, fp32"] = machine.floor(spared, "fp32")
     title = f"Training step, T={steps}, B={batch}, n={n}, {vocabulary:,} words"
     caption = (
@@ -175,7 +175,7 @@ def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) 
     contestants = {TORCH_MUSIC: epoch} | {name: engine_epoch(engine) for name, engine in ours.items()}
     # An epoch of hundreds of windows needs no warming up.
     timings = interleave(contestants, rounds, warmup=0)
-    floors = {name: machine.floor(work, precision) for name, precision in _precisions(timings).items()}
+    floors = {name: machine.floor(work, precision_of(name)) for name in timings}
     title = f"Epoch of {corpus.name}, T={steps}, B={batch}, n={n}"
     caption = (
         f"{work.operations / 1e9:.0f} GFLOP without padding; gruclip with spectral clipping at {DELTA} on lanes of "
@@ -183,10 +183,6 @@ def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) 
     )
     table = timing_table(title, caption, timings, TORCH_MUSIC, floors, notes())
     return [table, parts_table(ours, rounds), machine_table(machine)]
-
-
-def _precisions(names: Iterable[str]) -> dict[str, str]:
-    return {name: "bf16" if "bf16" in name else "fp32" for name in names}
 
 
 def main(argv: list[str]) -> int:
