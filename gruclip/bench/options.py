@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,15 @@ def parser(bench: str, description: str, repetitions: int | None, default: str |
     options.add_argument("--repetitions", type=positive, default=repetitions, help=f"default: {default or repetitions}")
     options.add_argument("--out", type=Path, default=Path("outputs/bench"), metavar="DIR", help="default: %(default)s")
     return options
+
+
+def refuse_idle(
+    options: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str], where: str
+) -> None:
+    """Raise `UserError` for one of these options that was given, and says nothing `where` it was."""
+    for name in names:
+        if getattr(arguments, name) != options.get_default(name):
+            raise UserError(f"--{name}: does nothing {where}; leave it out")
 
 
 def add_device(options: argparse.ArgumentParser, default: str) -> None:

@@ -199,13 +199,11 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     device = command.device_of(arguments)
     command.prepare(arguments.threads)
-    idle = BESIDE_NO_GRID if arguments.grid is not None else () if arguments.record else ("keep", "data")
-    for name in idle:
-        if getattr(arguments, name) != parser.get_default(name):
-            other = "beside --grid" if arguments.grid is not None else "without --record"
-            raise UserError(f"--{name}: does nothing {other}; leave it out")
     if arguments.grid is not None:
+        command.refuse_idle(parser, arguments, BESIDE_NO_GRID, "beside --grid")
         return main_grid(arguments.grid or grid.SIZES, arguments, device)
+    if not arguments.record:
+        command.refuse_idle(parser, arguments, ("keep", "data"), "without --record")
     # All runs are read before the first is recorded in a file.
     for sequences in [record(run, arguments.keep, arguments.data) for run in arguments.record]:
         for sequence in sequences:

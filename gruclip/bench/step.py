@@ -197,8 +197,10 @@ def main(argv: list[str]) -> int:
     shape = arguments.shape or SHAPES[arguments.experiment]
     rounds = arguments.repetitions or REPETITIONS[arguments.experiment]
     if arguments.experiment == "ptb":
+        command.refuse_idle(parser, arguments, ["data"], "on random words")
         tables = language_tables(shape, arguments.vocabulary, rounds)
     else:
+        command.refuse_idle(parser, arguments, ["vocabulary"], f"on {arguments.experiment}")
         corpus = load(arguments.experiment, arguments.data)
         assert isinstance(corpus, MusicCorpus)
         tables = music_tables(corpus, shape, rounds)

@@ -339,6 +339,8 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
         (["transformer", "--shape", "5,3,15"], "--shape 5,3,15: n should be a multiple of 4, the heads"),
         (["transformer", "--shape", "100000,1,4"], "--shape 100000,1,4: T should be less than the text's"),
+        (["step", "--data", "."], "--data: does nothing on random words; leave it out"),
+        (["step", "--experiment", "nottingham", "--vocabulary", "9"], "--vocabulary: does nothing on nottingham"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
     ],
 )
