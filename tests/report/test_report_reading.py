@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import DATA_SHA256, PTB, config, steps, summary, write_run
+from made_runs import DATA_SHA256, PTB, config, steps, summary, timing, write_run
 
 from gruclip.errors import UserError
 from gruclip.report import reading
+from gruclip.report.timing import condensed
 
 
 def test_a_run_is_a_row_of_its_settings_and_its_summary(tmp_path: Path) -> None:
@@ -157,6 +158,14 @@ def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path
     assert read["measured"].tolist() == [True, False, True]
     np.testing.assert_array_equal(read["radius"], [0.9, np.nan, np.nan])
     np.testing.assert_array_equal(read["grad_norm"], [3.5, np.inf, np.nan])
+
+
+@pytest.mark.parametrize("iterations", [0, math.nan, math.inf])
+def test_times_of_no_iterations_are_named_and_not_divided_by(iterations: float, tmp_path: Path) -> None:
+    path = tmp_path / "timing.csv"
+    timing(2).assign(iterations=iterations).to_csv(path, index=False, na_rep="nan")
+    with pytest.raises(UserError, match=r"timing.csv: cannot be read \(an epoch without iterations or runs\)"):
+        condensed(path)
 
 
 def test_files_that_lack_their_columns_are_named(tmp_path: Path) -> None:
