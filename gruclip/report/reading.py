@@ -16,7 +16,6 @@ def read_runs(
     places: Path | Sequence[Path],
     experiment: str,
     remedy: str = "train some first",
-    unreadable: list[str] | None = None,
     differing: list[str] | None = None,
 ) -> pd.DataFrame:
     """One row for every run of ``experiment`` in each of the `places`, ordered by their settings.
@@ -30,16 +29,15 @@ def read_runs(
     `rows.ENVIRONMENT`. A run that has no summary yet is unfinished. The same run from two places is one row.
 
     Raises `NoRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
-    be read or was altered (the messages about folders go into the list `unreadable` instead, where there is one), and
-    for two places that hold the same run with other results (which is then the first place's, where there is a list
-    `differing`, and the other's folder goes into that).
+    be read or was altered, and for two places that hold the same run with other results (which is then the first
+    place's, where there is a list `differing`, and the other's folder goes into that).
     """
     places = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     rows = []
     for place in places:
         path = place / f"{experiment}.csv"
         kept = [run for run, _ in collected.read(path)] if path.is_file() else []
-        rows += merged([*folders.read(place / experiment, unreadable), *kept])
+        rows += merged([*folders.read(place / experiment), *kept])
     if not rows:
         raise NoRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
     return frame(in_file_order(merged(rows, differing)))

@@ -138,15 +138,6 @@ def test_no_folder_of_a_run_is_passed_over(tmp_path: Path) -> None:
         reading.read_runs(tmp_path, "ptb")
 
 
-def test_a_page_can_show_the_other_runs_and_name_what_cannot_be_read(tmp_path: Path) -> None:
-    write_run(tmp_path, config(PTB, "sgd"), summary())
-    damaged = write_run(tmp_path, config(PTB, "sgd", seed=1), summary())
-    (damaged / "summary.json").write_text("{")
-    unreadable: list[str] = []
-    assert len(reading.read_runs(tmp_path, "ptb", unreadable=unreadable)) == 1
-    assert [message.startswith(f"{damaged}/summary.json: damaged") for message in unreadable] == [True]
-
-
 def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path) -> None:
     (tmp_path / "steps.csv").write_text(
         "step,loss,grad_norm,spectral_norm_l0,spectral_norm_l1,spectral_radius_l0,spectral_radius_l1,values_clipped\n"
