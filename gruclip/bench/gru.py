@@ -80,5 +80,5 @@ def main(argv: list[str]) -> int:
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
         tables.append(timing_table(title, caption, timings, BASE, floors, missing))
-    write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out, device)
+    write("gru", [*tables, machine_table(machine)], arguments, device)
     return 0

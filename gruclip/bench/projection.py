@@ -226,7 +226,7 @@ def main(argv: list[str]) -> int:
     if arguments.stacks:
         sequence = late(n, STACK_STEPS)
         tables.append(stack_table(measure_stacks(sequence, arguments.stacks, device), sequence))
-    write("projection", tables, vars(arguments), arguments.out, device)
+    write("projection", tables, arguments, device)
     if not (frames["by size"].empty and frames["by share"].empty):
         figure = projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf"))
         for path in figure:
@@ -237,8 +237,8 @@ def main(argv: list[str]) -> int:
 def main_grid(sizes: Iterable[int], arguments: Namespace, device: torch.device) -> int:
     """``--grid``"""
     frame = grid.measure_grid(sizes, arguments.out / "projection_grid.csv", device, print)
-    settings = {name: one for name, one in vars(arguments).items() if name not in BESIDE_NO_GRID}
-    write("projection_grid", grid.grid_tables(frame), settings, arguments.out, device)
+    settings = Namespace(**{name: one for name, one in vars(arguments).items() if name not in BESIDE_NO_GRID})
+    write("projection_grid", grid.grid_tables(frame), settings, device)
     for path in grid_figure(frame, arguments.out / "projection_grid", ("png", "pdf")):
         print(f"bench projection: {path}")
     return 0

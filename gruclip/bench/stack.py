@@ -96,8 +96,8 @@ def main(argv: list[str]) -> int:
         rows.append(row | {"measured": parts, "budget": planned, "example_seconds": example, "product_rate": rate})
         tables = [Table(title, caption, _cells(rows, example), pd.DataFrame(rows), notes), _budget_table(rows, card)]
         # What is there is kept, should a later stack take too long.
-        write("stack", tables, vars(arguments), arguments.out, device, quiet=True)
-    write("stack", tables, vars(arguments), arguments.out, device)
+        write("stack", tables, arguments, device, quiet=True)
+    write("stack", tables, arguments, device)
     return 0
 
 

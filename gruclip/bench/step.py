@@ -204,5 +204,5 @@ def main(argv: list[str]) -> int:
         corpus = load(arguments.experiment, arguments.data)
         assert isinstance(corpus, MusicCorpus)
         tables = music_tables(corpus, shape, rounds)
-    write(f"step_{arguments.experiment}", tables, vars(arguments), arguments.out)
+    write(f"step_{arguments.experiment}", tables, arguments)
     return 0

@@ -81,5 +81,5 @@ def main(argv: list[str]) -> int:
     timings = interleave(contestants, arguments.repetitions, warmup=0)
     caption = f"Wall time from the command to its end, start of Python included; {experiment}."
     table = timing_table(f"Sweep of {runs} runs of {steps} iterations", caption, timings, BASE, notes=notes)
-    write("sweep", [table], vars(arguments), arguments.out)
+    write("sweep", [table], arguments)
     return 0

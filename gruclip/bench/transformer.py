@@ -124,5 +124,5 @@ def main(argv: list[str]) -> int:
         )
     training = Training(corpus, arguments.shape, arguments.layers, arguments.lr, arguments.limit, device)
     done = tables(training, arguments.warmup, arguments.repetitions)
-    write("transformer", done, vars(arguments), arguments.out, device)
+    write("transformer", done, arguments, device)
     return 0
