@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gruclip.bench import gpu, gpu_check, gpu_study
+from gruclip.bench import gpu, gpu_check, gpu_probe, gpu_study
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import Deadline, fitting, plateau_epochs, train_study
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
@@ -147,3 +147,15 @@ def test_the_benches_take_the_arguments_that_they_are_given(arguments: tuple[str
     bench, *rest = arguments
     with pytest.raises(ConfigError, match="torch finds no CUDA device here"):
         import_module(f"gruclip.bench.{bench}").main([*rest, "--out", str(tmp_path)])
+
+
+def test_a_question_that_fails_without_a_word_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> str:
+        raise AssertionError
+
+    gpu_probe._tell("one", fails)
+    gpu_probe._tell("another", lambda: "yes")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["one:", "FAILED,", "AssertionError:"],
+        ["another:", "yes"],
+    ]
