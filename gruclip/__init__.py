@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gruclip.config import RunConfig
     from gruclip.dynamics import jacobian_at_origin, spectral_radius, stability_limit
     from gruclip.gru import GRU
-    from gruclip.report.collect import read_runs
+    from gruclip.report.reading import read_runs
     from gruclip.runs.trained import load
     from gruclip.spectral import SpectralState, clip_singular_values_, spectral_norm
 
@@ -56,7 +56,7 @@ _HOMES = {
     "compose": "cli.library",
     "jacobian_at_origin": "dynamics",
     "load": "runs.trained",
-    "read_runs": "report.collect",
+    "read_runs": "report.reading",
     "spectral_norm": "spectral",
     "spectral_radius": "dynamics",
     "stability_limit": "dynamics",

@@ -73,7 +73,7 @@ def perplexity(value: float) -> float:
 
 
 def frame(runs: Iterable[tuple[RunConfig, dict[str, Any]]]) -> pd.DataFrame:
-    """What `collect.read_runs` returns for these runs."""
+    """What `reading.read_runs` returns for these runs."""
     made = [
         rows.row(run, result, folder=Path(folder_name(run)), identity=run.identity(""), data_sha256=DATA_SHA256)
         for run, result in runs

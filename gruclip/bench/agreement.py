@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
-from gruclip.bench.options import number_above_0, positive, prepare
+from gruclip.bench.options import positive, prepare
 from gruclip.choices import PRECISIONS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig
 from gruclip.data import load
@@ -27,7 +28,7 @@ BASE = RunConfig(
 )
 
 
-def agreement(iterations: int, precision: str, base: RunConfig = BASE) -> list[tuple[float, float]]:
+def agreement(iterations: int, precision: str, base: RunConfig) -> list[tuple[float, float]]:
     """The losses of each iteration in nats per token, of `base` trained with `auto` and with `full`.
 
     From the same seed, in turn: an iteration of one and then of the other. Epochs follow one another as needed.
@@ -55,23 +56,17 @@ def agreement(iterations: int, precision: str, base: RunConfig = BASE) -> list[t
 
 def parting(losses: Sequence[tuple[float, float]]) -> list[float]:
     """The largest difference of the two losses up to each iteration."""
-    largest, so_far = 0.0, []
-    for auto, full in losses:
-        largest = max(largest, abs(auto - full))
-        so_far.append(largest)
-    return so_far
+    return list(accumulate((abs(auto - full) for auto, full in losses), max))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m gruclip.bench.agreement", description=__doc__)
     options.add_argument("--iterations", type=positive, default=300, help="default: 300")
     options.add_argument("--precision", choices=PRECISIONS, default="fp64", help="default: fp64")
-    options.add_argument("--delta", type=number_above_0, default=BASE.optimizer.delta, help="default: %(default)s")
     options.add_argument("--threads", type=positive, default=2, help="default: 2")
     chosen = options.parse_args(arguments)
     prepare(chosen.threads)
-    base = replace(BASE, optimizer=replace(BASE.optimizer, delta=chosen.delta))
-    losses = agreement(chosen.iterations, chosen.precision, base)
+    losses = agreement(chosen.iterations, chosen.precision, BASE)
     print("iteration  loss, auto  loss, full  largest difference so far")
     shown = {10, *range(50, len(losses), 50), len(losses)}
     for i, ((auto, full), largest) in enumerate(zip(losses, parting(losses), strict=True), 1):

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from gruclip.bench.timing import Contestant, interleave
+from gruclip.bench.timing import Contestant, alone, interleave
 from gruclip.kernels import compiled
 from gruclip.kernels.products import has_bf16_products, onednn_product, our_product
 
@@ -34,9 +34,14 @@ def precisions(device: torch.device = CPU) -> tuple[str, ...]:
     return tuple(DTYPES) if has_bf16_products(device) else ("fp32",)
 
 
-def notes() -> list[str]:
+def precision_of(contestant: str) -> str:
+    """By its name, which says bf16 where its products are."""
+    return "bf16" if "bf16" in contestant else "fp32"
+
+
+def notes(device: torch.device = CPU) -> list[str]:
     """What a table should say of contestants that are missing."""
-    return [NO_BF16] if precisions() == ("fp32",) else []
+    return [NO_BF16] if precisions(device) == ("fp32",) else []
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,9 @@ def _repeat(kernel: Contestant, repeats: int) -> None:
 def bandwidth(device: torch.device = CPU, rounds: int = 7) -> float:
     """Bytes a second, at the fastest, of c = a + b over arrays that no cache holds: two read, one written."""
     a, b, c = (torch.ones(BANDWIDTH_BYTES // 4, device=device) for _ in range(3))
-    add, repeats = partial(torch.add, a, b, out=c), 1 if device.type == "cpu" else 20
-    return (
-        3 * BANDWIDTH_BYTES * repeats / min(interleave({"add": partial(_repeat, add, repeats)}, rounds)["add"].seconds)
-    )
+    repeats = 1 if device.type == "cpu" else 20
+    add = partial(_repeat, partial(torch.add, a, b, out=c), repeats)
+    return 3 * BANDWIDTH_BYTES * repeats / min(alone(add, rounds).seconds)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _tell(what: str, found: Callable[[], str]) -> None:
     try:
         print(f"{what}: {found()}", flush=True)
     except Exception as error:  # the other questions are still open
-        print(f"{what}: FAILED, {type(error).__name__}: {str(error).splitlines()[0][:200]}", flush=True)
+        print(f"{what}: FAILED, {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, times: int = 5) -> float:

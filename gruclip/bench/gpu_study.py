@@ -22,7 +22,7 @@ from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.config import RunConfig
 from gruclip.errors import Interrupted, UserError
 from gruclip.report import collected
-from gruclip.report.paper import collect
+from gruclip.report.collecting import collect
 from gruclip.training.capacity import run_bytes, stack_size
 from gruclip.training.engine import WARM_UP, Engine
 from gruclip.training.jobs import Job, check_runs
@@ -136,7 +136,7 @@ def fitting(jobs: Sequence[Job], seconds: float) -> int:
     if jobs[0].device.type == "cuda":
         count = stack_size(needs, jobs[0].device, None)
     count = _whole_seeds(seeds, count)
-    while count and (needed := seconds_of([job.config for job in jobs[:count]], jobs[0])) > seconds:
+    while count and (needed := stack_seconds([job.config for job in jobs[:count]], jobs[0])) > seconds:
         print(f"{count} runs: {needed:.0f} s by the measured iteration, {seconds:.0f} s are left", flush=True)
         smaller = min(count - 1, int(count * seconds / needed)) if seconds > 0 else 0
         # Never by more than half: few runs take more time each.
@@ -154,7 +154,7 @@ def _whole_seeds(seeds: Sequence[int], count: int) -> int:
     return whole or count
 
 
-def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
+def stack_seconds(configs: Sequence[RunConfig], job: Job) -> float:
     """What the training of these runs as one stack takes, by its measured iteration, radius, validation and the cutting
     of an epoch's data."""
     engine = Engine(configs, job.corpus, job.device)
@@ -178,10 +178,10 @@ def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
     del engine
     if job.device.type == "cuda":
         torch.cuda.empty_cache()
-    return max(_seconds(config, iterations, step, validation) for config in configs) + END_SECONDS * len(configs)
+    return max(_run_seconds(config, iterations, step, validation) for config in configs) + END_SECONDS * len(configs)
 
 
-def _seconds(config: RunConfig, iterations: int, step: float, validation: float) -> float:
+def _run_seconds(config: RunConfig, iterations: int, step: float, validation: float) -> float:
     steps = config.total_steps(iterations)
     epochs = math.ceil(steps / iterations) if steps is not None else plateau_epochs(config)
     return (steps if steps is not None else epochs * iterations) * step + (epochs + 2) * validation

@@ -18,7 +18,7 @@ import torch
 
 from gruclip.bench.output import number
 from gruclip.bench.projection_peers import NAIVE, Projection, svd_clip
-from gruclip.bench.sequences import Sequence, drifting, unknown
+from gruclip.bench.sequences import MatrixSequence, drifting, unknown
 from gruclip.bench.timing import seconds_of, shuffled
 from gruclip.errors import UserError
 from gruclip.report.render import Table
@@ -59,7 +59,7 @@ class Cell:
         share = SHARES[self.share]
         return min(self.n, share if isinstance(share, int) else round(share * self.n))
 
-    def sequence(self, steps: int) -> Sequence:
+    def sequence(self, steps: int) -> MatrixSequence:
         rows, columns = (factor * self.n for factor in SHAPES[self.shape])
         make = drifting if self.known else unknown
         return make(columns, self.above, steps, rows=rows)
@@ -150,7 +150,7 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     try:
-        frame = pd.read_csv(path, dtype={"share": str, "revision": str, "machine": str})
+        frame = pd.read_csv(path, dtype={"share": str, "revision": str, "machine": str}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); move it away") from None
     if tuple(frame.columns) != COLUMNS:

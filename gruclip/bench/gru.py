@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import gru_work, measure_machine, notes, precisions
+from gruclip.bench.floor import gru_work, measure_machine, notes, precision_of, precisions
 from gruclip.bench.output import machine_table, timing_table, write
 from gruclip.bench.peers import PlainGRU, layer_step, torch_gru
 from gruclip.bench.timing import Contestant, interleave
@@ -46,7 +46,7 @@ def contestants(steps: int, batch: int, n: int, device: torch.device) -> dict[st
     if "bf16" in precisions(device):
         layers["gruclip.GRU, bf16"] = Bf16GRU(ours)
     callables: dict[str, Contestant] = {
-        name: layer_step(layer, steps, batch, n, n, device) for name, layer in layers.items()
+        name: layer_step(layer, steps, batch, n, device) for name, layer in layers.items()
     }
     if capture := capture_on(device):
         for name in [name for name in callables if name.startswith("gruclip")]:
@@ -54,7 +54,7 @@ def contestants(steps: int, batch: int, n: int, device: torch.device) -> dict[st
             callables[f"{name}, replayed"] = capture([callables[name]])[0]
         return {name: partial(_to_the_end, step) for name, step in callables.items()}
     if keras_peer.is_installed():
-        callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n, n)
+        callables["Keras on JAX"] = keras_peer.layer_step(steps, batch, n)
     return callables
 
 
@@ -70,15 +70,15 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     command.prepare(arguments.threads)
     device = command.device_of(arguments)
-    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
+    missing = [*notes(device), *(keras_peer.notes() if device.type == "cpu" else [])]
     works = {shape: gru_work(shape[0], shape[1], shape[2], shape[2]) for shape in arguments.shapes}
     machine = measure_machine(works.values(), device)
     tables = []
     for (steps, batch, n), work in works.items():
         timings = interleave(contestants(steps, batch, n, device), arguments.repetitions)
-        floors = {name: machine.floor(work, "bf16" if "bf16" in name else "fp32") for name in timings}
+        floors = {name: machine.floor(work, precision_of(name)) for name in timings}
         title = f"Layer, T={steps}, B={batch}, n={n}"
         caption = f"Forward and backward, {work.operations / 1e9:.2f} GFLOP, {n} inputs, no biases."
         tables.append(timing_table(title, caption, timings, BASE, floors, missing))
-    write("gru", [*tables, machine_table(machine)], vars(arguments), arguments.out, device)
+    write("gru", [*tables, machine_table(machine)], arguments, device)
     return 0

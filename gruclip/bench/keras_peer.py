@@ -44,16 +44,21 @@ def _keras() -> tuple[Any, Any]:
     return keras, jax
 
 
+def notes() -> list[str]:
+    """What a table should say where it is missing."""
+    return [] if is_installed() else [MISSING]
+
+
 def gru(keras: Any, n: int) -> Any:
     return keras.layers.GRU(n, return_sequences=True, return_state=True, reset_after=False, use_bias=False)
 
 
-def layer_step(steps: int, batch: int, inputs: int, n: int) -> Callable[[], object]:
-    """Forward and backward of one layer, its input's gradient included."""
+def layer_step(steps: int, batch: int, n: int) -> Callable[[], object]:
+    """Forward and backward of one layer of n inputs and n units, its input's gradient included."""
     keras, jax = _keras()
     layer = gru(keras, n)
     rng = np.random.default_rng(0)
-    x = jax.numpy.asarray(rng.standard_normal((batch, steps, inputs), dtype=np.float32))
+    x = jax.numpy.asarray(rng.standard_normal((batch, steps, n), dtype=np.float32))
     grad = jax.numpy.asarray(rng.standard_normal((batch, steps, n), dtype=np.float32))
     h = jax.numpy.zeros((batch, n))
     layer.build(x.shape)

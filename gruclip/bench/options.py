@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +32,15 @@ def parser(bench: str, description: str, repetitions: int | None, default: str |
     return options
 
 
+def refuse_idle(
+    options: argparse.ArgumentParser, arguments: argparse.Namespace, names: Iterable[str], where: str
+) -> None:
+    """Raise `UserError` for one of these options that was given, and says nothing `where` it was."""
+    for name in names:
+        if getattr(arguments, name) != options.get_default(name):
+            raise UserError(f"--{name}: does nothing {where}; leave it out")
+
+
 def add_device(options: argparse.ArgumentParser, default: str) -> None:
     """``--device``, which `device_of` reads."""
     choices = ("auto", "cpu", "cuda")
@@ -51,13 +61,25 @@ def positive(text: str) -> int:
 
 
 def number_above_0(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
     return value
+
+
+def fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
+    return value
+
+
+def _number(text: str) -> float:
+    """NaN, which lies in no range, for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def shape(text: str) -> tuple[int, int, int]:
@@ -75,14 +97,3 @@ def prepare(threads: int) -> None:
     round_products("fp32")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: should be a number from 0 to 1")
-    return value

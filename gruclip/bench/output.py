@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -82,15 +82,14 @@ def number(value: float) -> str:
 def write(
     bench: str,
     tables: Sequence[Table],
-    settings: Mapping[str, Any],
-    out: Path,
+    arguments: Namespace,
     device: torch.device | None = None,
     quiet: bool = False,
 ) -> None:
-    """Write ``<bench>.md`` and ``<bench>.json`` into `out`; of a GPU where `device` is one.
-
-    Printed unless `quiet`.
+    """Write ``<bench>.md`` and ``<bench>.json``, with the `arguments`, into the folder that these call ``out``; of a
+    GPU where `device` is one. Printed unless `quiet`.
     """
+    out = arguments.out
     environment = describe_environment(device or torch.device("cpu"))
     versions = f"{environment['threads']} threads, torch {torch.__version__}"
     environment["processor_family"] = processor_family()
@@ -103,7 +102,7 @@ def write(
         "bench": bench,
         "environment": environment,
         "settings": {
-            name: value if isinstance(value, (int, float)) else str(value) for name, value in settings.items()
+            name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(arguments).items()
         },
         "tables": {table.title: table.values.to_dict("records") for table in tables},
     }

@@ -6,7 +6,8 @@ contestant: a callable that does one training step, or one epoch, and returns it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,11 @@ class PlainGRU(nn.Module):
 
 
 def layer_step(
-    layer: nn.Module, steps: int, batch: int, inputs: int, n: int, device: torch.device | None = None
+    layer: nn.Module, steps: int, batch: int, n: int, device: torch.device | None = None
 ) -> Callable[[], Tensor]:
-    """Forward and backward of one layer, its input's gradient included."""
+    """Forward and backward of one layer of n inputs and n units, its input's gradient included."""
     layer.to(device)
-    x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
+    x = torch.randn(steps, batch, n, device=device, requires_grad=True)
     h, grad = torch.zeros(1, batch, n, device=device), torch.randn(steps, batch, n, device=device)
     wanted = [x, *layer.parameters()]
 
@@ -75,7 +76,7 @@ def language_step(
     """A training step on the next `steps` of the tokens (L, B), round and round, on their device; the loss in nats
     per token."""
     criterion = nn.NLLLoss()
-    starts = _round_and_round(0, len(lanes) - 1 - steps, steps)
+    starts = cycle(range(0, len(lanes) - steps, steps))
     hidden = torch.zeros(1, lanes.shape[1], model.decoder.in_features, device=lanes.device)
     model.to(lanes.device).train()
 
@@ -88,19 +89,19 @@ def language_step(
         output, hidden = model(data, hidden)
         loss = criterion(output, targets)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        with torch.no_grad():
-            for p in model.parameters():
-                assert p.grad is not None
-                p.add_(p.grad, alpha=-lr)
+        descend(model, lr, clip)
         return loss.item()
 
     return step
 
 
-def _round_and_round(start: int, last: int, by: int) -> Iterator[int]:
-    while True:
-        yield from range(start, last + 1, by)
+def descend(model: nn.Module, lr: float, clip: float) -> None:
+    """Plain SGD, the gradient clipped at the global norm `clip`."""
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    with torch.no_grad():
+        for p in model.parameters():
+            assert p.grad is not None
+            p.add_(p.grad, alpha=-lr)
 
 
 class MusicModel(nn.Module):
@@ -144,11 +145,7 @@ def music_epoch(
                 logits, hidden = model(inputs[window], hidden)
                 nll = (criterion(logits, targets[window]).sum(-1) * mask[window]).sum()
                 (nll / batch_size).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-                with torch.no_grad():
-                    for p in model.parameters():
-                        assert p.grad is not None
-                        p.add_(p.grad, alpha=-lr)
+                descend(model, lr, clip)
                 total += nll.item()
                 count += int(mask[window].sum())
         return total / count

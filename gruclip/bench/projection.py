@@ -16,14 +16,13 @@ from torch import Tensor
 from gruclip.bench import grid
 from gruclip.bench import options as command
 from gruclip.bench.output import number, write
-from gruclip.bench.peers import LanguageModel, language_step, torch_gru
 from gruclip.bench.projection_figure import grid_figure, projection_figure
 from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
 from gruclip.bench.projection_stacks import deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
-from gruclip.bench.sequences import Sequence, drifting, late
-from gruclip.bench.step import SHAPES, random_words
-from gruclip.bench.timing import interleave, seconds_of, shuffled
+from gruclip.bench.sequences import MatrixSequence, drifting, late
+from gruclip.bench.step import SHAPES, example_seconds, random_words
+from gruclip.bench.timing import seconds_of, shuffled
 from gruclip.errors import UserError
 from gruclip.report.render import Table
 from gruclip.spectral import (
@@ -90,7 +89,7 @@ def exact(weight: Tensor, limit: float) -> tuple[Tensor, int]:
     return (left * values.clamp(max=limit)) @ right, int((values > limit).sum())
 
 
-def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
+def measure(sequence: MatrixSequence, seconds: float, device: torch.device) -> tuple[dict[str, Measured], int]:
     """Clip every matrix of a sequence by every algorithm in turn, each on a copy of its own on the device.
 
     A contestant leaves when it has used `seconds` and done `MIN_ROUNDS`. Its result is compared in the third
@@ -122,17 +121,8 @@ def measure(sequence: Sequence, seconds: float, device: torch.device) -> tuple[d
     return measured, above
 
 
-def example_step_seconds(device: torch.device) -> float:
-    """Median seconds of the PyTorch example's training step at Penn Treebank's shapes."""
-    steps, batch, n = SHAPES["ptb"]
-    corpus = random_words(steps, batch, 10_000)
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
-    step = language_step(LanguageModel(corpus.num_outputs, n, torch_gru), lanes, steps)
-    return interleave({"step": step}, rounds=5)["step"].median
-
-
 def measure_all(
-    sequences: Iterable[Sequence], seconds: float, step_seconds: float, device: torch.device
+    sequences: Iterable[MatrixSequence], seconds: float, step_seconds: float, device: torch.device
 ) -> pd.DataFrame:
     """A row for each sequence and algorithm."""
     rows = []
@@ -209,13 +199,11 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     device = command.device_of(arguments)
     command.prepare(arguments.threads)
-    idle = BESIDE_NO_GRID if arguments.grid is not None else () if arguments.record else ("keep", "data")
-    for name in idle:
-        if getattr(arguments, name) != parser.get_default(name):
-            other = "beside --grid" if arguments.grid is not None else "without --record"
-            raise UserError(f"--{name}: does nothing {other}; leave it out")
     if arguments.grid is not None:
+        command.refuse_idle(parser, arguments, BESIDE_NO_GRID, "beside --grid")
         return main_grid(arguments.grid or grid.SIZES, arguments, device)
+    if not arguments.record:
+        command.refuse_idle(parser, arguments, ("keep", "data"), "without --record")
     # All runs are read before the first is recorded in a file.
     for sequences in [record(run, arguments.keep, arguments.data) for run in arguments.record]:
         for sequence in sequences:
@@ -223,10 +211,11 @@ def main(argv: list[str]) -> int:
     recorded = any(arguments.out.glob("recorded_*.safetensors"))
     if not (recorded or arguments.late or arguments.sizes or arguments.large or arguments.fractions):
         raise UserError("--sizes and --fractions without a value: nothing is left to be measured; give one")
-    step_seconds = example_step_seconds(device)
+    words = random_words(*SHAPES["ptb"][:2], 10_000)
+    step_seconds = example_seconds(words, SHAPES["ptb"], 5, device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
-    kinds: dict[str, Iterable[Sequence]] = {
+    kinds: dict[str, Iterable[MatrixSequence]] = {
         "recorded": load_recorded(arguments.out),
         "late": [late(n, steps)] if arguments.late else [],
         "by size": (drifting(n, min(FEW_ABOVE, n), steps) for n in sizes),
@@ -237,7 +226,7 @@ def main(argv: list[str]) -> int:
     if arguments.stacks:
         sequence = late(n, STACK_STEPS)
         tables.append(stack_table(measure_stacks(sequence, arguments.stacks, device), sequence))
-    write("projection", tables, vars(arguments), arguments.out, device)
+    write("projection", tables, arguments, device)
     if not (frames["by size"].empty and frames["by share"].empty):
         figure = projection_figure(frames["by size"], frames["by share"], arguments.out / "projection", ("png", "pdf"))
         for path in figure:
@@ -248,8 +237,8 @@ def main(argv: list[str]) -> int:
 def main_grid(sizes: Iterable[int], arguments: Namespace, device: torch.device) -> int:
     """``--grid``"""
     frame = grid.measure_grid(sizes, arguments.out / "projection_grid.csv", device, print)
-    settings = {name: one for name, one in vars(arguments).items() if name not in BESIDE_NO_GRID}
-    write("projection_grid", grid.grid_tables(frame), settings, arguments.out, device)
+    settings = Namespace(**{name: one for name, one in vars(arguments).items() if name not in BESIDE_NO_GRID})
+    write("projection_grid", grid.grid_tables(frame), settings, device)
     for path in grid_figure(frame, arguments.out / "projection_grid", ("png", "pdf")):
         print(f"bench projection: {path}")
     return 0

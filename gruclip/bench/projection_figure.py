@@ -52,8 +52,8 @@ def projection_figure(by_size: pd.DataFrame, by_share: pd.DataFrame, path: Path,
 def line_style(index: int) -> dict[str, Any]:
     """Of the line of one of the contestants: once the colours are used up, dashed and with open markers."""
     turn, index = divmod(index, len(COLOURS))
-    style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
-    return style | ({"linestyle": "--", "markerfacecolor": "white"} if turn else {})
+    look: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
+    return look | ({"linestyle": "--", "markerfacecolor": "white"} if turn else {})
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
@@ -73,13 +73,13 @@ def _panel(axes: Axes, rows: pd.DataFrame, column: str) -> None:
 
 def grid_figure(frame: pd.DataFrame, path: Path, formats: Sequence[str]) -> list[Path]:
     """The factor of each cell as a heat map, a panel for each shape, and for matrices unknown and known; returns the
-    files. A frame as `gruclip.bench.grid.measure_grid` makes it; a factor above 1.1 has a frame."""
+    files. A frame as `gruclip.bench.grid.measure_grid` makes it; a factor above `MARKED` has a frame."""
     shapes = [shape for shape in SHAPES if shape in set(frame["shape"])]
     sizes = {shape: sorted(frame.loc[frame["shape"] == shape, "n"].unique()) for shape in shapes}
     heights = [len(sizes[shape]) for shape in shapes]
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(shapes), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+        panels = figure.subplots(len(shapes), 2, squeeze=False, height_ratios=heights)
         for row, shape in zip(panels, shapes, strict=True):
             for axes, known in zip(row, (False, True), strict=True):
                 cells = frame[(frame["shape"] == shape) & (frame["known"] == known)]
@@ -89,7 +89,7 @@ def grid_figure(frame: pd.DataFrame, path: Path, formats: Sequence[str]) -> list
             row[1].set_yticklabels([])
         figure.supxlabel("values above the limit: a share of n, or 10", fontsize=7)
 
-    title = "Time of auto over the best of\ntorch's SVD, gram and truncated; framed: above 1.1"
+    title = f"Time of auto over the best of\ntorch's SVD, gram and truncated; framed: above {MARKED}"
     return style.save(draw, title, 0.9 + 0.45 * len(shapes) + 0.15 * sum(heights), path, formats)
 
 

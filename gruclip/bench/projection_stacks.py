@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gruclip.bench.output import number
 from gruclip.bench.projection_peers import Projection
-from gruclip.bench.sequences import Sequence
+from gruclip.bench.sequences import MatrixSequence
 from gruclip.bench.timing import seconds_of
 from gruclip.kernels.graphs import Phase, capture_on
 from gruclip.report.render import Table
@@ -73,7 +73,7 @@ def deferred(limit: float) -> Projection:
     return project
 
 
-def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.device) -> pd.DataFrame:
+def measure_stacks(sequence: MatrixSequence, counts: Iterable[int], device: torch.device) -> pd.DataFrame:
     """Every program on so many matrices at once, all of them the sequence's: median seconds of a step, and the share of
     steps that had a certificate; what has none is redone, untimed."""
     rows = []
@@ -98,7 +98,7 @@ def measure_stacks(sequence: Sequence, counts: Iterable[int], device: torch.devi
     return pd.DataFrame(rows)
 
 
-def stack_table(frame: pd.DataFrame, sequence: Sequence) -> Table:
+def stack_table(frame: pd.DataFrame, sequence: MatrixSequence) -> Table:
     cells = pd.DataFrame(
         {
             "algorithm": frame["algorithm"],

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gruclip.bench.sequences import Sequence
+from gruclip.bench.sequences import MatrixSequence
 from gruclip.data import load
 from gruclip.errors import UserError
 from gruclip.runs.checkpoints import read_checkpoint
@@ -31,7 +31,7 @@ class _Recorder(Engine):
         super()._clip(it)
 
 
-def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
+def record(run: Path, keep: int, root: str | None = None) -> list[MatrixSequence]:
     """The recurrent block of each layer before clipping, in the `keep` iterations after a run's last checkpoint.
 
     Trained on from there on the CPU, at the learning rate that the checkpoint has, over the ends of epochs; nothing is
@@ -55,13 +55,9 @@ def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
     engine.recorded = [[] for _ in range(config.model.num_layers)]
     engine.load_run_state(0, checkpoint.tensors)
     engine.set_rates([progress.schedule.lr])
-    epoch, iteration = max(progress.epoch, 1), progress.totals.iterations
-    name = f"{run.resolve().name}, after epoch {progress.epochs_done}"
-    if 0 < iteration < (available := engine.begin_epoch([epoch], fresh_states=False)):
-        name = f"{run.resolve().name}, epoch {epoch} from iteration {iteration + 1}"
-    elif iteration > 0:
-        epoch, iteration = epoch + 1, 0
-        available = engine.begin_epoch([epoch])
+    epoch, iteration = progress.epoch, progress.totals.iterations
+    available = engine.begin_epoch([epoch], fresh_states=False)
+    place = f"epoch {epoch} from iteration {iteration + 1}" if iteration < available else f"after epoch {epoch}"
     for _ in range(keep):
         if iteration == available:
             epoch, iteration = epoch + 1, 0
@@ -70,12 +66,12 @@ def record(run: Path, keep: int, root: str | None = None) -> list[Sequence]:
         iteration += 1
     layers = [f", layer {layer}" if len(engine.recorded) > 1 else "" for layer in range(len(engine.recorded))]
     return [
-        Sequence(f"{name}{layer}", limit, torch.stack(matrices))
+        MatrixSequence(f"{run.resolve().name}, {place}{layer}", limit, torch.stack(matrices))
         for layer, matrices in zip(layers, engine.recorded, strict=True)
     ]
 
 
-def save_recorded(sequence: Sequence, folder: Path) -> Path:
+def save_recorded(sequence: MatrixSequence, folder: Path) -> Path:
     path = folder / f"recorded {sequence.name}.safetensors".replace(", ", "_").replace(" ", "_")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +82,13 @@ def save_recorded(sequence: Sequence, folder: Path) -> Path:
     return path
 
 
-def load_recorded(folder: Path) -> Iterator[Sequence]:
+def load_recorded(folder: Path) -> Iterator[MatrixSequence]:
     """Every recorded sequence in `folder`, in the order of their names."""
     for path in sorted(folder.glob("recorded_*.safetensors")):
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        yield Sequence(metadata["name"], float(metadata["limit"]), load_file(path)["matrices"])
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                sequence = MatrixSequence(metadata["name"], float(metadata["limit"]), file.get_tensor("matrices"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: is no recorded sequence ({error}); move it away") from error
+        yield sequence

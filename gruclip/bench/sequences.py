@@ -10,6 +10,9 @@ from torch import Tensor
 
 from gruclip.spectral import SpectralState, clip_singular_values_
 
+#: Of all but the late ones: delta 0.2's.
+LIMIT = 1.8
+
 #: Spectral norms of an update's part that pushes values over the limit, and of its noise, relative to the limit.
 #: Together as on Penn Treebank (iterations 20 to 60 at rate 1): 1e-3 in spectral norm, 4e-3 in Frobenius norm.
 DRIFT, NOISE = 1e-3, 4e-4
@@ -27,7 +30,7 @@ LATE_SHARES, LATE_VALUES = (0.0, 0.038, 0.045, 0.075, 0.15, 0.31, 0.61, 1.0), (1
 
 
 @dataclass(frozen=True)
-class Sequence:
+class MatrixSequence:
     """Matrices before clipping, in the order of the iterations."""
 
     name: str
@@ -35,43 +38,43 @@ class Sequence:
     matrices: Tensor  #: float32 (N, m, n)
 
 
-def drifting(n: int, above: int, steps: int, limit: float = 1.8, seed: int = 0, rows: int | None = None) -> Sequence:
+def drifting(n: int, above: int, steps: int, rows: int | None = None) -> MatrixSequence:
     """A made sequence (rows, n), square where `rows` is not given, in which `above` values pass the limit in every
     step, by a thousandth of it, and the singular vectors turn slowly.
 
     The values that do not pass are spread evenly below 0.9 of the limit.
     """
     m = n if rows is None else rows
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     left, right = _bases(m, n, generator)
     few = min(m, n)
-    values = torch.cat((torch.full((above,), limit), torch.linspace(INSIDE * limit, 0, few - above)))
+    values = torch.cat((torch.full((above,), LIMIT), torch.linspace(INSIDE * LIMIT, 0, few - above)))
     weight = (left * values) @ right.mT
-    outwards = DRIFT * limit * left[:, :above] @ right[:, :above].mT
+    outwards = DRIFT * LIMIT * left[:, :above] @ right[:, :above].mT
     state, matrices = SpectralState(), torch.empty(steps, m, n)
     for before in matrices:
         # The spectral norm of a Gaussian matrix is near m^(1/2) + n^(1/2).
-        noise = torch.randn(m, n, generator=generator).mul_(NOISE * limit / (m**0.5 + n**0.5))
+        noise = torch.randn(m, n, generator=generator).mul_(NOISE * LIMIT / (m**0.5 + n**0.5))
         weight += outwards + noise
         before.copy_(weight)
-        clip_singular_values_(weight, limit, state=state)
+        clip_singular_values_(weight, LIMIT, state=state)
     shape = f"n={n}" if m == n else f"{m} x {n}"
-    return Sequence(f"made, {shape}, {above} above", limit, matrices)
+    return MatrixSequence(f"made, {shape}, {above} above", LIMIT, matrices)
 
 
-def unknown(n: int, above: int, steps: int, limit: float = 1.8, seed: int = 0, rows: int | None = None) -> Sequence:
+def unknown(n: int, above: int, steps: int, rows: int | None = None) -> MatrixSequence:
     """The same matrix `steps` times, of which `above` values are spread from 1.001 to 1.3 limits and the others from 0
     to 0.9."""
     m = n if rows is None else rows
-    left, right = _bases(m, n, torch.Generator().manual_seed(seed))
-    outside = torch.linspace(1.3 * limit, 1.001 * limit, above)
-    values = torch.cat((outside, torch.linspace(INSIDE * limit, 0, min(m, n) - above)))
+    left, right = _bases(m, n, torch.Generator().manual_seed(0))
+    outside = torch.linspace(1.3 * LIMIT, 1.001 * LIMIT, above)
+    values = torch.cat((outside, torch.linspace(INSIDE * LIMIT, 0, min(m, n) - above)))
     matrix = (left * values) @ right.mT
     shape = f"n={n}" if m == n else f"{m} x {n}"
-    return Sequence(f"one, {shape}, {above} above", limit, matrix.expand(steps, m, n))
+    return MatrixSequence(f"one, {shape}, {above} above", LIMIT, matrix.expand(steps, m, n))
 
 
-def late(n: int, steps: int, seed: int = 0) -> Sequence:
+def late(n: int, steps: int) -> MatrixSequence:
     """A made sequence as in the later epochs of a run on Penn Treebank, (n, n), n >= 80.
 
     An update has 40 directions with decaying singular values and the Frobenius norm 1, which is 1.7 limits (measured:
@@ -80,7 +83,7 @@ def late(n: int, steps: int, seed: int = 0) -> Sequence:
     to 23 values passing the limit at every step, the largest by a third to a half of it, and 25 to 36 at 0.92 of it or
     beyond, over thirty steps.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     left, right = _bases(n, n, generator)
     values = np.interp(np.arange(n) / (n - 1), LATE_SHARES, LATE_VALUES)
     weight = (left * (LATE_LIMIT * torch.from_numpy(values).float())) @ right.mT
@@ -96,7 +99,7 @@ def late(n: int, steps: int, seed: int = 0) -> Sequence:
         before.copy_(weight)
         left, found, right_t = torch.linalg.svd(weight)
         weight, right = (left * found.clamp(max=LATE_LIMIT)) @ right_t, right_t.mT
-    return Sequence(f"made as late in training, n={n}", LATE_LIMIT, matrices)
+    return MatrixSequence(f"made as late in training, n={n}", LATE_LIMIT, matrices)
 
 
 def _bases(m: int, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,8 @@ from gruclip.bench import options as command
 from gruclip.bench.budget import Card, Shape, budget, measured_card, phases
 from gruclip.bench.floor import bandwidth, gru_work, output_work, product_rates
 from gruclip.bench.output import number, write
-from gruclip.bench.peers import LanguageModel, language_step, torch_gru
-from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, random_words, run_config
-from gruclip.bench.timing import Contestant, interleave
+from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, example_seconds, per_call, random_words, run_config
+from gruclip.bench.timing import alone
 from gruclip.choices import PRECISIONS
 from gruclip.config import ModelConfig
 from gruclip.model.device import COMPUTE_DTYPES, choose_device, round_products
@@ -32,19 +31,15 @@ ON_CPU = (
 )
 
 
-def seconds_of(step: Contestant, rounds: int) -> float:
-    """Median over `rounds` calls, after those in which libraries set themselves up and an iteration is captured."""
-    return interleave({"step": step}, rounds, WARM_UP + 2)["step"].median
-
-
 def measured(engine: Engine, rounds: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of an iteration, and the mean of each part of it by the engine's clock."""
+    """Median seconds of an iteration, and the mean of each part of it by the engine's clock; after those in which
+    libraries set themselves up and an iteration is captured."""
     step = engine_step(engine)
     for _ in range(WARM_UP + 2):
         step()
     engine.clock.read()
-    taken = interleave({"step": step}, rounds, 0)["step"].median
-    return taken, {part: seconds / rounds for part, seconds in engine.clock.read().items()}
+    taken = alone(step, rounds, warmup=0).median
+    return taken, per_call(engine, rounds)
 
 
 def peak_bytes(device: torch.device) -> int | None:
@@ -77,8 +72,7 @@ def main(argv: list[str]) -> int:
     square = (PRODUCT_SIZE[device.type],) * 3
     rate = max(product_rates([square], COMPUTE_DTYPES[precision], device=device)[square].values())
 
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous().to(device)
-    example = seconds_of(language_step(LanguageModel(arguments.vocabulary, n, torch_gru), lanes, steps), rounds)
+    example = example_seconds(corpus, arguments.shape, rounds, device)
     card = measured_card(rate, bandwidth(device), precision, device)
     title = f"Stack, T={steps}, B={batch}, n={n}, {arguments.vocabulary:,} words, {precision}"
     caption = (
@@ -102,8 +96,8 @@ def main(argv: list[str]) -> int:
         rows.append(row | {"measured": parts, "budget": planned, "example_seconds": example, "product_rate": rate})
         tables = [Table(title, caption, _cells(rows, example), pd.DataFrame(rows), notes), _budget_table(rows, card)]
         # What is there is kept, should a later stack take too long.
-        write("stack", tables, vars(arguments), arguments.out, device, quiet=True)
-    write("stack", tables, vars(arguments), arguments.out, device)
+        write("stack", tables, arguments, device, quiet=True)
+    write("stack", tables, arguments, device)
     return 0
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from gruclip.bench import keras_peer
 from gruclip.bench import options as command
-from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precisions
+from gruclip.bench.floor import Work, gru_work, measure_machine, notes, output_work, precision_of, precisions
 from gruclip.bench.output import machine_table, number, timing_table, write
 from gruclip.bench.peers import LanguageModel, MusicModel, PlainGRU, Recurrent, language_step, music_epoch, torch_gru
-from gruclip.bench.timing import WARMUP, Contestant, interleave
+from gruclip.bench.timing import WARMUP, Contestant, alone, interleave
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
+from gruclip.errors import UserError
 from gruclip.gru import GRU
 from gruclip.kernels.dropout import MIN_UNITS
 from gruclip.report.render import Table
@@ -34,12 +36,24 @@ REPETITIONS = {"ptb": 15, "nottingham": 3}
 WINDOWS = 8
 
 
-def random_words(steps: int, batch: int, vocabulary: int, seed: int = 0) -> WordCorpus:
+def random_words(steps: int, batch: int, vocabulary: int) -> WordCorpus:
     """Words drawn evenly, `WINDOWS` windows of `steps` for each of `batch` lanes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     text = torch.randint(vocabulary, (batch * (WINDOWS * steps + 1),), generator=generator)
     words = tuple(f"word{index}" for index in range(vocabulary))
     return WordCorpus("random", "random", dict.fromkeys(("train", "valid", "test"), text), words)
+
+
+def lanes_of(corpus: WordCorpus, batch: int) -> Tensor:
+    """The random text as tokens (L, B)."""
+    return corpus.splits["train"].view(batch, -1).T.contiguous()
+
+
+def example_seconds(corpus: WordCorpus, shape: tuple[int, int, int], rounds: int, device: torch.device) -> float:
+    """Median seconds of the PyTorch example's training step."""
+    steps, batch, n = shape
+    model = LanguageModel(corpus.num_outputs, n, torch_gru)
+    return alone(language_step(model, lanes_of(corpus, batch).to(device), steps), rounds).median
 
 
 def run_config(dataset: str, model: ModelConfig, lr: float, steps: int, batch: int, precision: str) -> RunConfig:
@@ -88,7 +102,7 @@ def language_contestants(
     corpus: WordCorpus, ours: dict[str, Engine], steps: int, batch: int, n: int
 ) -> dict[str, Contestant]:
     vocabulary = corpus.num_outputs
-    lanes = corpus.splits["train"].view(batch, -1).T.contiguous()
+    lanes = lanes_of(corpus, batch)
     recurrent: dict[str, Recurrent] = {
         EXAMPLE: torch_gru,
         "the same with gruclip.GRU": lambda inputs, units: GRU(inputs, units, bias=False),
@@ -104,13 +118,14 @@ def language_contestants(
 
 def parts_table(ours: dict[str, Engine], calls: int) -> Table:
     """What a step or epoch of gruclip spends where, from the engines' own clocks, warm-up included."""
-    rows = [{"contestant": name} | _per_call(engine, calls) for name, engine in ours.items()]
+    rows = [{"contestant": name} | per_call(engine, calls) for name, engine in ours.items()]
     cells = [{"": row["contestant"]} | {part: number(1e3 * float(row[part])) for part in PARTS[:-1]} for row in rows]
     caption = "Where gruclip's time goes, mean in ms, warm-up included."
     return Table("Parts", caption, pd.DataFrame(cells), pd.DataFrame(rows), [])
 
 
-def _per_call(engine: Engine, calls: int) -> dict[str, float]:
+def per_call(engine: Engine, calls: int) -> dict[str, float]:
+    """Mean seconds of each part of so many calls, by the engine's clock."""
     return {part: seconds / calls for part, seconds in engine.clock.read().items()}
 
 
@@ -130,7 +145,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
     spared = work_of("fp32", model.dropout if n >= MIN_UNITS else 0.0)
     machine = measure_machine(works.values())
     timings = interleave(language_contestants(corpus, ours, steps, batch, n), rounds)
-    floors = {name: machine.floor(works[precision], precision) for name, precision in _precisions(timings).items()}
+    floors = {name: machine.floor(works[precision_of(name)], precision_of(name)) for name in timings}
     floors["gruclip, fp32"] = machine.floor(spared, "fp32")
     title = f"Training step, T={steps}, B={batch}, n={n}, {vocabulary:,} words"
     caption = (
@@ -139,7 +154,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
         "others clip the gradient. Random words: the projection of a real run is measured by "
         "`gruclip bench projection`."
     )
-    missing = notes() if keras_peer.is_installed() else [*notes(), keras_peer.MISSING]
+    missing = [*notes(), *keras_peer.notes()]
     table = timing_table(title, caption, timings, EXAMPLE, floors, missing)
     return [table, parts_table(ours, rounds + WARMUP), machine_table(machine)]
 
@@ -147,9 +162,12 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
 def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) -> list[Table]:
     """An epoch of the two-layer music model."""
     steps, batch, n = shape
+    lane = sum(map(len, corpus.splits["train"])) // batch
+    windows = lane // steps
+    if not windows:
+        raise UserError(f"--shape {steps},{batch},{n}: T should be at most {lane}, what {corpus.name} has for B lanes")
     model = ModelConfig(hidden_size=n, num_layers=2)
     ours = engines(lambda precision: run_config(corpus.name, model, 0.1, steps, batch, precision), corpus)
-    windows = sum(map(len, corpus.splits["train"])) // batch // steps
     layers = gru_work(steps, batch, n, n) * 2
     work = (layers + output_work(steps * batch, n, corpus.num_outputs)) * windows
     machine = measure_machine([work])
@@ -157,7 +175,7 @@ def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) 
     contestants = {TORCH_MUSIC: epoch} | {name: engine_epoch(engine) for name, engine in ours.items()}
     # An epoch of hundreds of windows needs no warming up.
     timings = interleave(contestants, rounds, warmup=0)
-    floors = {name: machine.floor(work, precision) for name, precision in _precisions(timings).items()}
+    floors = {name: machine.floor(work, precision_of(name)) for name in timings}
     title = f"Epoch of {corpus.name}, T={steps}, B={batch}, n={n}"
     caption = (
         f"{work.operations / 1e9:.0f} GFLOP without padding; gruclip with spectral clipping at {DELTA} on lanes of "
@@ -165,10 +183,6 @@ def music_tables(corpus: MusicCorpus, shape: tuple[int, int, int], rounds: int) 
     )
     table = timing_table(title, caption, timings, TORCH_MUSIC, floors, notes())
     return [table, parts_table(ours, rounds), machine_table(machine)]
-
-
-def _precisions(names: Iterable[str]) -> dict[str, str]:
-    return {name: "bf16" if "bf16" in name else "fp32" for name in names}
 
 
 def main(argv: list[str]) -> int:
@@ -183,10 +197,12 @@ def main(argv: list[str]) -> int:
     shape = arguments.shape or SHAPES[arguments.experiment]
     rounds = arguments.repetitions or REPETITIONS[arguments.experiment]
     if arguments.experiment == "ptb":
+        command.refuse_idle(parser, arguments, ["data"], "on random words")
         tables = language_tables(shape, arguments.vocabulary, rounds)
     else:
+        command.refuse_idle(parser, arguments, ["vocabulary"], f"on {arguments.experiment}")
         corpus = load(arguments.experiment, arguments.data)
         assert isinstance(corpus, MusicCorpus)
         tables = music_tables(corpus, shape, rounds)
-    write(f"step_{arguments.experiment}", tables, vars(arguments), arguments.out)
+    write(f"step_{arguments.experiment}", tables, arguments)
     return 0

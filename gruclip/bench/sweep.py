@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,17 +42,14 @@ def environment_of(launcher: str, threads: int) -> dict[str, str]:
 
 def sweep(arguments: Sequence[str], environment: Mapping[str, str], runs: int) -> None:
     """Train from nothing in a process of its own, in a folder that is removed; raises where a run is missing."""
-    folder = Path(tempfile.mkdtemp(prefix="gruclip-bench-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="gruclip-bench-") as folder:
         called = [sys.executable, "-m", "gruclip", "train", *arguments, f"output_dir={folder}"]
         done = subprocess.run(called, env=dict(environment), capture_output=True, text=True)
         if done.returncode != 0:
             raise UserError(f"{' '.join(called[1:])}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-        finished = len(list(folder.rglob("summary.json")))
+        finished = len(list(Path(folder).rglob("summary.json")))
         if finished != runs:
             raise UserError(f"{' '.join(called[1:])}: {finished} of {runs} runs were recorded")
-    finally:
-        shutil.rmtree(folder)
 
 
 def main(argv: list[str]) -> int:
@@ -85,5 +81,5 @@ def main(argv: list[str]) -> int:
     timings = interleave(contestants, arguments.repetitions, warmup=0)
     caption = f"Wall time from the command to its end, start of Python included; {experiment}."
     table = timing_table(f"Sweep of {runs} runs of {steps} iterations", caption, timings, BASE, notes=notes)
-    write("sweep", [table], vars(arguments), arguments.out)
+    write("sweep", [table], arguments)
     return 0

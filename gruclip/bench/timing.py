@@ -19,7 +19,6 @@ Contestant = Callable[[], object]
 class Timing:
     """What one contestant took, in seconds, one entry a round."""
 
-    name: str
     seconds: tuple[float, ...]
 
     @property
@@ -57,7 +56,12 @@ def interleave(contestants: Mapping[str, Contestant], rounds: int, warmup: int =
             started = time.perf_counter()
             contestants[name]()
             seconds[name].append(time.perf_counter() - started)
-    return {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def alone(contestant: Contestant, rounds: int, warmup: int = WARMUP) -> Timing:
+    """`interleave` of one."""
+    return interleave({"": contestant}, rounds, warmup)[""]
 
 
 def shuffled(names: Iterable[str], turn: int) -> list[str]:

@@ -83,7 +83,7 @@ def tables(training: Training, warmup: int, rounds: int) -> list[Table]:
             seconds[STEP].append(step)
             seconds[CLIPPING].append(clipping)
             clipped = [before + now for before, now in zip(clipped, training.clipping.last_clipped, strict=True)]
-    timings = {name: Timing(name, tuple(taken)) for name, taken in seconds.items()}
+    timings = {name: Timing(tuple(taken)) for name, taken in seconds.items()}
     words, n = training.model.words.weight.shape
     title = f"Transformer, T={training.length}, B={training.batch}, n={n}, {training.layers} layers, {words:,} words"
     caption = (
@@ -118,7 +118,11 @@ def main(argv: list[str]) -> int:
     command.prepare(arguments.threads)
     corpus = load("pydoc", None)
     assert isinstance(corpus, WordCorpus)
+    if arguments.shape[0] >= (tokens := len(corpus.splits["train"])):
+        raise UserError(
+            f"--shape {','.join(map(str, arguments.shape))}: T should be less than the text's {tokens} tokens"
+        )
     training = Training(corpus, arguments.shape, arguments.layers, arguments.lr, arguments.limit, device)
     done = tables(training, arguments.warmup, arguments.repetitions)
-    write("transformer", done, vars(arguments), arguments.out, device)
+    write("transformer", done, arguments, device)
     return 0

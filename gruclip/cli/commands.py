@@ -118,7 +118,7 @@ def report(options: Namespace) -> int:
 
 def collect(options: Namespace) -> int:
     """``gruclip collect``"""
-    from gruclip.report.paper import collect as collect_runs
+    from gruclip.report.collecting import collect as collect_runs
 
     places = [Path(place) for place in options.runs or [OUTPUTS]]
     for path, count, new, differing in collect_runs(places, options.experiment, Path(options.out), options.curves):
@@ -144,7 +144,7 @@ def _places(runs: str | None, folder: str = "") -> list[Path]:
 
 def _runs(places: Path | Sequence[Path], experiment: str, remedy: str, notes: list[str]) -> DataFrame:
     """The runs of an experiment; where nobody has named a place, `notes` say where they are from."""
-    from gruclip.report.collect import read_runs
+    from gruclip.report.reading import read_runs
 
     if isinstance(places, Path) or len(places) == 1:
         return read_runs(places, experiment, remedy)

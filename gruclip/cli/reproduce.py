@@ -50,8 +50,8 @@ def reproduce(options: Namespace) -> int:
     # that what is wrong is told at once.
     planned = [planned_runs(command) for command in commands]
     places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in runs) for runs in planned]
-    from gruclip.report.collect import read_runs
     from gruclip.report.planned import check_planned
+    from gruclip.report.reading import read_runs
     from gruclip.report.tables import table
 
     if options.which not in REPRODUCTIONS:

@@ -124,8 +124,7 @@ def read_bytes(location: Path) -> bytes:
     try:
         return location.read_bytes()
     except OSError as error:
-        absent = isinstance(error, FileNotFoundError | IsADirectoryError)
-        remedy = "name a file that is there" if absent else "mend its permissions"
+        remedy = "mend its permissions" if isinstance(error, PermissionError) else "name a file that is there"
         raise DataError(f"{location}: cannot be read ({error.strerror}); {remedy}") from error
 
 

@@ -41,7 +41,9 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
     try:
         file = mido.MidiFile(file=io.BytesIO(content))
         ticks = file.ticks_per_beat / steps_per_beat
-        spans = [span for track in file.tracks for span in _spans(track, ticks)] if ticks > 0 else []
+        if ticks <= 0:  # a negative header: frames a second, as in film
+            raise ValueError("its times are not in beats")
+        spans = [span for track in file.tracks for span in _spans(track, ticks)]
     except Exception as error:  # of whatever kind mido raises for bytes that are no such file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not a MIDI file that can be read ({cause}); replace it or leave it out") from error

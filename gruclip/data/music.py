@@ -10,9 +10,9 @@ import numpy as np
 import scipy  # and `scipy.io` where it is used: 0.3 s, which no run on words needs
 import torch
 
+from gruclip.data.midi import KEYS
 from gruclip.errors import DataError
 
-KEYS = 88
 CELLS = {"train": "traindata", "valid": "validdata", "test": "testdata"}
 
 

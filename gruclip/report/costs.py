@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.collect import read_phases
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
+from gruclip.report.reading import read_phases
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES
-
-#: Runs of one line are timed on the same kind of machine with as many threads.
-PLACE = ("processor", "threads")
 
 
 def table_cost(runs: pd.DataFrame) -> list[render.Table]:
@@ -26,31 +20,30 @@ def table_cost(runs: pd.DataFrame) -> list[render.Table]:
     ended = finished(runs)
     phases = [read_phases(folder) or {} for folder in ended["folder"]]
     times = pd.DataFrame(phases, index=ended.index, columns=list(PHASES))
-    timed = ended.join(times)
-    if timed[list(PHASES)].isna().any(axis=1).all():
+    parts = known(sections(ended.join(times), (*METHOD, "optimizer.lr")), PHASES)
+    if not parts:
         raise UserError(f"table cost: of none of these {len(runs)} runs the times are known; train one to its end")
-    return [_costs(part) for part in known(sections(timed, (*METHOD, "optimizer.lr")), PHASES)]
+    return [_costs(part) for part in parts]
 
 
 def _costs(part: Section) -> render.Table:
     lines, values = [], []
-    keys = [*METHOD, *PLACE]
     runs = part.runs.dropna(subset=list(PHASES))
-    for _, mine in in_order(runs).groupby(keys, dropna=False, sort=False):
+    for mine in by_method(runs, "machine"):
         first, means = mine.iloc[0], mine[list(PHASES)].mean()
         total = float(means.sum())
         lines.append(
             {
                 "method": METHOD_NAMES[first["optimizer.name"]],
                 "setting": setting(first),
-                "machine": _place(first),
+                "machine": "unknown" if pd.isna(first["machine"]) else first["machine"],
                 "runs": str(len(mine)),
                 "iteration, ms": f"{1e3 * total:.3g}",
                 "clipping, ms": f"{1e3 * float(means['clipping']):.3g}",
                 "share of clipping": f"{float(means['clipping']) / total:.1%}" if total else "N/A",
             }
         )
-        values.append({**{name: first[name] for name in keys}, "runs": len(mine), **means})
+        values.append({**{name: first[name] for name in (*METHOD, "machine")}, "runs": len(mine), **means})
     caption = (
         f"{part.caption}. Of each run the median over its epochs, without the first where there are others, of the "
         "seconds of an iteration, forward, backward, update and clipping; means over runs of all learning rates. Runs "
@@ -58,8 +51,3 @@ def _costs(part: Section) -> render.Table:
     )
     notes = [*uncounted(part, runs, "times"), *origins.notes(runs)]
     return render.Table("Cost", caption, pd.DataFrame(lines), pd.DataFrame(values), notes)
-
-
-def _place(run: Mapping[str, Any] | pd.Series) -> str:
-    threads = run["threads"]
-    return f"{run['processor'] or 'unknown'}, {threads} thread{'' if threads == '1' else 's'}"

@@ -12,9 +12,8 @@ import csv
 import functools
 import gzip
 import io
-import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +37,12 @@ STEPS = ("step", "grad_norm", "radius")
 EPOCHS = ("epoch", "lr", "train_loss", "valid_loss", "grad_norm_mean", "grad_norm_max", "values_clipped")
 KINDS = {"steps": STEPS, "epochs": EPOCHS}
 
+Epochs = dict[str, list[float]]  #: the columns `EPOCHS`, NaN for what is empty
 Curves = dict[str, str]  #: CSV lines, without a heading, by the runs' identities
 
 
 def read_steps(path: Path) -> pd.DataFrame:
-    """The frame of `collect.read_steps`; of a run of more than `CHUNK` iterations thinned as it is read, so that memory
+    """The frame of `reading.read_steps`; of a run of more than `CHUNK` iterations thinned as it is read, so that memory
     does not grow with the file."""
     try:
         parts: list[pd.DataFrame] = []
@@ -73,12 +73,19 @@ def _steps(text: pd.DataFrame, radius: pd.Series, measured: pd.Series) -> pd.Dat
     return pd.DataFrame({"step": step, "grad_norm": norm, "radius": radius, "measured": measured})
 
 
-def read_epochs(path: Path) -> pd.DataFrame:
-    """The columns `EPOCHS` of epochs.csv as numbers; what does not exist in epoch 0 is NaN."""
+def read_epochs(path: Path) -> Epochs:
+    """Those of epochs.csv; without pandas, which takes milliseconds to begin, for the thousands of runs of a page."""
     try:
-        return pd.read_csv(path)[list(EPOCHS)].astype(float).astype({"epoch": int})
-    except (OSError, KeyError, ValueError) as error:
+        with path.open(newline="") as file:
+            head, *rows = csv.reader(file, strict=True)
+        return _columns(head, rows)
+    except (OSError, IndexError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Epochs:
+    places = {name: head.index(name) for name in EPOCHS}
+    return {name: [float(row[place] or "nan") for row in rows] for name, place in places.items()}
 
 
 def thinned(steps: pd.DataFrame) -> pd.DataFrame:
@@ -101,22 +108,22 @@ def step_lines(steps: pd.DataFrame) -> str:
     return _joined([few["step"].map(str), few["grad_norm"].map(_number), radius])
 
 
-def epoch_lines(epochs: pd.DataFrame) -> str:
+def epoch_lines(epochs: Epochs) -> str:
     """The CSV lines of a run's epochs."""
-    return _joined([epochs["epoch"].map(str), *(epochs[name].map(_number) for name in EPOCHS[1:])])
+    return _joined([map(_number, epochs[name]) for name in EPOCHS])
 
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _joined(columns: list[pd.Series]) -> str:
+def _joined(columns: Iterable[Iterable[str]]) -> str:
     return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
 
 
-def path_of(csv: Path, kind: str) -> Path:
-    """Where the "steps" or "epochs" of the runs in the collected file `csv` are."""
-    return csv.parent / "curves" / f"{csv.stem}.{kind}.csv.gz"
+def path_of(file: Path, kind: str) -> Path:
+    """Where the "steps" or "epochs" of the runs in a collected file are."""
+    return file.parent / "curves" / f"{file.stem}.{kind}.csv.gz"
 
 
 def packed(kind: str, curves: Mapping[str, str]) -> bytes:
@@ -127,9 +134,9 @@ def packed(kind: str, curves: Mapping[str, str]) -> bytes:
     return gzip.compress("".join(lines).encode(), 9, mtime=0)
 
 
-def read_curves(csv: Path, kind: str) -> Curves:
-    """The lines kept of each run, by the first 16 digits of its identity; none where there is no file."""
-    path = path_of(csv, kind)
+def read_curves(file: Path, kind: str) -> Curves:
+    """The lines kept of each run, by the first 16 digits of its identity; none where there is no file of them."""
+    path = path_of(file, kind)
     if not path.exists():
         return {}
     return dict(_read_curves(path, kind, path.stat().st_mtime_ns))
@@ -157,46 +164,16 @@ def _read_curves(path: Path, kind: str, written: int) -> Curves:
 
 def collected_steps(folder: str | Path) -> pd.DataFrame:
     """The thinned iterations of a collected run, as `read_steps` gives all of them."""
-    text = _collected(folder, "steps", "collect it anew from its run folder with: gruclip collect --curves NAME")
+    lines = _lines_of(folder, "steps", "collect it anew from its run folder with: gruclip collect --curves NAME")
+    text = pd.read_csv(io.StringIO(lines), names=list(STEPS), dtype=str, keep_default_na=False)
     measured = text["radius"] != ""
     return _steps(text, text["radius"].where(measured, "nan").astype(float), measured)
 
 
-def collected_epochs(folder: str | Path) -> pd.DataFrame:
+def collected_epochs(folder: str | Path) -> Epochs:
     """The epochs of a collected run, as `read_epochs` gives them."""
-    text = _collected(folder, "epochs", _EPOCHS_ANEW)
-    return text.replace("", "nan").astype(float).astype({"epoch": int})
-
-
-def columns_of(folder: str | Path, names: tuple[str, str]) -> tuple[list[float], list[float]]:
-    """Two columns of a collected run's epochs; NaN for what is empty."""
-    rows = [line.split(",") for line in _lines_of(folder, "epochs", _EPOCHS_ANEW).splitlines()]
-    first, second = ([_float(row[EPOCHS.index(name)]) for row in rows] for name in names)
-    return first, second
-
-
-def columns_in(path: Path, names: tuple[str, str]) -> tuple[list[float], list[float]]:
-    """The same of a run's epochs.csv."""
-    try:
-        with path.open(newline="") as file:
-            head, *rows = list(csv.reader(file, strict=True))
-        places = [head.index(name) for name in names]
-        first, second = ([_float(row[place]) for row in rows] for place in places)
-    except (OSError, IndexError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
-    return first, second
-
-
-def _float(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-_EPOCHS_ANEW = "collect it anew from its run folder with: gruclip collect"
-
-
-def _collected(folder: str | Path, kind: str, remedy: str) -> pd.DataFrame:
-    lines = io.StringIO(_lines_of(folder, kind, remedy))
-    return pd.read_csv(lines, names=list(KINDS[kind]), dtype=str, keep_default_na=False)
+    lines = _lines_of(folder, "epochs", "collect it anew from its run folder with: gruclip collect")
+    return _columns(EPOCHS, [line.split(",") for line in lines.splitlines()])
 
 
 def _lines_of(folder: str | Path, kind: str, remedy: str) -> str:

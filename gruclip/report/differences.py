@@ -10,7 +10,7 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, label, sections, setting
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, label, sections, setting
 from gruclip.report.statistics import (
     BEST_RATE,
     SEEDS_FOR_INTERVAL,
@@ -42,7 +42,7 @@ def table_differences(runs: pd.DataFrame) -> list[render.Table]:
 
 
 def _differences(part: Section) -> render.Table:
-    chosen = pd.DataFrame([_at_best_rate(mine) for _, mine in _by_method(part.runs)])
+    chosen = pd.DataFrame([_at_best_rate(mine) for mine in by_method(part.runs)])
     clipped = chosen[chosen["optimizer.name"] == "gradient_clipping"]
     reference = None if clipped.empty else best(clipped)
     lines = pd.DataFrame([_line(row, reference) for _, row in chosen.iterrows()])
@@ -60,10 +60,6 @@ def _differences(part: Section) -> render.Table:
     )
     notes = [*edge_notes([label(row) for _, row in chosen[chosen["at_edge"]].iterrows()]), *origins.notes(part.runs)]
     return render.Table("Differences", caption, lines, lines, notes)
-
-
-def _by_method(runs: pd.DataFrame) -> Any:
-    return in_order(runs).groupby(list(METHOD), dropna=False, sort=False)
 
 
 def _at_best_rate(mine: pd.DataFrame) -> dict[str, Any]:

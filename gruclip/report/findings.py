@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def findings(runs: pd.DataFrame, tables: Mapping[str, list[Table]]) -> list[Finding]:
-    """Of runs as `collect.read_runs` gives them and their tables by name; a table that they cannot give is missing."""
+    """Of runs as `reading.read_runs` gives them and their tables by name; a table that they cannot give is missing."""
     rate = paper_rate(runs["dataset.name"].iloc[0])
     answers = {
         "Does the gradient explode where the spectral radius of J passes 1?": _explosions(tables, rate),

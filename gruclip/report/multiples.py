@@ -13,7 +13,7 @@ import pandas as pd
 
 from gruclip.errors import UserError
 from gruclip.report import style
-from gruclip.report.collect import read_losses_and_norms
+from gruclip.report.reading import read_epochs
 from gruclip.report.rows import STATUSES
 
 
@@ -39,11 +39,11 @@ def multiples(runs: pd.DataFrame, settings: pd.Series, missing: list[str]) -> tu
     curves: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for place, folder in runs["folder"].items():
         try:
-            losses_and_norms = read_losses_and_norms(folder)
+            epochs = read_epochs(folder)
         except UserError as error:
             missing.append(f"curves: {error}")
             continue
-        curves[place] = np.array(losses_and_norms[0]), np.array(losses_and_norms[1])
+        curves[place] = np.array(epochs["valid_loss"]), np.array(epochs["grad_norm_max"])
     good = [place for place in curves if runs["status"][place] == "success"] or list(curves)
     ranges = [_range([curves[place][which] for place in good]) for which in (0, 1)]
     panels = []

@@ -21,11 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from gruclip.choices import DATASET_NAMES, foreign_settings
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import UserError
-from gruclip.report.collect import read_runs, read_seconds
 from gruclip.report.figures import FIGURES
 from gruclip.report.figures.cost import TIMED
 from gruclip.report.findings import findings
 from gruclip.report.multiples import multiples
+from gruclip.report.reading import read_runs, read_seconds
 from gruclip.report.recalled import BESIDE, PROTOCOL, SOURCES, source
 from gruclip.report.render import Table
 from gruclip.report.rows import STATUSES
@@ -58,7 +58,7 @@ _TITLES = {
 
 
 def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], named: str | None = None) -> str:
-    """The page of the runs that `collect.read_runs` gives of these places, or of the one `named` as ``--runs``."""
+    """The page of the runs that `reading.read_runs` gives of these places, or of the one `named` as ``--runs``."""
     runs = runs.reset_index(drop=True)
     runs = runs.assign(seconds=[read_seconds(folder) for folder in runs["folder"]]).astype({"seconds": float})
     counts = runs["status"].value_counts()

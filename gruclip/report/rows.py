@@ -46,7 +46,7 @@ def row(
     data_sha256: str,
     environment: Mapping[str, str | None] | None = None,
 ) -> Row:
-    """One run as a row of the frame that `collect.read_runs` returns.
+    """One run as a row of the frame that `reading.read_runs` returns.
 
     Raises `UserError` for an unknown status, and for a success without its losses.
     """

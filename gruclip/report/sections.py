@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,10 +135,8 @@ def known(parts: Sequence[Section], columns: Collection[str]) -> list[Section]:
 
 def uncounted(part: Section, counted: pd.DataFrame, what: str) -> list[str]:
     """A line on the finished runs of a section that a table cannot count: it names the settings they are of."""
-    left = in_order(part.runs.drop(counted.index))
-    numbers = left.groupby(list(METHOD), dropna=False, sort=False).size()
-    names = [label(dict(zip(METHOD, key, strict=True))) for key in numbers.index]
-    runs = [f"{name} ({number} run{'s' * (number != 1)})" for name, number in zip(names, numbers, strict=True)]
+    left = by_method(part.runs.drop(counted.index))
+    runs = [f"{label(mine.iloc[0])} ({len(mine)} run{'s' * (len(mine) != 1)})" for mine in left]
     return [f"{UNCOUNTED}, for they came without {what}: {', '.join(runs)}."] if runs else []
 
 
@@ -162,6 +160,12 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
         ["rank", "optimizer.threshold", "optimizer.delta"], na_position="first", kind="stable"
     )
     return frame.loc[order.index]
+
+
+def by_method(frame: pd.DataFrame, *others: str) -> Iterator[pd.DataFrame]:
+    """The rows of each method with its parameters, and of each value of the `others`, `in_order`."""
+    for _, mine in in_order(frame).groupby([*METHOD, *others], dropna=False, sort=False):
+        yield mine
 
 
 def setting(row: Mapping[str, Any] | pd.Series) -> str:

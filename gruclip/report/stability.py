@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -10,9 +9,9 @@ import pandas as pd
 from gruclip.choices import METHODS
 from gruclip.errors import UserError
 from gruclip.report import origins, render
-from gruclip.report.collect import read_explosions
 from gruclip.report.explosions import COUNTS
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, known, sections, setting, uncounted
+from gruclip.report.reading import read_explosions
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, known, sections, setting, uncounted
 from gruclip.report.statistics import finished
 
 #: Begins the note of what the table cannot know.
@@ -25,20 +24,21 @@ def table_explosions(runs: pd.DataFrame) -> list[render.Table]:
     Raises `UserError` where they are known of no run.
     """
     ended = finished(runs)
-    counted = [read_explosions(folder) or dict.fromkeys(COUNTS, math.nan) for folder in ended["folder"]]
-    frame = ended.join(pd.DataFrame(counted, columns=list(COUNTS), index=ended.index))
-    if frame[list(COUNTS)].isna().any(axis=1).all():
+    counted = [read_explosions(folder) or {} for folder in ended["folder"]]
+    counts = pd.DataFrame(counted, index=ended.index, columns=list(COUNTS))
+    parts = known(sections(ended.join(counts), METHOD), COUNTS)
+    if not parts:
         raise UserError(
             f"table explosions: of none of these {len(runs)} runs the explosions are known; collect finished runs anew "
             "from their folders with: gruclip collect"
         )
-    return [_explosions(part) for part in known(sections(frame, METHOD), COUNTS)]
+    return [_explosions(part) for part in parts]
 
 
 def _explosions(part: Section) -> render.Table:
     lines, values = [], []
     runs = part.runs.dropna(subset=list(COUNTS))
-    for _, mine in in_order(runs).groupby(list(METHOD), dropna=False, sort=False):
+    for mine in by_method(runs):
         first, sums = mine.iloc[0], mine[list(COUNTS)].sum().astype(int)
         lines.append(
             {

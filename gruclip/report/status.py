@@ -17,7 +17,7 @@ from typing import Any
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
 from gruclip.report import collected, folders
-from gruclip.report.collect import read_seconds
+from gruclip.report.reading import read_seconds
 from gruclip.report.rows import Row, merged
 from gruclip.report.timing import condensed
 from gruclip.runs.ownership import living_owner
@@ -85,7 +85,7 @@ def status(place: Path) -> Status:
         folder = Path(row["folder"])
         owner = living_owner(folder)
         if owner is None:
-            result.unfinished.append((_name(folder, place), int(_last(folder / "epochs.csv", "epoch") or 0)))
+            result.unfinished.append((os.path.relpath(folder, place), int(_last(folder / "epochs.csv", "epoch") or 0)))
         else:
             result.training.append(_training(folder, place, owner))
     _add_planned(result, {os.path.realpath(row["folder"]) for row in rows})
@@ -95,10 +95,6 @@ def status(place: Path) -> Status:
             result, [took for row in some if (took := read_seconds(row["folder"])) is not None]
         )
     return result
-
-
-def _name(folder: Path, place: Path) -> str:
-    return os.path.relpath(folder, place)
 
 
 def _add_planned(result: Status, known: set[str]) -> None:
@@ -121,7 +117,7 @@ def _training(folder: Path, place: Path, owner: dict[str, Any]) -> Training:
     epoch, step = int(_last(folder / "epochs.csv", "epoch") or 0), int(_last(folder / "steps.csv", "step") or 0)
     loss = _last(folder / "epochs.csv", "valid_loss")
     left, job = _left(config, folder, epoch, step), owner["job"] and owner["job"]["id"]
-    return Training(_name(folder, place), epoch, step, loss, left, owner["host"], owner["pid"], job)
+    return Training(os.path.relpath(folder, place), epoch, step, loss, left, owner["host"], owner["pid"], job)
 
 
 def _left(config: RunConfig, folder: Path, epoch: int, step: int) -> float | None:

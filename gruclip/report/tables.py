@@ -1,6 +1,6 @@
 """Tables 1 and 2 of the paper, the table of learning rates, and the table of recurrent cells.
 
-Each is a pure function of the frame that `collect.read_runs` makes. Runs whose settings differ in more than
+Each is a pure function of the frame that `reading.read_runs` makes. Runs whose settings differ in more than
 the method and the seed stand in separate tables, one below the other.
 """
 
@@ -23,6 +23,7 @@ from gruclip.report.sections import (
     METHOD,
     METHOD_NAMES,
     Section,
+    by_method,
     delta_fraction,
     in_order,
     label,
@@ -78,12 +79,12 @@ def table(which: str, runs: pd.DataFrame, format: str = "md") -> str:
 
 def table_1(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and perplexity of the language model by method."""
-    return _by_method("Table 1", of_words(runs), METHOD)
+    return _method_tables("Table 1", of_words(runs), METHOD)
 
 
 def table_2(runs: pd.DataFrame) -> list[render.Table]:
     """Success rate and negative log-likelihood per time step of the music model by method."""
-    return _by_method("Table 2", of_music(runs), METHOD)
+    return _method_tables("Table 2", of_music(runs), METHOD)
 
 
 def of_words(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def table_cells(runs: pd.DataFrame) -> list[render.Table]:
     """
     free = ("model.cell", *METHOD)
     several = [part.runs for part in sections(runs, free) if part.runs["model.cell"].nunique() > 1]
-    return _by_method("Recurrent cells", pd.concat(several) if several else runs, free)
+    return _method_tables("Recurrent cells", pd.concat(several) if several else runs, free)
 
 
 def table_lr(runs: pd.DataFrame) -> list[render.Table]:
@@ -135,9 +136,9 @@ TABLES: dict[str, Callable[[pd.DataFrame], list[render.Table]]] = {
 # -- Tables 1 and 2, and the recurrent cells ------------------------------------------------------------
 
 
-def _by_method(title: str, runs: pd.DataFrame, rows: Sequence[str]) -> list[render.Table]:
+def _method_tables(title: str, runs: pd.DataFrame, rows: Sequence[str]) -> list[render.Table]:
     kept, rates_left = _at_protocol_rate(runs)
-    tables = [_methods(title, part, rows) for part in sections(kept, rows)]
+    tables = [_method_table(title, part, rows) for part in sections(kept, rows)]
     if rates_left:
         rates = ", ".join(f"{rate:g}" for rate in rates_left)
         tables[-1].notes.append(f"Runs at other learning rates ({rates}) are in `gruclip table lr`.")
@@ -154,26 +155,27 @@ def _at_protocol_rate(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[float]]:
     return runs[is_kept], sorted(runs.loc[~is_kept, "optimizer.lr"].unique())
 
 
-def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
+def _method_table(title: str, part: Section, rows: Sequence[str]) -> render.Table:
     summary = in_order(summarise(part.runs, rows))
     if "model.cell" in rows:
         summary = summary.sort_values("model.cell", key=lambda cells: cells.map(list(CELLS).index), kind="stable")
     records = summary.to_dict("records")
-    cells = {
-        "method": [METHOD_NAMES[row["optimizer.name"]] for row in records],
-        "setting": [setting(row) for row in records],
-        "success": [_success(row, "") for row in records],
-        "exploded": [f"{row['exploded']}/{row['finished']}" for row in records],
-        "largest gradient norm": [f"{row['max_grad_norm']:.3g}" if row["finished"] else "N/A" for row in records],
-        f"validation {part.loss}": [_plus_minus(row, "valid", part) for row in records],
-        f"test {part.loss}": [_plus_minus(row, "test", part) for row in records],
-    }
+    cells = pd.DataFrame(
+        {
+            "method": [METHOD_NAMES[row["optimizer.name"]] for row in records],
+            "setting": [setting(row) for row in records],
+            "success": [_success(row, "") for row in records],
+            "exploded": [f"{row['exploded']}/{row['finished']}" for row in records],
+            "largest gradient norm": [f"{row['max_grad_norm']:.3g}" if row["finished"] else "N/A" for row in records],
+            f"validation {part.loss}": [_plus_minus(row, "valid", part) for row in records],
+            f"test {part.loss}": [_plus_minus(row, "test", part) for row in records],
+        }
+    )
     values = _values(part, summary)
     if "model.cell" in rows:
         fractions = [delta_fraction(row) for row in records]
-        shown = ["" if np.isnan(fraction) else f"{fraction:.3g}" for fraction in fractions]
-        cells = {"cell": [row["model.cell"] for row in records], **cells}
-        cells = _after("setting", cells, {"delta / limit": shown})
+        cells.insert(2, "delta / limit", ["" if np.isnan(fraction) else f"{fraction:.3g}" for fraction in fractions])
+        cells.insert(0, "cell", [row["model.cell"] for row in records])
         values["delta_fraction"] = fractions
     elif part.dataset in VALUES and part.is_whole and not part.departures:
         paper = [_recalled(part, row) for row in records]
@@ -181,11 +183,10 @@ def _methods(title: str, part: Section, rows: Sequence[str]) -> render.Table:
             f"{HEADING}: success": [value.success for value in paper],
             f"{HEADING}: {LOSS[part.dataset]}": [value.loss for value in paper],
         }
-        cells |= recalled
-        values = values.assign(**recalled)
+        cells, values = cells.assign(**recalled), values.assign(**recalled)
     mean = f"{part.loss_and_unit}: mean ± standard deviation (n - 1) over the successful runs."
     caption = f"{part.caption}. {SUCCESS} {EXPLODED} {mean}"
-    return render.Table(title, caption, pd.DataFrame(cells), values, _notes(part))
+    return render.Table(title, caption, cells, values, _notes(part))
 
 
 def _plus_minus(row: Mapping[str, Any], split: str, part: Section) -> str:
@@ -200,13 +201,6 @@ def _recalled(part: Section, row: Mapping[str, Any]) -> Recalled:
     return VALUES[part.dataset].get((row["optimizer.name"], parameter), Recalled("", ""))
 
 
-def _after(name: str, columns: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    result: dict[str, list[str]] = {}
-    for key, column in columns.items():
-        result |= {key: column, **(new if key == name else {})}
-    return result
-
-
 # -- learning rates -------------------------------------------------------------------------------------
 
 
@@ -214,7 +208,7 @@ def _rates(part: Section) -> render.Table:
     summary = summarise(part.runs, (*METHOD, "optimizer.lr"))
     rate = paper_rate(part.dataset)
     lines, values, at_edge = [], [], []
-    for _, rates in in_order(summary).groupby(list(METHOD), dropna=False, sort=False):
+    for rates in by_method(summary):
         rates = rates.sort_values("optimizer.lr")
         by_rate = {row["optimizer.lr"]: row for row in rates.to_dict("records")}
         row = best(rates)

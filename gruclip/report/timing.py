@@ -55,6 +55,8 @@ def condensed(path: Path) -> dict[str, float | None]:
         with path.open(newline="") as file:
             lines = list(csv.DictReader(file, strict=True))
         columns = {name: [float(line[name]) for line in lines] for name in (*PARTS, "iterations", "stack_size")}
+        if not all(1 <= number < math.inf for name in ("iterations", "stack_size") for number in columns[name]):
+            raise ValueError("an epoch without iterations or runs")
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); move the folder away to run it anew") from error
     totals = {part: math.fsum(columns[part]) for part in PARTS}

@@ -54,14 +54,14 @@ def test_every_round_calls_every_contestant_once_and_none_always_in_the_wake_of_
 
 
 def test_a_timing_gives_its_median_mean_and_quartiles():
-    timing = Timing("a", (4.0, 1.0, 3.0, 2.0, 10.0))
+    timing = Timing((4.0, 1.0, 3.0, 2.0, 10.0))
     assert (timing.median, timing.mean, timing.quartiles) == (3.0, 4.0, (2.0, 4.0))
-    assert Timing("once", (2.0,)).quartiles == (2.0, 2.0)
+    assert Timing((2.0,)).quartiles == (2.0, 2.0)
 
 
 def test_a_ratio_holds_round_against_round_so_that_a_disturbance_of_both_cancels():
-    base = Timing("base", (1.0, 100.0, 2.0))
-    assert Timing("a", (0.5, 50.0, 1.0)).ratio(base) == 0.5
+    base = Timing((1.0, 100.0, 2.0))
+    assert Timing((0.5, 50.0, 1.0)).ratio(base) == 0.5
 
 
 def test_the_layer_s_products_are_nine_T_B_n_times_n_plus_k_multiply_adds():
@@ -101,8 +101,14 @@ def test_a_product_is_measured_by_every_kernel_that_computes_it():
     assert set(product_rates([(8, 16, 8)], torch.bfloat16, rounds=1)[8, 16, 8]) == {"torch"}
 
 
+def test_a_gpu_has_bf16_products_whatever_its_host_has(monkeypatch):
+    monkeypatch.setattr(floor, "has_bf16_products", lambda device: device.type == "cuda")
+    assert floor.notes(torch.device("cuda")) == []
+    assert floor.notes() == [floor.NO_BF16]
+
+
 def test_a_timing_table_shows_the_ratio_to_the_base_and_keeps_every_round():
-    timings = {"base": Timing("base", (0.2, 0.2)), "ours": Timing("ours", (0.05, 0.1))}
+    timings = {"base": Timing((0.2, 0.2)), "ours": Timing((0.05, 0.1))}
     table = timing_table("T", "c", timings, "base")
     assert table.cells["ratio to base"].tolist() == ["1.00", "0.38"]
     assert table.cells["median, ms"].tolist() == ["200", "75.0"]
@@ -123,7 +129,7 @@ def test_the_contestants_of_the_layer_bench_that_are_the_paper_s_cell_compute_th
     gradients = []
     for layer in (ours, plain):
         torch.manual_seed(1)
-        gradients.append(layer_step(layer, steps=5, batch=3, inputs=6, n=6)())
+        gradients.append(layer_step(layer, steps=5, batch=3, n=6)())
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -201,6 +207,11 @@ def test_the_padded_music_loop_counts_every_time_step_once_and_no_padding():
         torch.nn.init.zeros_(parameter)
     loss = music_epoch(model, corpus, batch_size=3, steps=4, lr=0.0)()
     assert loss == pytest.approx(88 * np.log(2), rel=1e-6)
+
+
+def test_a_window_that_is_longer_than_a_lane_is_refused() -> None:
+    with pytest.raises(UserError, match="--shape 30,2,8: T should be at most 13, what nottingham has for B lanes"):
+        step.music_tables(made_tunes((3, 11, 7, 5)), (30, 2, 8), rounds=1)
 
 
 def test_an_epoch_of_music_brings_both_contestants_down():
@@ -327,6 +338,9 @@ def test_joblib_has_as_many_processes_as_the_others_have_threads():
         (["projection", "--sizes", "--fractions", "--out", "/nowhere"], "nothing is left to be measured; give one"),
         (["stack", "--sizes", "0"], "argument --sizes: 0: should be a whole number of at least 1"),
         (["transformer", "--shape", "5,3,15"], "--shape 5,3,15: n should be a multiple of 4, the heads"),
+        (["transformer", "--shape", "100000,1,4"], "--shape 100000,1,4: T should be less than the text's"),
+        (["step", "--data", "."], "--data: does nothing on random words; leave it out"),
+        (["step", "--experiment", "nottingham", "--vocabulary", "9"], "--vocabulary: does nothing on nottingham"),
         (["step", "--experiment", "imdb"], "argument --experiment: invalid choice: 'imdb'"),
     ],
 )

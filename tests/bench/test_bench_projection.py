@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from gruclip.bench import grid, projection, projection_peers
@@ -18,7 +19,7 @@ from gruclip.bench.grid import AUTO, Cell, cells, grid_tables, measure_cell, mea
 from gruclip.bench.projection_figure import grid_figure, line_style, projection_figure
 from gruclip.bench.projection_peers import EMERGING, MISSING, NAIVE, matrix_sign, newton_schulz_clip, peers, svd_clip
 from gruclip.bench.recorded import load_recorded, record, save_recorded
-from gruclip.bench.sequences import Sequence, drifting, late, unknown
+from gruclip.bench.sequences import MatrixSequence, drifting, late, unknown
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import UserError
 from gruclip.runs.checkpoints import read_checkpoint
@@ -135,11 +136,19 @@ def test_a_recorded_matrix_is_what_training_clipped_in_the_iteration_after_the_c
 
 
 def test_a_saved_sequence_is_read_as_it_was(tmp_path):
-    sequence = Sequence("spectral_clipping,delta=0.2, after epoch 1", 0.6, torch.randn(3, 4, 4))
+    sequence = MatrixSequence("spectral_clipping,delta=0.2, after epoch 1", 0.6, torch.randn(3, 4, 4))
     assert save_recorded(sequence, tmp_path).name == "recorded_spectral_clipping,delta=0.2_after_epoch_1.safetensors"
     (loaded,) = load_recorded(tmp_path)
     assert (loaded.name, loaded.limit) == (sequence.name, sequence.limit)
     assert torch.equal(loaded.matrices, sequence.matrices)
+
+
+def test_a_file_that_was_not_recorded_is_named(tmp_path):
+    path = tmp_path / "recorded_x.safetensors"
+    for content in (b"", save({"matrices": torch.eye(2)}), save({"other": torch.eye(2)}, {"name": "x", "limit": "1"})):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"recorded_x\.safetensors: is no recorded sequence .*move it away"):
+            list(load_recorded(tmp_path))
 
 
 def test_what_cannot_be_recorded_is_told_in_one_line_and_nothing_is_written(tmp_path, capsys):
@@ -225,7 +234,7 @@ def test_what_a_gpu_captures_projects_every_matrix_of_a_stack_on_its_own_memory(
 
 def test_an_error_that_an_algorithm_makes_is_found(monkeypatch):
     monkeypatch.setattr(projection, "projections", lambda limit, device: {"idle": lambda weight: None})
-    sequence = Sequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
+    sequence = MatrixSequence("one", 1.0, torch.diag(torch.tensor([2.0, 0.5])).expand(5, 2, 2).clone())
     measured, above = projection.measure(sequence, 10.0, CPU)
     assert above == 1
     # The exact projection has diag(1, 0.5): 1 away, over the matrix's norm.
@@ -247,7 +256,7 @@ def test_the_projection_s_figure_leaves_out_a_panel_without_data(tmp_path):
 
 
 def test_bench_projection_writes_table_and_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(projection, "example_step_seconds", lambda device: 0.25)
+    monkeypatch.setattr(projection, "example_seconds", lambda *_: 0.25)
     monkeypatch.setattr(projection, "FRACTIONS_AT", 80)
     monkeypatch.setattr(projection_peers, "has_emerging", lambda: False)
     run = train_one(config(tmp_path, 1))
@@ -358,6 +367,10 @@ def test_a_stopped_grid_goes_on_and_one_of_another_revision_does_not_count(tmp_p
     monkeypatch.setattr(grid, "git_revision", lambda: "another")
     measure_grid([8], path, CPU, told.append)
     assert len(told) == 12
+    monkeypatch.setattr(grid, "git_revision", lambda: None)  # outside a checkout
+    for _ in range(2):
+        measure_grid([8], path, CPU, told.append)
+        assert len(told) == 18
 
 
 def test_a_file_that_is_no_grid_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gruclip.bench import gpu, gpu_check, gpu_study
+from gruclip.bench import gpu, gpu_check, gpu_probe, gpu_study
 from gruclip.bench.gpu_runs import DEFAULTS
 from gruclip.bench.gpu_study import Deadline, fitting, plateau_epochs, train_study
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
@@ -39,10 +39,10 @@ def seeds_kept(out: Path) -> list[tuple[str, int]]:
 def a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack of R runs 10 + R seconds."""
 
-    def seconds_of(configs: Sequence[RunConfig], job: Job) -> float:
+    def stack_seconds(configs: Sequence[RunConfig], job: Job) -> float:
         return 10.0 + len(configs)
 
-    monkeypatch.setattr(gpu_study, "seconds_of", seconds_of)
+    monkeypatch.setattr(gpu_study, "stack_seconds", stack_seconds)
 
 
 @pytest.mark.usefixtures("a_run_takes")
@@ -88,7 +88,7 @@ def test_nothing_is_begun_without_time_and_what_is_late_is_stopped(
     assert train_study(runs(tmp_path), Deadline(1), tmp_path / "out", tmp_path, batched=True) == 0
     assert "4 missing; none ends in the" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
-    monkeypatch.setattr(gpu_study, "seconds_of", lambda *_: 0.0)
+    monkeypatch.setattr(gpu_study, "stack_seconds", lambda *_: 0.0)
     monkeypatch.setattr(gpu_study, "RESERVE", 1.0)
     assert train_study(runs(tmp_path, max_steps=10**6), Deadline(4), tmp_path / "out", tmp_path, batched=True) == 0
     assert "stopped before its runs ended" in capsys.readouterr().out
@@ -147,3 +147,15 @@ def test_the_benches_take_the_arguments_that_they_are_given(arguments: tuple[str
     bench, *rest = arguments
     with pytest.raises(ConfigError, match="torch finds no CUDA device here"):
         import_module(f"gruclip.bench.{bench}").main([*rest, "--out", str(tmp_path)])
+
+
+def test_a_question_that_fails_without_a_word_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> str:
+        raise AssertionError
+
+    gpu_probe._tell("one", fails)
+    gpu_probe._tell("another", lambda: "yes")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["one:", "FAILED,", "AssertionError:"],
+        ["another:", "yes"],
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gruclip.data import FILES, DataFile, WordCorpus, fetch, load, status
-from gruclip.data.files import cache_folder, download
+from gruclip.data.files import cache_folder, download, read_bytes
 from gruclip.errors import DataError
 
 TEXTS = {"train": b"a b c <unk>\n", "valid": b"a b\n", "test": b"c\n"}
@@ -159,6 +159,12 @@ def test_an_altered_file_is_refused_with_both_sums_and_left_alone(
     assert [file.state for file in status(made, root)] == ["altered", "verified", "verified"]
     assert (root / "made" / "train.txt").read_bytes() == train
     assert files_in(tmp_path) == {"train.txt", "valid.txt", "test.txt"}
+
+
+def test_a_file_below_a_file_has_no_permissions_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be read \(Not a directory\); name a file that is there"):
+        read_bytes(tmp_path / "file" / "corpus.pickle")
 
 
 # -- downloads ----------------------------------------------------------------------------------------

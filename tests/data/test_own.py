@@ -204,6 +204,13 @@ def test_a_tune_that_is_none_is_refused(messages: list[tuple[str, int, int]], co
         read_midi("a", path.read_bytes(), 2)
 
 
+def test_a_tune_timed_as_film_is_not_called_one_without_notes(tmp_path: Path) -> None:
+    content = bytearray(midi(tmp_path / "a.mid", note("note_on", 60, 0), note("note_off", 60, 480)).read_bytes())
+    content[12:14] = bytes([256 - 25, 40])  # SMPTE: 25 frames a second, 40 ticks a frame
+    with pytest.raises(DataError, match="its times are not in beats"):
+        read_midi("a", bytes(content), 2)
+
+
 @hypothesis.given(content=st.binary(max_size=80), keep=st.integers(0, 120))
 @hypothesis.settings(deadline=None, max_examples=150)
 def test_bytes_that_are_no_midi_file_are_refused_in_one_line(

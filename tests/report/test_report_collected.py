@@ -23,9 +23,9 @@ from gruclip.cli import main
 from gruclip.config import ADDED as added
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from gruclip.report import collect, collected, curves, tables
+from gruclip.report import collected, curves, reading, tables
+from gruclip.report.collecting import collect as collect_runs
 from gruclip.report.figures import figure
-from gruclip.report.paper import collect as collect_runs
 from gruclip.report.rows import SUMMARY, environment_columns
 from gruclip.runs.names import folder_name
 
@@ -54,7 +54,7 @@ def write_runs(place: Path, seeds: range = range(3)) -> None:
 def test_tables_of_a_collected_file_are_those_of_its_run_folders_to_the_byte(tmp_path: Path) -> None:
     write_runs(tmp_path / "outputs")
     assert gather(tmp_path / "outputs", tmp_path / "paper") == [("ptb.csv", 12, 12)]
-    from_folders, from_file = (collect.read_runs(tmp_path / place, "ptb") for place in ("outputs", "paper"))
+    from_folders, from_file = (reading.read_runs(tmp_path / place, "ptb") for place in ("outputs", "paper"))
     pd.testing.assert_frame_equal(from_file.drop(columns=OF_THE_PLACE), from_folders.drop(columns=OF_THE_PLACE))
     for which in ("1", "lr", "cells"):
         for kind in ("md", "tex", "csv"):
@@ -78,7 +78,7 @@ def test_a_run_continued_elsewhere_carries_both_origins(tmp_path: Path) -> None:
     folder = write_run(tmp_path, config(PTB, "sgd"), summary())
     first = {"processor": "p", "device": "cpu", "threads": 1, "revision": "abc"}
     (folder / "environment.json").write_text(json.dumps({**first, "revision": "def", "before": [first]}))
-    (row,) = collect.read_runs(tmp_path, "ptb").to_dict("records")
+    (row,) = reading.read_runs(tmp_path, "ptb").to_dict("records")
     assert (row["revision"], row["machine"]) == ("abc then def", "p, 1 thread")
 
 
@@ -124,7 +124,7 @@ def test_a_run_with_other_results_is_left_out_and_what_is_kept_stays(
     assert (tmp_path / "paper/ptb.csv").read_bytes() == before
     assert (tmp_path / "paper/other/demo.csv").exists()
     with pytest.raises(UserError, match="the same run"):
-        collect.read_runs([tmp_path / "o", tmp_path / "paper"], "ptb")
+        reading.read_runs([tmp_path / "o", tmp_path / "paper"], "ptb")
 
 
 def test_a_run_with_other_results_in_two_places_is_refused(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_runs_on_a_corpus_of_ones_own_are_kept_without_its_place(
         gather(tmp_path / "o", tmp_path / "paper")
     kept = tmp_path / "paper/mine.csv"
     assert "somewhere" not in kept.read_text()
-    both = collect.read_runs([tmp_path / "o", tmp_path / "paper"], "mine")
+    both = reading.read_runs([tmp_path / "o", tmp_path / "paper"], "mine")
     assert list(both["folder"]) == [str(folder)]
     of_folders, of_the_file = (
-        tables.table(which, collect.read_runs(place, "mine")) for place in (folder.parents[1], kept.parent)
+        tables.table(which, reading.read_runs(place, "mine")) for place in (folder.parents[1], kept.parent)
     )
     assert of_the_file == of_folders
 
@@ -175,7 +175,7 @@ def test_runs_of_before_a_setting_was_added_are_what_they_were(tmp_path: Path, m
     place = lines[0].index("trainer.radius_every")
     with path.open("w", newline="") as file:
         collected.csv.writer(file, lineterminator="\n").writerows(line[:place] + line[place + 1 :] for line in lines)
-    (row,) = collect.read_runs(tmp_path / "paper", "ptb").to_dict("records")
+    (row,) = reading.read_runs(tmp_path / "paper", "ptb").to_dict("records")
     assert (row["identity"], row["trainer.radius_every"]) == (run.identity(DATA_SHA256), 50)
 
 
@@ -203,8 +203,8 @@ def test_two_runs_whose_folders_share_a_name_are_told_apart(tmp_path: Path) -> N
         run = config(PTB, "spectral_clipping", 0.2, optimizer__algorithm=algorithm)
         write_run(tmp_path / "o" / "ptb" / algorithm, run, summary(), None, timing(2, clipping=clipping))
     gather(tmp_path / "o", tmp_path / "paper")
-    runs = collect.read_runs(tmp_path / "paper", "ptb")
-    seconds = [collect.read_timing(folder)["clipping"].tolist() for folder in runs["folder"]]
+    runs = reading.read_runs(tmp_path / "paper", "ptb")
+    seconds = [reading.read_timing(folder)["clipping"].tolist() for folder in runs["folder"]]
     np.testing.assert_allclose(seconds, [[1.0, 1.0], [50.0, 50.0]])
 
 
@@ -214,7 +214,7 @@ def test_two_runs_whose_folders_share_a_name_are_told_apart(tmp_path: Path) -> N
 def test_every_figure_is_drawn_of_collected_files_alone(tmp_path: Path) -> None:
     write_runs(tmp_path / "o")
     gather(tmp_path / "o", tmp_path / "paper")
-    runs = collect.read_runs(tmp_path / "paper", "ptb")
+    runs = reading.read_runs(tmp_path / "paper", "ptb")
     for which, chosen in (("1", runs), ("2", runs[runs["optimizer.lr"] == 1.0]), ("lr", runs)):
         assert figure(which, chosen, tmp_path / "figures", ("svg",)) == [tmp_path / f"figures/figure_{which}.svg"]
 
@@ -223,8 +223,8 @@ def test_figure_2_of_a_collected_file_has_the_seconds_of_the_run_folders(tmp_pat
     table = pd.concat([timing(2, clipping=1.0), timing(1, clipping=9.0), timing(1, iterations=100)], ignore_index=True)
     write_run(tmp_path / "o", config(PTB, "sgd"), summary(), None, table)
     gather(tmp_path / "o", tmp_path / "paper")
-    (folder,) = collect.read_runs(tmp_path / "paper", "ptb")["folder"]
-    read = collect.read_timing(folder)
+    (folder,) = reading.read_runs(tmp_path / "paper", "ptb")["folder"]
+    read = reading.read_timing(folder)
     assert read["iterations"].tolist() == [1327, 1327, 1327, 100]
     phases = ["forward", "backward", "update", "clipping"]
     pd.testing.assert_series_equal(
@@ -252,12 +252,12 @@ def test_short_curves_are_kept_whole_with_six_digits(tmp_path: Path) -> None:
     write_runs(tmp_path / "o", range(1))
     named = "gradient_clipping,threshold=5,lr=0.1,seed=0"
     gather(tmp_path / "o", tmp_path / "paper", named)
-    read = collect.read_steps(tmp_path / "paper" / "ptb.csv" / named)
-    whole = collect.read_steps(tmp_path / "o" / "ptb" / named)
+    read = reading.read_steps(tmp_path / "paper" / "ptb.csv" / named)
+    whole = reading.read_steps(tmp_path / "o" / "ptb" / named)
     pd.testing.assert_frame_equal(read, whole, rtol=1e-5)
     other = "spectral_clipping,delta=0.2,lr=0.1,seed=0"
     with pytest.raises(UserError, match=f"holds no steps of {other}; collect it anew"):
-        collect.read_steps(tmp_path / "paper" / "ptb.csv" / other)
+        reading.read_steps(tmp_path / "paper" / "ptb.csv" / other)
     with pytest.raises(UserError, match="--curves nobody: no finished run has this name"):
         gather(tmp_path / "o", tmp_path / "paper", "nobody")
 
@@ -267,9 +267,9 @@ def test_the_curves_of_a_run_that_was_kept_without_them_are_added_from_its_folde
     gather(tmp_path / "o", tmp_path / "paper")
     kept = tmp_path / "paper" / "ptb.csv" / folder.name
     with pytest.raises(UserError, match=f"holds no steps of {folder.name}; .*gruclip collect --curves NAME"):
-        collect.read_steps(kept)
+        reading.read_steps(kept)
     gather(tmp_path / "o", tmp_path / "paper", folder.name)
-    assert len(collect.read_steps(kept)) == 30
+    assert len(reading.read_steps(kept)) == 30
 
 
 def test_epochs_are_kept_of_every_run(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_epochs_are_kept_of_every_run(tmp_path: Path) -> None:
     head = ",".join(curves.EPOCHS)
     (folder / "epochs.csv").write_text(f"{head}\n0,,,9.2123456789,,,\n1,0.1,7.5,nan,26.1,inf,618\n")
     gather(tmp_path / "o", tmp_path / "paper")
-    read = collect.read_epochs(tmp_path / "paper" / "ptb.csv" / folder.name)
-    pd.testing.assert_frame_equal(read, collect.read_epochs(folder), rtol=1e-5)
+    read = reading.read_epochs(tmp_path / "paper" / "ptb.csv" / folder.name)
+    pd.testing.assert_frame_equal(pd.DataFrame(read), pd.DataFrame(reading.read_epochs(folder)), rtol=1e-5)
     assert math.isinf(read["grad_norm_max"][1])
 
 
@@ -390,7 +390,7 @@ def test_no_number_and_no_kernels_that_were_not_written_so_break_a_table(tmp_pat
         for value in ("nan", "inf", "-1", "1.5", "1e400", "x", "[]", "null", ""):
             path.write_bytes(edited(column, value)(whole))
             with suppress(UserError):
-                runs = collect.read_runs(tmp_path / "paper", "ptb")
+                runs = reading.read_runs(tmp_path / "paper", "ptb")
                 for which in ("1", "explosions", "cost"):
                     tables.table(which, runs)
 
@@ -404,7 +404,7 @@ def test_a_file_that_was_not_written_so_is_refused_in_one_line(name: str, tmp_pa
     path = tmp_path / "paper" / "ptb.csv"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError) as refused:
-        collect.read_runs(tmp_path / "paper", "ptb")
+        reading.read_runs(tmp_path / "paper", "ptb")
     assert str(refused.value).startswith(f"{path}: ")
     assert complaint in str(refused.value)
     assert "\n" not in str(refused.value)

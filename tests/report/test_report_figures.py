@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from gruclip.errors import UserError
-from gruclip.report import collect, style
+from gruclip.report import reading, style
 from gruclip.report.figures import figure
 from gruclip.report.figures.cost import iterations_of_an_epoch, seconds_by_method
 from gruclip.report.figures.explosion import representatives
@@ -49,7 +49,7 @@ def write_figure_1_runs(output_dir: Path) -> pd.DataFrame:
         write_run(output_dir, config(PTB, "gradient_clipping", threshold, seed=seed, **settings), result, table)
     for delta, seed in ((0.8, 0), (0.2, 1), (0.2, 0)):
         write_run(output_dir, config(PTB, "spectral_clipping", delta, seed=seed, **settings), summary(), steps(200))
-    return collect.read_runs(output_dir, "ptb")
+    return reading.read_runs(output_dir, "ptb")
 
 
 def test_figure_1_takes_an_exploded_run_of_gradient_clipping_and_the_lowest_delta_and_seed(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_figure_1_says_which_runs_it_shows_and_drops_no_point(tmp_path: Path, dr
 def test_figure_1_of_runs_in_which_no_radius_was_computed_says_so(tmp_path: Path) -> None:
     for method, value in (("gradient_clipping", 5), ("spectral_clipping", 0.2)):
         write_run(tmp_path, config(PTB, method, value, trainer__radius_every=500), summary(), steps(40))
-    runs = collect.read_runs(tmp_path, "ptb")
+    runs = reading.read_runs(tmp_path, "ptb")
     for folder in runs["folder"]:
         lines = pd.read_csv(Path(folder) / "steps.csv")
         lines[[name for name in lines if name.startswith("spectral_radius")]] = None
@@ -108,7 +108,7 @@ def write_figure_2_runs(output_dir: Path, **table: int) -> pd.DataFrame:
         run = config(PTB, "spectral_clipping", 0.2, optimizer__algorithm=algorithm)
         write_run(output_dir / "ptb" / algorithm, run, summary(), None, timing(3, clipping=clipping))
     write_run(output_dir, config(PTB, "gradient_clipping", 5), summary(), None, timing(2, clipping=0.2, **table))
-    return collect.read_runs(output_dir, "ptb")
+    return reading.read_runs(output_dir, "ptb")
 
 
 def test_figure_2_stacks_the_phases_of_an_epoch_and_sets_the_full_svd_apart(tmp_path: Path, drawn: Drawn) -> None:
@@ -150,14 +150,14 @@ def test_the_last_epoch_of_a_run_that_was_cut_is_not_a_whole_one() -> None:
 def test_figure_2_of_less_than_an_epoch_is_per_iteration(tmp_path: Path, drawn: Drawn) -> None:
     run = config(PTB, "sgd", trainer__max_steps=100)
     write_run(tmp_path, run, summary(), None, timing(1, iterations=100))
-    figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out", ("svg",))
+    figure("2", reading.read_runs(tmp_path, "ptb"), tmp_path / "out", ("svg",))
     assert drawn[0].axes[0].get_xlabel().startswith("seconds per iteration")
 
 
 def test_figure_2_refuses_times_taken_in_a_stack(tmp_path: Path) -> None:
     write_run(tmp_path, config(PTB, "gradient_clipping", 5), summary(), None, timing(2, stack_size=12))
     with pytest.raises(UserError, match=r"timed in a stack of 12 runs, not alone; .* gruclip reproduce figure2"):
-        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
+        figure("2", reading.read_runs(tmp_path, "ptb"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -174,10 +174,10 @@ def test_figure_2_refuses_times_that_do_not_compare(tmp_path: Path) -> None:
         figure("2", runs.assign(precision=["fp32", "fp32", "bf16"]), tmp_path / "out")
     (Path(runs["folder"][0]) / "environment.json").write_text('{"processor": "x", "device": "H200", "threads": 2}')
     with pytest.raises(UserError, match="timed on different machines"):
-        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
+        figure("2", reading.read_runs(tmp_path, "ptb"), tmp_path / "out")
     (Path(runs["folder"][0]) / "environment.json").unlink()
     with pytest.raises(UserError, match=r"has no environment\.json, so nothing says on what it was timed"):
-        figure("2", collect.read_runs(tmp_path, "ptb"), tmp_path / "out")
+        figure("2", reading.read_runs(tmp_path, "ptb"), tmp_path / "out")
 
 
 def learning_rate_runs(seeds: int, **settings: Any) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from made_runs import DEMO, PTB, config, frame, summary, write_run
 
-from gruclip.report import collect, folders, index, origins, tables
+from gruclip.report import folders, index, origins, reading, tables
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def test_three_hundred_folders_are_read_once_and_give_the_same_rows(
 ) -> None:
     for seed in range(300):
         write_run(tmp_path, config(DEMO, "sgd", seed=seed), summary(max_grad_norm="inf" if seed % 2 else "nan"))
-    first = collect.read_runs(tmp_path, "demo")
+    first = reading.read_runs(tmp_path, "demo")
     assert len(read) == 300
-    pd.testing.assert_frame_equal(collect.read_runs(tmp_path, "demo"), first)
+    pd.testing.assert_frame_equal(reading.read_runs(tmp_path, "demo"), first)
     assert len(read) == 300
 
 
@@ -45,39 +45,39 @@ def test_a_folder_whose_records_changed_is_read_again_even_with_its_old_times(
     tmp_path: Path, cache: Path, read: list[str]
 ) -> None:
     names = [write_run(tmp_path, config(DEMO, "sgd", seed=seed), summary()).name for seed in range(3)]
-    collect.read_runs(tmp_path, "demo")
+    reading.read_runs(tmp_path, "demo")
     read.clear()
     path = tmp_path / "demo" / names[1] / "summary.json"
     before = path.stat()
     path.write_text(path.read_text().replace("4.5", "4.7"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert collect.read_runs(tmp_path, "demo")["test_loss"].tolist() == [4.5, 4.7, 4.5]
+    assert reading.read_runs(tmp_path, "demo")["test_loss"].tolist() == [4.5, 4.7, 4.5]
     (tmp_path / "demo" / names[2] / "summary.json").unlink()
-    assert collect.read_runs(tmp_path, "demo")["status"].tolist() == ["success", "success", "unfinished"]
+    assert reading.read_runs(tmp_path, "demo")["status"].tolist() == ["success", "success", "unfinished"]
     assert read == names[1:]
 
 
 def test_what_was_just_written_is_not_yet_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "_SETTLED_NS", 10**12)
     write_run(tmp_path, config(DEMO, "sgd"), summary())
-    collect.read_runs(tmp_path, "demo")
+    reading.read_runs(tmp_path, "demo")
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": [1, 2]}', "\udcff"])
 def test_a_damaged_index_is_one_that_is_empty(tmp_path: Path, cache: Path, read: list[str], content: str) -> None:
     write_run(tmp_path, config(DEMO, "sgd"), summary())
-    collect.read_runs(tmp_path, "demo")
+    reading.read_runs(tmp_path, "demo")
     (path,) = cache.iterdir()
     path.write_text(content, errors="surrogateescape")
-    assert len(collect.read_runs(tmp_path, "demo")) == 1
+    assert len(reading.read_runs(tmp_path, "demo")) == 1
     assert len(read) == 2
 
 
 def test_an_index_that_others_can_write_is_not_read(tmp_path: Path, cache: Path, read: list[str]) -> None:
     write_run(tmp_path, config(DEMO, "sgd"), summary())
     for _ in range(2):
-        collect.read_runs(tmp_path, "demo")
+        reading.read_runs(tmp_path, "demo")
         cache.chmod(0o777)
     assert len(read) == 2
 
@@ -89,7 +89,7 @@ def test_a_table_says_in_what_its_runs_differ(tmp_path: Path) -> None:
         kernels = {"native": "x" if seed else "y", "cpu_capability": "AVX2"}
         environment = {**base, "revision": revision, "kernels": kernels, "threads": 1 + seed // 3}
         (folder / "environment.json").write_text(json.dumps(environment))
-    text = tables.table("1", collect.read_runs(tmp_path, "ptb"))
+    text = tables.table("1", reading.read_runs(tmp_path, "ptb"))
     assert text.splitlines()[-5:] == [
         "Runs of 3 revisions: abc (2 runs); def (1 run); unknown (1 run).",
         "",

@@ -9,9 +9,9 @@ import pytest
 from made_runs import DEMO, NOTTINGHAM, config, frame, steps, summary, write_run
 
 from gruclip.errors import UserError
-from gruclip.report.collect import read_runs
+from gruclip.report.collecting import collect
 from gruclip.report.explosions import count
-from gruclip.report.paper import collect
+from gruclip.report.reading import read_runs
 from gruclip.report.stability import table_explosions
 
 

@@ -12,7 +12,7 @@ from made_runs import DEMO, NOTTINGHAM, PTB, config, frame, perplexity, summary,
 from gruclip.cli import arguments
 from gruclip.config import RunConfig
 from gruclip.errors import UserError
-from gruclip.report import collect, sections, tables
+from gruclip.report import reading, sections, tables
 
 EXPECTED = """\
 **Table 1.** Penn Treebank, gru 1 x 650, fp32, learning rate 1, 75 epochs. Success: the validation loss at every \
@@ -65,7 +65,7 @@ def written_runs(output_dir: Path) -> None:
 
 def test_table_1_of_a_hand_written_folder_is_exactly_this(tmp_path: Path) -> None:
     written_runs(tmp_path)
-    assert tables.table("1", collect.read_runs(tmp_path, "ptb"), "md") == EXPECTED
+    assert tables.table("1", reading.read_runs(tmp_path, "ptb"), "md") == EXPECTED
 
 
 def test_recalled_values_stand_only_beside_the_experiment_they_belong_to() -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import Interrupted, UserError
-from gruclip.report.collect import read_runs
+from gruclip.report.reading import read_runs
 from gruclip.runs import files
 from gruclip.runs.checkpoints import before, read_checkpoint
 from gruclip.runs.records import read_config, read_environment, read_json, read_summary, read_yaml

@@ -63,7 +63,7 @@ def test_a_limit_wrong_by_1e_5_would_be_found(monkeypatch):
 def test_the_command_prints_how_the_losses_part(monkeypatch, capsys):
     monkeypatch.setattr(bench, "BASE", small(1.4))
     monkeypatch.setattr(bench, "prepare", lambda threads: None)
-    assert bench.main(["--iterations", "12", "--delta", "1.4"]) == 0
+    assert bench.main(["--iterations", "12"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["10", "12"]
     assert all(float(row[-1]) <= 1e-6 for row in rows)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gruclip.errors import MissingRuns, UserError
 from gruclip.report import style
-from gruclip.report.collect import read_timing
+from gruclip.report.reading import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES, later

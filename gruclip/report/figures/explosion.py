@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from gruclip.errors import MissingRuns
 from gruclip.report import style
-from gruclip.report.collect import read_steps
+from gruclip.report.reading import read_steps
 from gruclip.report.recalled import paper_rate
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, sections, setting
 from gruclip.report.statistics import finished

@@ -24,7 +24,7 @@ from matplotlib.ticker import (
 from gruclip.choices import OPTIMIZERS
 from gruclip.report import style
 from gruclip.report.recalled import paper_rate
-from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, rate_sweeps, setting, value
+from gruclip.report.sections import METHOD, METHOD_NAMES, Section, by_method, rate_sweeps, setting, value
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, bootstrap_interval, some_finished, summarise
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -54,8 +54,8 @@ def figure_lr(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Pat
 
 
 def _figure_lr(section: Section, path: Path, formats: Sequence[str]) -> list[Path]:
-    summary = in_order(summarise(section.runs, (*METHOD, "optimizer.lr")))
-    lines = [rates for _, rates in summary.groupby(list(METHOD), dropna=False, sort=False)]
+    summary = summarise(section.runs, (*METHOD, "optimizer.lr"))
+    lines = list(by_method(summary))
     looks = _looks([rates["optimizer.name"].iloc[0] for rates in lines])
     spread = min(STEP * (len(lines) - 1), SPREAD)
     offsets = 10 ** np.linspace(-spread / 2, spread / 2, len(lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,6 @@ class _File:
     rows: list[Row] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)  #: of collected rows, by their folders
     sources: list[Path] = field(default_factory=list)  #: the collected files that rows came from
-    unfinished: int = 0
 
 
 def collect(
@@ -54,8 +53,13 @@ def collect(
             if experiments and relative.stem not in experiments:
                 continue
             file = files.setdefault(relative, _File(out / relative))
-            pairs = collected.read(source) if source else [(run, None) for run in rows]
-            _add(file, pairs, source)
+            if source is None:
+                file.rows += [run for run in rows if run["status"] != "unfinished"]
+                continue
+            file.sources.append(source)
+            for run, record in collected.read(source):
+                file.rows.append(run)
+                file.records[run["folder"]] = record
     made = [_made(file, step_names) for file in files.values()]
     if not any(file.rows for file in files.values()):
         where = ", ".join(map(str, places))
@@ -94,18 +98,6 @@ def _relative(parts: tuple[str, ...], experiment: str) -> Path:
     """The file of a run folder with these `parts` below its place: that of the folder named as its experiment."""
     depth = parts.index(experiment) if experiment in parts[:-1] else 0
     return Path(*parts[:depth], f"{parts[depth] if len(parts) > 1 else experiment}.csv")
-
-
-def _add(file: _File, pairs: Iterable[tuple[Row, Record | None]], source: Path | None) -> None:
-    for run, record in pairs:
-        if run["status"] == "unfinished":
-            file.unfinished += 1
-            continue
-        file.rows.append(run)
-        if record is not None:
-            file.records[run["folder"]] = record
-    if source:
-        file.sources.append(source)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import DATA_SHA256, PTB, config, steps, summary, write_run
+from made_runs import DATA_SHA256, PTB, config, steps, summary, timing, write_run
 
 from gruclip.errors import UserError
-from gruclip.report import collect
+from gruclip.report import reading
+from gruclip.report.timing import condensed
 
 
 def test_a_run_is_a_row_of_its_settings_and_its_summary(tmp_path: Path) -> None:
     run = config(PTB, "spectral_clipping", 0.2, seed=3, optimizer__lr=0.3)
     folder = write_run(tmp_path, run, summary("failed", 5.0, 5.1, exploded=True, max_grad_norm="inf"))
-    (row,) = collect.read_runs(tmp_path, "ptb").to_dict("records")
+    (row,) = reading.read_runs(tmp_path, "ptb").to_dict("records")
     assert row["folder"] == str(folder)
     assert row["identity"] == run.identity(DATA_SHA256)
     assert (row["optimizer.name"], row["optimizer.delta"], row["optimizer.lr"]) == ("spectral_clipping", 0.2, 0.3)
@@ -32,19 +33,19 @@ def test_a_run_is_a_row_of_its_settings_and_its_summary(tmp_path: Path) -> None:
 def test_runs_are_found_at_any_depth(tmp_path: Path) -> None:
     write_run(tmp_path / "ptb" / "a", config(PTB, "sgd"), summary())
     write_run(tmp_path, config(PTB, "sgd", seed=1), summary())
-    assert len(collect.read_runs(tmp_path, "ptb")) == 2
+    assert len(reading.read_runs(tmp_path, "ptb")) == 2
 
 
 def test_a_run_that_has_only_begun_is_unfinished(tmp_path: Path) -> None:
     write_run(tmp_path, config(PTB, "sgd"), None)
-    (row,) = collect.read_runs(tmp_path, "ptb").to_dict("records")
+    (row,) = reading.read_runs(tmp_path, "ptb").to_dict("records")
     assert row["status"] == "unfinished"
     assert row["unit"] == "nats per token"
 
 
 def test_an_empty_folder_names_itself_and_what_fills_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{tmp_path / 'ptb'}: no runs there; make them$"):
-        collect.read_runs(tmp_path, "ptb", "make them")
+        reading.read_runs(tmp_path, "ptb", "make them")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_damaged_folder_is_named_in_one_line(tmp_path: Path, file: str, text: 
     folder = write_run(tmp_path, config(PTB, "sgd"), summary())
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=complaint) as refused:
-        collect.read_runs(tmp_path, "ptb")
+        reading.read_runs(tmp_path, "ptb")
     assert str(folder) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -73,17 +74,17 @@ def test_a_damaged_folder_is_named_in_one_line(tmp_path: Path, file: str, text: 
 def test_an_unknown_status_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, config(PTB, "sgd"), summary("victory"))
     with pytest.raises(UserError, match=r"summary\.json: status=victory: should be one of success, failed"):
-        collect.read_runs(tmp_path, "ptb")
+        reading.read_runs(tmp_path, "ptb")
 
 
 def test_the_same_run_in_two_folders_is_one_row_where_its_results_agree(tmp_path: Path) -> None:
     folder = write_run(tmp_path, config(PTB, "sgd"), summary(max_grad_norm="nan"))
     copy = tmp_path / "ptb" / "copy"
     shutil.copytree(folder, copy)
-    assert len(collect.read_runs(tmp_path, "ptb")) == 1
+    assert len(reading.read_runs(tmp_path, "ptb")) == 1
     (copy / "summary.json").write_text(json.dumps(summary(max_grad_norm="nan", steps=99)))
     with pytest.raises(UserError, match=r"the same run .* with other results .steps 99 and 100") as refused:
-        collect.read_runs(tmp_path, "ptb")
+        reading.read_runs(tmp_path, "ptb")
     assert str(folder) in str(refused.value)
     assert str(copy) in str(refused.value)
 
@@ -93,35 +94,35 @@ def test_a_place_of_ones_own_stands_before_the_kept_one_but_no_copy_before_its_o
     for place, loss in zip(places, (4.5, 4.6), strict=True):
         write_run(place, run, summary(test=loss))
     with pytest.raises(UserError, match="with other results"):
-        collect.read_runs(places, "ptb")
+        reading.read_runs(places, "ptb")
     differing: list[str] = []
-    assert collect.read_runs(places, "ptb", differing=differing)["test_loss"].tolist() == [4.5]
+    assert reading.read_runs(places, "ptb", differing=differing)["test_loss"].tolist() == [4.5]
     assert [Path(folder).is_relative_to(places[1]) for folder in differing] == [True]
     copy = write_run(tmp_path / "copied", run, summary(test=4.7))
     copy.rename(tmp_path / "own" / "ptb" / "aside")
     with pytest.raises(UserError, match="with other results"):
-        collect.read_runs(places, "ptb", differing=[])
+        reading.read_runs(places, "ptb", differing=[])
 
 
 def test_of_a_run_that_is_trained_once_more_the_finished_one_is_taken(tmp_path: Path) -> None:
     write_run(tmp_path / "ptb" / "a", config(PTB, "sgd"), summary("unfinished"))
     write_run(tmp_path / "ptb" / "b", config(PTB, "sgd"), summary())
     write_run(tmp_path / "ptb" / "c", config(PTB, "sgd"), None)
-    assert collect.read_runs(tmp_path, "ptb")["status"].tolist() == ["success"]
+    assert reading.read_runs(tmp_path, "ptb")["status"].tolist() == ["success"]
 
 
 def test_a_setting_edited_after_the_run_is_noticed(tmp_path: Path) -> None:
     path = write_run(tmp_path, config(PTB, "spectral_clipping", 0.2), summary()) / "config.yaml"
     path.write_text(path.read_text().replace("delta: 0.2", "delta: 0.8"))
     with pytest.raises(UserError, match=r"config\.yaml: altered after the run was begun .* put back what was there"):
-        collect.read_runs(tmp_path, "ptb")
+        reading.read_runs(tmp_path, "ptb")
 
 
 def test_a_success_without_its_losses_is_refused(tmp_path: Path) -> None:
     for name in ("valid_loss", "test_loss"):
         folder = write_run(tmp_path / name, config(PTB, "sgd"), summary(**{name: None}))
         with pytest.raises(UserError, match=f"{folder}: a success without {name}"):
-            collect.read_runs(tmp_path / name, "ptb")
+            reading.read_runs(tmp_path / name, "ptb")
 
 
 def test_no_folder_of_a_run_is_passed_over(tmp_path: Path) -> None:
@@ -131,19 +132,10 @@ def test_no_folder_of_a_run_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "ptb" / "circle").symlink_to(tmp_path / "ptb")
     (tmp_path / "ptb" / "begun").mkdir()
     (tmp_path / "ptb" / "begun" / ".lock").touch()
-    assert collect.read_runs(tmp_path, "ptb")["seed"].tolist() == [0, 1]
+    assert reading.read_runs(tmp_path, "ptb")["seed"].tolist() == [0, 1]
     (first / "config.yaml").unlink()
     with pytest.raises(UserError, match=f"{first}: a run's folder without its config.yaml"):
-        collect.read_runs(tmp_path, "ptb")
-
-
-def test_a_page_can_show_the_other_runs_and_name_what_cannot_be_read(tmp_path: Path) -> None:
-    write_run(tmp_path, config(PTB, "sgd"), summary())
-    damaged = write_run(tmp_path, config(PTB, "sgd", seed=1), summary())
-    (damaged / "summary.json").write_text("{")
-    unreadable: list[str] = []
-    assert len(collect.read_runs(tmp_path, "ptb", unreadable=unreadable)) == 1
-    assert [message.startswith(f"{damaged}/summary.json: damaged") for message in unreadable] == [True]
+        reading.read_runs(tmp_path, "ptb")
 
 
 def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path) -> None:
@@ -153,18 +145,26 @@ def test_steps_tell_what_was_not_measured_from_what_is_not_finite(tmp_path: Path
         "2,200.0,inf,1.0,1.0,,,0\n"
         "3,nan,nan,nan,nan,nan,0.8,0\n"
     )
-    read = collect.read_steps(tmp_path)
+    read = reading.read_steps(tmp_path)
     assert read["measured"].tolist() == [True, False, True]
     np.testing.assert_array_equal(read["radius"], [0.9, np.nan, np.nan])
     np.testing.assert_array_equal(read["grad_norm"], [3.5, np.inf, np.nan])
 
 
+@pytest.mark.parametrize("iterations", [0, math.nan, math.inf])
+def test_times_of_no_iterations_are_named_and_not_divided_by(iterations: float, tmp_path: Path) -> None:
+    path = tmp_path / "timing.csv"
+    timing(2).assign(iterations=iterations).to_csv(path, index=False, na_rep="nan")
+    with pytest.raises(UserError, match=r"timing.csv: cannot be read \(an epoch without iterations or runs\)"):
+        condensed(path)
+
+
 def test_files_that_lack_their_columns_are_named(tmp_path: Path) -> None:
     steps(5).drop(columns="grad_norm").to_csv(tmp_path / "steps.csv", index=False)
     with pytest.raises(UserError, match=r"steps\.csv: cannot be read"):
-        collect.read_steps(tmp_path)
+        reading.read_steps(tmp_path)
     with pytest.raises(UserError, match=r"timing\.csv: cannot be read"):
-        collect.read_timing(tmp_path)
+        reading.read_timing(tmp_path)
 
 
 def test_the_files_that_wandb_keeps_inside_a_run_are_no_runs(tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_the_files_that_wandb_keeps_inside_a_run_are_no_runs(tmp_path: Path) -> 
     inside = folder / "wandb" / "run-1" / "files"
     inside.mkdir(parents=True)
     (inside / "config.yaml").write_text("wandb_version: 1\n")
-    assert len(collect.read_runs(tmp_path, "ptb")) == 1
+    assert len(reading.read_runs(tmp_path, "ptb")) == 1

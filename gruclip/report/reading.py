@@ -1,4 +1,4 @@
-"""Runs in, one data frame out: a row per run, from run folders and from the CSV files that `paper` makes of them."""
+"""Runs in, one data frame out: a row per run, from run folders and from the files that `collecting` makes of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def read_runs(
     places: Path | Sequence[Path],
     experiment: str,
     remedy: str = "train some first",
-    unreadable: list[str] | None = None,
     differing: list[str] | None = None,
 ) -> pd.DataFrame:
     """One row for every run of ``experiment`` in each of the `places`, ordered by their settings.
@@ -30,16 +29,15 @@ def read_runs(
     `rows.ENVIRONMENT`. A run that has no summary yet is unfinished. The same run from two places is one row.
 
     Raises `NoRuns` where there is no run, with the `remedy` for that; `UserError` for a folder or file that cannot
-    be read or was altered (the messages about folders go into the list `unreadable` instead, where there is one), and
-    for two places that hold the same run with other results (which is then the first place's, where there is a list
-    `differing`, and the other's folder goes into that).
+    be read or was altered, and for two places that hold the same run with other results (which is then the first
+    place's, where there is a list `differing`, and the other's folder goes into that).
     """
     places = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
     rows = []
     for place in places:
         path = place / f"{experiment}.csv"
         kept = [run for run, _ in collected.read(path)] if path.is_file() else []
-        rows += merged([*folders.read(place / experiment, unreadable), *kept])
+        rows += merged([*folders.read(place / experiment), *kept])
     if not rows:
         raise NoRuns(f"{' and '.join(str(place / experiment) for place in places)}: no runs there; {remedy}")
     return frame(in_file_order(merged(rows, differing)))
@@ -57,8 +55,8 @@ def read_steps(folder: str | Path) -> pd.DataFrame:
     return curves.read_steps(Path(folder) / "steps.csv")
 
 
-def read_epochs(folder: str | Path) -> pd.DataFrame:
-    """A run's epochs.csv, epoch 0 being before training; with six digits where the run was collected."""
+def read_epochs(folder: str | Path) -> curves.Epochs:
+    """The columns of a run's epochs.csv, epoch 0 being before training; with six digits where the run was collected."""
     if collected.is_collected(folder):
         return curves.collected_epochs(folder)
     return curves.read_epochs(Path(folder) / "epochs.csv")
@@ -96,15 +94,6 @@ def _times(folder: str | Path) -> dict[str, float]:
         return {name: one for name, one in timing.condensed(Path(folder) / "timing.csv").items() if one is not None}
     except UserError:
         return {}
-
-
-def read_losses_and_norms(folder: str | Path) -> tuple[list[float], list[float]]:
-    """Of a run's epochs the validation loss and the largest gradient norm, NaN where there is none; without pandas,
-    which takes milliseconds to begin, for the thousands of runs of a page.
-    """
-    if collected.is_collected(folder):
-        return curves.columns_of(folder, ("valid_loss", "grad_norm_max"))
-    return curves.columns_in(Path(folder) / "epochs.csv", ("valid_loss", "grad_norm_max"))
 
 
 def read_explosions(folder: str | Path) -> dict[str, float | None] | None:
