@@ -117,9 +117,6 @@ class ActiveRun:
         self.folder.append("timing.csv", self.progress.timing_row())
         self.end(f"the loss is not finite at iteration {self.progress.step}", tensors)
 
-    def stops_now(self) -> bool:
-        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
-
     def checkpoint_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
 

@@ -190,7 +190,7 @@ def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Inter
             for index, run in enumerate(active):
                 if run in diverged:
                     run.diverge(engine.run_state(index))
-        stop_early = [run for run in active if not run.ended and run.stops_now()]
+        stop_early = [run for run in active if not run.ended and run.progress.stops_now(run.config)]
         at_end = iteration + 1 == iterations
         if stop_early and not at_end:
             _validate(engine, active, stop_early)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -164,6 +165,31 @@ def test_a_run_interrupted_between_iterations_continues_to_the_same_bits(
         (continued,) = train([made(tmp_path / "broken")], quiet=True)
         monkeypatch.undo()
         assert content(continued.folder) == content(whole.folder)
+
+
+def test_a_run_interrupted_in_its_very_last_iteration_is_still_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`max_steps` falls on the end of an epoch, before whose validation the checkpoint is written."""
+
+    def two_epochs(path: Path) -> RunConfig:
+        return config(path, trainer=TrainerConfig(max_epochs=None, max_steps=14, bptt=700, radius_every=10))
+
+    (whole,) = train([two_epochs(tmp_path / "whole")], quiet=True)
+    assert len(rows(whole, "epochs.csv")) == 3
+
+    step, calls = Engine.step, itertools.count(1)
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 14:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([two_epochs(tmp_path / "broken")], quiet=True)
+    (continued,) = train([two_epochs(tmp_path / "broken")], quiet=True)
+    assert content(continued.folder) == content(whole.folder)
 
 
 @pytest.mark.parametrize("at_epochs", [True, False])
