@@ -164,7 +164,6 @@ class ActiveRun:
 
     def end(self, message: str, tensors: dict[str, Tensor]) -> None:
         """Take the test loss of the best epoch's weights and write the run's last state and its summary."""
-        self.ended = True
         progress = self.progress
         self._save_best()
         if progress.best_epoch is not None and progress.test_loss is None:
@@ -179,6 +178,7 @@ class ActiveRun:
         self._save(tensors)
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)
+        self.ended = True  # only now: before that it can run out of memory, and goes on from its checkpoint
         self.display.finish(self.name, summary["status"], message)
         self.loggers.close(summary["status"], summary)
 

@@ -15,6 +15,7 @@ from gruclip.config import RunConfig
 from gruclip.errors import RefusedRun, UserError
 from gruclip.model.device import SMALL_MODEL
 from gruclip.runs.ownership import LockedError
+from gruclip.runs.records import FINISHED
 from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.capacity import check_stack_size, run_bytes
 from gruclip.training.capacity import stack_size as stack_size_of
@@ -100,6 +101,7 @@ def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult
     for job in jobs:
         summary = job.folder.summary()
         assert summary is not None
+        assert summary["status"] in FINISHED, f"{job.folder.path}: nobody has trained it, and nobody was told"
         results.append(RunResult(job.folder.path, summary["status"], job.folder.path in skipped, summary))
     return results
 

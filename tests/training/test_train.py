@@ -33,6 +33,7 @@ from gruclip.runs.records import read_config
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.trained import load as load_model
 from gruclip.spectral import ClipResult
+from gruclip.training import active_run
 from gruclip.training.display import Display
 from gruclip.training.engine import Engine
 from gruclip.training.interrupts import Interrupts
@@ -592,6 +593,33 @@ def test_a_stack_that_runs_out_of_memory_goes_on_with_half_as_many_runs_to_the_s
     assert "out of memory with 2 runs side by side: going on with 1" in capsys.readouterr().err
     whole = train([config(tmp_path / "whole", seed=seed) for seed in (0, 1)], quiet=True)
     assert [content(job.folder.path) for job in jobs] == [content(run.folder) for run in whole]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing"),
+    [(active_run, "evaluate_weights", 1), (Engine, "run_state", 6), (active_run, "describe_environment", 4)],
+    ids=["as one ends", "as it makes room", "as another joins"],
+)
+def test_a_stack_that_runs_out_of_memory_between_epochs_loses_no_run(
+    owner: Any, name: str, failing: int, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three places; the first run ends after one epoch, so that the fourth joins two others."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def fails(*arguments: Any) -> Any:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, fails)
+    runs = [
+        dataclasses.replace(music(tmp_path, data_root), seed=seed, trainer=TrainerConfig(max_epochs=epochs))
+        for seed, epochs in enumerate((1, 2, 2, 1))
+    ]
+    results = train(runs, stack=True, stack_size=3, batched=True, quiet=True)
+    assert [result.summary["epochs"] for result in results] == [1, 2, 2, 1]
+    assert {result.status for result in results} <= {"success", "failed"}
+    assert not list(tmp_path.rglob(".owner"))
 
 
 def test_a_run_that_finds_no_memory_alone_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
