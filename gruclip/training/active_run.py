@@ -97,7 +97,6 @@ class ActiveRun:
         radii: Sequence[float | None],
     ) -> None:
         """Take one iteration's numbers; a loss that is not finite ends the run."""
-        self.folder.beat()
         progress = self.progress
         progress.iteration += 1
         progress.step += 1
@@ -146,7 +145,6 @@ class ActiveRun:
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
-        self.folder.beat()
         self._save(tensors)
         self.folder.write_summary(self._summary(finished=False))
         self.last_checkpoint = time.monotonic()
