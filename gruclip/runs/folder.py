@@ -25,7 +25,7 @@ from gruclip.errors import UserError
 from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read_checkpoint, write_checkpoint
 from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
 from gruclip.runs.names import folder_name
-from gruclip.runs.ownership import LOCK, OWNER, Ownership
+from gruclip.runs.ownership import LOCK, OWNER, LockedError, Ownership
 from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_environment, read_summary, strict, yaml_text
 from gruclip.runs.sums import SUMS, sums_of
 
@@ -103,6 +103,15 @@ class RunFolder:
         self._ownership.take()
         self._sound.clear()
         remove_leftovers(self.path)
+
+    def is_taken(self) -> bool:
+        """Whether another process has the folder, which exists."""
+        try:
+            self.lock()
+        except LockedError:
+            return True
+        self.close()
+        return False
 
     def checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
         """What the run can be continued from, None where it has to begin; and what is wrong with what was passed over.

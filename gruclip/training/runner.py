@@ -127,13 +127,14 @@ def _train_groups(
         for group, size in groups:
             if interrupted.is_set():  # as the last run was ending
                 raise interrupted.error()
-            in_processes = size > 1 and group[0].device.type == "cpu" and not batched
+            left = [job for job in group if job.folder.path in waited_for and job.folder.is_taken()]
+            free = [job for job in group if job not in left and not job.folder.is_finished()]
+            in_processes = min(size, len(free)) > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
             try:
-                left = train(group, size, display, interrupted, refuse)
+                left += train(free, min(size, len(free)), display, interrupted, refuse) if free else []
             except UserError as error:
                 refuse(RefusedRun(str(error)))
-                continue
             if left:
                 locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}
