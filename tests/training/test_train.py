@@ -33,7 +33,7 @@ from gruclip.runs.records import read_config
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.trained import load as load_model
 from gruclip.spectral import ClipResult
-from gruclip.training import active_run
+from gruclip.training import active_run, runner, workers
 from gruclip.training.display import Display
 from gruclip.training.engine import Engine
 from gruclip.training.interrupts import Interrupts
@@ -322,6 +322,48 @@ def test_where_no_worker_is_left_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
         train([long_run(tmp_path, seed, 300) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
     killer.join()
+
+
+def test_a_run_that_its_worker_leaves_while_the_last_other_one_ends_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is killed when the other one has been told that there is nothing left, and ends of itself."""
+    codes = iter([-9, 0])
+
+    def start(*_: Any) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send((workers.READY, False))
+        theirs.close()
+        process: Any = SimpleNamespace(join=lambda: None, exitcode=next(codes))
+        return workers._Worker(process, ours)
+
+    monkeypatch.setattr(workers._Pool, "_start", start)
+    nothing: Any = SimpleNamespace(config=None, default=None)
+    with (
+        Display(total=1, quiet=True) as display,
+        pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*and none is left"),
+    ):
+        train_in_processes([nothing], 2, display, Interrupts(), print)
+
+
+def test_no_process_is_started_to_see_that_a_run_is_still_another_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [config(tmp_path, seed=seed) for seed in (0, 1)]
+    others = [Job(run, RunConfig()) for run in runs]
+    for job in others:
+        job.folder.lock()
+    waits, starts = itertools.count(), []
+    real = workers.train_in_processes
+    monkeypatch.setattr(runner, "train_in_processes", lambda *given: (starts.append(1), real(*given))[1])
+
+    def wait(interrupted: Interrupts, seconds: float) -> bool:
+        if next(waits) == 10:
+            for job in others:
+                job.folder.close()
+        return False
+
+    monkeypatch.setattr(Interrupts, "wait", wait)
+    assert len(train(runs, stack=True, stack_size=2, quiet=True)) == 2
+    assert (len(starts), next(waits) > 10) == (2, True)
 
 
 def test_a_script_without_a_main_guard_is_told_to_have_one(tmp_path: Path) -> None:
