@@ -129,10 +129,12 @@ def _train_groups(
                 raise interrupted.error()
             left = [job for job in group if job.folder.path in waited_for and job.folder.is_taken()]
             free = [job for job in group if job not in left and not job.folder.is_finished()]
-            in_processes = min(size, len(free)) > 1 and group[0].device.type == "cpu" and not batched
+            together = min(size, len(free))
+            in_processes = together > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
             try:
-                left += train(free, min(size, len(free)), display, interrupted, refuse) if free else []
+                if free:
+                    left += train(free, together, display, interrupted, refuse)
             except UserError as error:
                 refuse(RefusedRun(str(error)))
             if left:
