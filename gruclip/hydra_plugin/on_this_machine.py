@@ -11,12 +11,10 @@ import torch
 
 from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.display import Display
-from gruclip.training.interrupts import Interrupts, ignored
+from gruclip.training.interrupts import POLL_SECONDS, Interrupts, ignored
 from gruclip.training.jobs import Job
 from hydra_plugins.gruclip.submission import JOB_FOLDER, Submission, Submitted, check_finished, report
 from hydra_plugins.gruclip.work import STOPPED
-
-POLL_SECONDS = 0.2
 
 
 def train(

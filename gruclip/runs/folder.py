@@ -14,8 +14,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from gruclip.errors import UserError
 from gruclip.runs.checkpoints import Checkpoint, DamagedCheckpoint, before, read_checkpoint, write_checkpoint
 from gruclip.runs.files import PARTIAL, remove_leftovers, sync, told_by_name, write_whole
 from gruclip.runs.names import folder_name
-from gruclip.runs.ownership import LOCK, OWNER, Ownership
+from gruclip.runs.ownership import LOCK, OWNER, LockedError, Ownership
 from gruclip.runs.records import FINISHED, MOVE_AWAY, read_config, read_environment, read_summary, strict, yaml_text
 from gruclip.runs.sums import SUMS, sums_of
 
@@ -44,7 +45,8 @@ def check_lengths(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 class RunFolder:
-    """One run's folder. Nothing is written before `lock`."""
+    """One run's folder. Nothing is written before `lock`, nor after another host has taken it over: what writes
+    raises `LockedError` then, and shows until then that the run is being written."""
 
     def __init__(self, config: RunConfig, default: RunConfig, data_checksum: str) -> None:
         self.config = config
@@ -52,7 +54,9 @@ class RunFolder:
         self.identity = config.identity(data_checksum)
         self.path = Path(config.output_dir) / config.experiment / folder_name(config, default, self.identity)
         self._ownership = Ownership(self.path)
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, BufferedWriter] = {}
+        #: Of the checkpoints those that the run could be continued from: what is in the place of another is not kept.
+        self._sound: set[str] = set()
         self._paths = {name: self.path / name for name in CSV_FILES}  # made once: rows are appended at every iteration
 
     # -- before the lock ------------------------------------------------------------------------------
@@ -97,11 +101,17 @@ class RunFolder:
         with told_by_name(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._ownership.take()
+        self._sound.clear()
         remove_leftovers(self.path)
 
-    def beat(self) -> None:
-        """Show to other hosts that the run is being written; raises `LockedError` where one of them took it over."""
-        self._ownership.beat()
+    def is_taken(self) -> bool:
+        """Whether another process has the folder, which exists."""
+        try:
+            self.lock()
+        except LockedError:
+            return True
+        self.close()
+        return False
 
     def checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
         """What the run can be continued from, None where it has to begin; and what is wrong with what was passed over.
@@ -118,6 +128,8 @@ class RunFolder:
                 except DamagedCheckpoint as error:
                     faults.append(str(error))
                     continue
+                if path == last:
+                    self._sound.add("last")
                 return found, faults
         if faults:
             raise UserError(f"{'; '.join(faults)}; no checkpoint is left to continue from: {MOVE_AWAY}")
@@ -131,6 +143,8 @@ class RunFolder:
                 with suppress(DamagedCheckpoint):
                     found = read_checkpoint(path, self.identity)
                     if found.progress.get("epoch") == epoch:
+                        if path == best:
+                            self._sound.add("best")
                         return found
         return None
 
@@ -152,11 +166,13 @@ class RunFolder:
 
     def append(self, name: str, values: Sequence[Any]) -> None:
         """A row of a CSV file; None becomes an empty field, a float keeps every digit."""
+        self._ownership.beat()
         with told_by_name(self._paths[name]):
             self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
 
     def offsets(self) -> dict[str, int]:
         """Lengths in bytes of the CSV files, everything appended so far being on the disk."""
+        self._ownership.beat()
         for name, file in self._files.items():
             with told_by_name(self.path / name):
                 file.flush()
@@ -164,9 +180,11 @@ class RunFolder:
         return {name: file.tell() for name, file in self._files.items()}
 
     def save(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write ``checkpoint/{which}.safetensors``, and keep the one before it."""
+        """Write ``checkpoint/{which}.safetensors``, and keep the one before it: of two the one that can be used."""
+        self._ownership.beat()
         path = self.path / "checkpoint" / f"{which}.safetensors"
-        write_checkpoint(path, self.identity, tensors, progress, keep=True)
+        write_checkpoint(path, self.identity, tensors, progress, keep=which in self._sound)
+        self._sound.add(which)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """``summary.json``; of a finished run after the sums of all files, so that it is the last one written."""
@@ -201,7 +219,8 @@ class RunFolder:
 
     def close(self) -> None:
         for file in self._files.values():
-            with suppress(OSError):  # what a checkpoint needs is on the disk already
-                file.close()
+            # What a checkpoint needs is on the disk already; the rest would go into what may be another's file by now.
+            with suppress(OSError):
+                file.raw.close()
         self._files.clear()
         self._ownership.release()

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from gruclip.errors import UserError
 from gruclip.runs import scheduler
-from gruclip.runs.files import PARTIAL, told_by_name
+from gruclip.runs.files import PARTIAL, told_by_name, write_whole
 
 LOCK, OWNER = ".lock", ".owner"
 BEAT, LEASE = 30.0, 300.0
@@ -59,7 +59,7 @@ class Ownership:
 
     def _claim(self, locks_here: bool) -> None:
         mine = self.path.with_name(f"{OWNER}.{self.record['token']}{PARTIAL}")
-        mine.write_text(json.dumps(self.record) + "\n")
+        write_whole(mine, json.dumps(self.record) + "\n")  # a mark that a power cut left empty would name nobody
         try:
             for _ in range(3):
                 try:

@@ -97,7 +97,6 @@ class ActiveRun:
         radii: Sequence[float | None],
     ) -> None:
         """Take one iteration's numbers; a loss that is not finite ends the run."""
-        self.folder.beat()
         progress = self.progress
         progress.iteration += 1
         progress.step += 1
@@ -116,9 +115,6 @@ class ActiveRun:
         """End the run at a loss that is not finite; what its epoch took until then is kept."""
         self.folder.append("timing.csv", self.progress.timing_row())
         self.end(f"the loss is not finite at iteration {self.progress.step}", tensors)
-
-    def stops_now(self) -> bool:
-        return self.config.max_steps is not None and self.progress.step >= self.config.max_steps
 
     def checkpoint_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint > 60 * self.config.trainer.checkpoint_minutes
@@ -149,7 +145,6 @@ class ActiveRun:
 
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Write the checkpoint that the run can be continued from."""
-        self.folder.beat()
         self._save(tensors)
         self.folder.write_summary(self._summary(finished=False))
         self.last_checkpoint = time.monotonic()
@@ -167,7 +162,6 @@ class ActiveRun:
 
     def end(self, message: str, tensors: dict[str, Tensor]) -> None:
         """Take the test loss of the best epoch's weights and write the run's last state and its summary."""
-        self.ended = True
         progress = self.progress
         self._save_best()
         if progress.best_epoch is not None and progress.test_loss is None:
@@ -182,6 +176,7 @@ class ActiveRun:
         self._save(tensors)
         summary = self._summary(finished=True)
         self.folder.write_summary(summary)
+        self.ended = True  # only now: before that it can run out of memory, and goes on from its checkpoint
         self.display.finish(self.name, summary["status"], message)
         self.loggers.close(summary["status"], summary)
 

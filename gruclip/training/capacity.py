@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,9 @@ from gruclip.choices import CELLS
 from gruclip.config import RunConfig
 from gruclip.errors import ConfigError, UserError
 from gruclip.model.evaluation import EVALUATION_STEPS
+
+#: Where the system says which control groups there are, and which this process is in.
+GROUPS, CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 #: Share of the free memory that a stack may take: allocators round up, and others may want some.
 SHARE = 0.9
@@ -42,7 +45,7 @@ def run_bytes(config: RunConfig, num_outputs: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: the device's, or the machine's within this process' control group."""
+    """Memory that is free now: the device's, or the machine's within this process' control groups."""
     if device.type == "cuda":
         # What torch holds and does not use is as good as free.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -52,11 +55,20 @@ def free_bytes(device: torch.device) -> int:
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+    return min([free, *_free_in_groups()])
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Bytes free in each control group (version 2) with a limit that this process is in, files in its cache not counted
+    as used: they go when memory is asked for, and fill any group in time."""
+    here = CGROUP.read_text() if CGROUP.exists() else ""
+    path = next((line.removeprefix("0::/") for line in here.splitlines() if line.startswith("0::/")), "")
+    for group in (GROUPS / path, *(GROUPS / path).parents):
+        limit = group / "memory.max"
+        if group.is_relative_to(GROUPS) and limit.exists() and (most := limit.read_text().strip()) != "max":
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            cached = int(stat["active_file"]) + int(stat["inactive_file"])
+            yield int(most) - int((group / "memory.current").read_text()) + cached
 
 
 def check_stack_size(asked: object) -> None:

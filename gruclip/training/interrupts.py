@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,13 +15,15 @@ from gruclip.errors import Interrupted
 #: What a terminal, a closed terminal, `kill`, and the schedulers of clusters send.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+#: Between two looks of a process that waits.
+POLL_SECONDS = 0.2
+
 
 class Interrupts:
     """Which signal has come, if any."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._came = threading.Event()
 
     def is_set(self) -> bool:
         return self.signal is not None
@@ -28,11 +31,16 @@ class Interrupts:
     def set(self, number: int) -> None:
         if self.signal is None:
             self.signal = number
-        self._came.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep until one comes, at most so long; whether one has."""
-        return self._came.wait(seconds)
+        """Sleep until one comes, at most so long; whether one has.
+
+        By looking: an event that a handler sets while its own thread enters or leaves `wait` waits for itself for ever.
+        """
+        end = time.monotonic() + seconds
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
+        return self.is_set()
 
     def error(self) -> Interrupted:
         return Interrupted(self.signal or signal.SIGINT)
@@ -55,16 +63,16 @@ def ignored(number: int) -> Iterator[None]:
 def held_back(number: int = signal.SIGINT) -> Iterator[None]:
     """A signal held back, as while torch is imported: it swallows an exception in the middle and goes on with half of
     numpy."""
-    handler, came = signal.getsignal(number), threading.Event()
+    handler, came = signal.getsignal(number), list[int]()
     if threading.current_thread() is not threading.main_thread() or handler in (signal.SIG_IGN, None):
         yield
         return
-    signal.signal(number, lambda *_: came.set())
+    signal.signal(number, lambda *_: came.append(number))
     try:
         yield
     finally:
         signal.signal(number, handler)
-    if came.is_set():
+    if came:
         signal.raise_signal(number)
 
 

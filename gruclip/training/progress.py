@@ -90,12 +90,15 @@ class Progress:
         return False
 
     def is_over(self, config: RunConfig) -> bool:
-        """Whether there is nothing left to train, by what a checkpoint holds at the end of an epoch or of a run."""
-        if self.diverged or (config.max_steps is not None and self.step >= config.max_steps):
-            return True
-        at_end = self.iteration == 0 and self.epochs_done > 0
+        """Whether there is nothing left to train or to validate, by what a checkpoint holds."""
+        validated = self.iteration == 0 and self.epochs_done > 0
         last = config.max_epochs is not None and self.epoch >= config.max_epochs
-        return at_end and (last or self.schedule.is_exhausted(config))
+        at_end = last or self.stops_now(config) or self.schedule.is_exhausted(config)
+        return self.diverged or (validated and at_end)
+
+    def stops_now(self, config: RunConfig) -> bool:
+        """Whether the run ends here, be it within an epoch."""
+        return config.max_steps is not None and self.step >= config.max_steps
 
     def epoch_row(self, lr: float, valid_loss: float) -> list[Any]:
         totals = self.totals

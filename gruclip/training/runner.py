@@ -15,6 +15,7 @@ from gruclip.config import RunConfig
 from gruclip.errors import RefusedRun, UserError
 from gruclip.model.device import SMALL_MODEL
 from gruclip.runs.ownership import LockedError
+from gruclip.runs.records import FINISHED
 from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.capacity import check_stack_size, run_bytes
 from gruclip.training.capacity import stack_size as stack_size_of
@@ -100,6 +101,7 @@ def results_of(jobs: Sequence[Job], skipped: Collection[Path]) -> list[RunResult
     for job in jobs:
         summary = job.folder.summary()
         assert summary is not None
+        assert summary["status"] in FINISHED, f"{job.folder.path}: nobody has trained it, and nobody was told"
         results.append(RunResult(job.folder.path, summary["status"], job.folder.path in skipped, summary))
     return results
 
@@ -125,13 +127,16 @@ def _train_groups(
         for group, size in groups:
             if interrupted.is_set():  # as the last run was ending
                 raise interrupted.error()
-            in_processes = size > 1 and group[0].device.type == "cpu" and not batched
+            left = [job for job in group if job.folder.path in waited_for and job.folder.is_taken()]
+            free = [job for job in group if job not in left and not job.folder.is_finished()]
+            together = min(size, len(free))
+            in_processes = together > 1 and group[0].device.type == "cpu" and not batched
             train = train_in_processes if in_processes else train_stack
             try:
-                left = train(group, size, display, interrupted, refuse)
+                if free:
+                    left += train(free, together, display, interrupted, refuse)
             except UserError as error:
                 refuse(RefusedRun(str(error)))
-                continue
             if left:
                 locked.append((left, size))
         names = {job.folder.path for left, _ in locked for job in left}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,7 +37,7 @@ def train_stack(
     round_products(jobs[0].config.precision)
     threads = torch.get_num_threads()
     torch.set_num_threads(jobs[0].threads)
-    stack = _Stack(deque(jobs), size, display, interrupted, refuse, processes)
+    stack = _Stack(list(jobs), size, display, interrupted, refuse, processes)
     try:
         while stack.waiting or stack.active:
             try:
@@ -57,7 +56,7 @@ def train_stack(
 class _Stack:
     """Which runs are trained at the moment, which wait, and which others are training."""
 
-    waiting: deque[Job]
+    waiting: list[Job]
     size: int
     display: AnyDisplay
     interrupted: Interrupts
@@ -69,15 +68,17 @@ class _Stack:
 
     def train_epoch(self) -> None:
         """Fill the places that are free, and train to the end of the epoch."""
-        survivors = [run for run in self.active if not run.ended]
-        joining = self._join(survivors)
-        if joining or len(survivors) < len(self.active):
+        trained = len(self.active)  # by the engine there is
+        self._join()
+        staying = [(index, run) for index, run in enumerate(self.active) if not run.ended]
+        if len(staying) < len(self.active) or trained < len(self.active):
             engine, self._engine = self._engine, None
-            states = {} if engine is None else {run: engine.run_state(self.active.index(run)) for run in survivors}
-            states |= {run: run.tensors for run in joining if run.tensors is not None}
+            states = [
+                run.tensors if engine is None or index >= trained else engine.run_state(index) for index, run in staying
+            ]
             del engine  # before the next one takes its memory
             self.close([run for run in self.active if run.ended])
-            self.active = [*survivors, *joining]
+            self.active = [run for _, run in staying]
             if self.active:
                 self._engine = _engine(self.active, states)
                 _validate_start(self._engine, self.active)
@@ -87,32 +88,31 @@ class _Stack:
             run.stack_size = self.processes or len(self.active)
         _train_epoch(self._engine, self.active, self.interrupted)
 
-    def _join(self, survivors: Sequence[ActiveRun]) -> list[ActiveRun]:
-        """Waiting runs for the free places: as far into their epochs as the others, and locked by nobody else."""
-        joining: list[ActiveRun] = []
-        elsewhere: list[Job] = []
-        try:
-            while self.waiting and len(survivors) + len(joining) < self.size:
-                job = self.waiting.popleft()
-                try:
-                    run = ActiveRun(job, self.display)
-                except LockedError:
-                    self.locked.append(job)
-                    continue
-                except UserError as error:
-                    self.refuse(RefusedRun(str(error)))
-                    continue
-                position = 0 if survivors else (joining[0] if joining else run).progress.iteration
-                if run.ended or run.progress.iteration != position:
+    def _join(self) -> None:
+        """Take waiting runs into the free places: as far into their epochs as the others, and locked by nobody else.
+
+        Each waits or is active at every moment: what fails for want of memory loses none.
+        """
+        staying = [run for run in self.active if not run.ended]
+        for job in list(self.waiting):
+            if len(staying) == self.size:
+                return
+            try:
+                run = ActiveRun(job, self.display)
+            except LockedError:
+                self.locked.append(job)
+            except UserError as error:
+                self.refuse(RefusedRun(str(error)))
+            else:
+                if run.ended:
                     run.close()
-                    elsewhere += [] if run.ended else [job]
+                elif staying and run.progress.iteration != staying[0].progress.iteration:
+                    run.close()
+                    continue
                 else:
-                    joining.append(run)
-        except BaseException:
-            self.close(joining)
-            raise
-        self.waiting.extend(elsewhere)
-        return joining
+                    self.active.append(run)
+                    staying.append(run)
+            self.waiting.remove(job)
 
     def shrink(self) -> None:
         """Go on with half as many runs, from their checkpoints."""
@@ -126,7 +126,7 @@ class _Stack:
             name = runs[0].name if runs else "a run"
             raise UserError(f"{name}: out of memory; take a smaller model.hidden_size or trainer.batch_size")
         self.size = len(runs) // 2
-        self.waiting.extendleft(run.job for run in reversed(runs))
+        self.waiting[:0] = [run.job for run in runs]
         self.display.note(f"out of memory with {len(runs)} runs side by side: going on with {self.size}")
 
     def close(self, runs: Sequence[ActiveRun]) -> None:
@@ -139,10 +139,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _engine(active: Sequence[ActiveRun], states: Mapping[ActiveRun, dict[str, Tensor]]) -> Engine:
+def _engine(active: Sequence[ActiveRun], states: Sequence[dict[str, Tensor] | None]) -> Engine:
     """An engine for these runs, each from its state, or from its start where it has none."""
-    configs, job = [run.config for run in active], active[0].job
-    engine = Engine(configs, job.corpus, job.device, states=[states.get(run) for run in active])
+    job = active[0].job
+    engine = Engine([run.config for run in active], job.corpus, job.device, states=states)
     for run in active:
         run.tensors = None
     return engine
@@ -190,7 +190,7 @@ def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Inter
             for index, run in enumerate(active):
                 if run in diverged:
                     run.diverge(engine.run_state(index))
-        stop_early = [run for run in active if not run.ended and run.stops_now()]
+        stop_early = [run for run in active if not run.ended and run.progress.stops_now(run.config)]
         at_end = iteration + 1 == iterations
         if stop_early and not at_end:
             _validate(engine, active, stop_early)

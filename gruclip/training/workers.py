@@ -27,11 +27,9 @@ import torch
 from gruclip.errors import Interrupted, RefusedRun, UserError
 from gruclip.kernels import compiled
 from gruclip.training.display import Display, RemoteDisplay
-from gruclip.training.interrupts import Interrupts, deferred_interrupts, ignored
+from gruclip.training.interrupts import POLL_SECONDS, Interrupts, deferred_interrupts, ignored
 from gruclip.training.jobs import Job
 from gruclip.training.stack import train_stack
-
-POLL_SECONDS = 0.2
 
 #: What a worker sends: that it wants a run (with whether the last one was another process'), what to show, why a run is
 #: refused, an error.
@@ -79,6 +77,7 @@ class _Pool:
         self, jobs: Sequence[Job], count: int, display: Display, refuse: Callable[[RefusedRun], object]
     ) -> None:
         self.waiting, self.locked = deque(jobs), list[Job]()
+        self.fault = ""  #: how the last worker ended that was ended from outside
         self.display, self.refuse = display, refuse
         self.workers = [self._start(count) for _ in range(count)]
 
@@ -98,7 +97,7 @@ class _Pool:
                 try:
                     kind, *content = worker.pipe.recv()
                 except (EOFError, ConnectionError):
-                    self._ended(worker, interrupted)
+                    self._ended(worker)
                     continue
                 if kind == READY:
                     self._hand_out(worker, *content)
@@ -108,6 +107,12 @@ class _Pool:
                     self.refuse(content[0])
                 else:
                     raise content[0]
+        # What is sent to all processes of a job may end the workers before this one has heard of it.
+        if self.waiting and not interrupted.wait(POLL_SECONDS):
+            raise UserError(
+                f"{self.fault}, and none is left; take a smaller hydra.launcher.stack_size, and start the same command "
+                "again to continue"
+            )
 
     def _hand_out(self, worker: _Worker, was_locked: bool) -> None:
         if was_locked and worker.job is not None:
@@ -117,7 +122,7 @@ class _Pool:
         with suppress(ConnectionError):  # it was ended since it asked: its pipe says so next
             worker.pipe.send(None if worker.job is None else (worker.job.config, worker.job.default))
 
-    def _ended(self, worker: _Worker, interrupted: Interrupts) -> None:
+    def _ended(self, worker: _Worker) -> None:
         """A worker's pipe is closed: it had nothing left to do, or was ended from outside."""
         worker.process.join()
         self.workers.remove(worker)
@@ -129,18 +134,11 @@ class _Pool:
             )
         if worker.job is not None:
             self.waiting.appendleft(worker.job)
-        elif code == 0 or (self.workers and not self.waiting):
+        elif code == 0 or not self.waiting:
             return
-        fault = f"a process of the stack was ended from outside (exit code {code}), perhaps for memory"
-        if self.waiting and not self.workers:
-            # What is sent to all processes of a job may end the last worker before this one has heard of it.
-            if interrupted.wait(POLL_SECONDS):
-                return
-            raise UserError(
-                f"{fault}, and none is left; take a smaller hydra.launcher.stack_size, and start the same command "
-                "again to continue"
-            )
-        self.display.note(f"{fault}; the others go on")
+        self.fault = f"a process of the stack was ended from outside (exit code {code}), perhaps for memory"
+        if self.workers:
+            self.display.note(f"{self.fault}; the others go on")
 
     def stop(self) -> None:
         """Let each write a checkpoint and end; SIGTERM is what a run takes for that."""
@@ -155,6 +153,8 @@ class _Pool:
                         kind, *content = worker.pipe.recv()
                         if kind == SHOW:
                             self.display.show(*content)
+                        elif kind == ERROR:  # as of a disk that does not take the checkpoint
+                            self.display.note(str(content[0]))
                 except (EOFError, OSError):
                     worker.process.join()
             worker.pipe.close()

@@ -173,6 +173,16 @@ print(taken)
     assert sum(int(out) for out, _ in outputs) > 10
 
 
+def test_a_mark_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut would else leave an empty one, which names nobody and keeps everybody out."""
+    synced: list[int] = []
+    monkeypatch.setattr("gruclip.runs.files.sync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    owner = Ownership(tmp_path)
+    owner.take()
+    assert (tmp_path / ".owner").stat().st_ino in synced
+    owner.release()
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"host": "a"}'])
 def test_a_damaged_mark_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / ".owner").write_text(content)

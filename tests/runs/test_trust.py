@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -17,15 +18,18 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 
-from gruclip.config import ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import Interrupted, UserError
 from gruclip.report.reading import read_runs
-from gruclip.runs import files
+from gruclip.runs import files, ownership
 from gruclip.runs.checkpoints import before, read_checkpoint
+from gruclip.runs.folder import RunFolder
+from gruclip.runs.ownership import read_owner
 from gruclip.runs.records import read_config, read_environment, read_json, read_summary, read_yaml
 from gruclip.runs.sums import SUMS
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.verify import faults
+from gruclip.training import active_run
 from gruclip.training.engine import Engine
 from gruclip.training.jobs import Job
 from gruclip.training.runner import RunResult, train
@@ -391,6 +395,73 @@ def test_what_was_altered_in_a_finished_run_is_named(name: str, whole: RunResult
 
 def test_the_sums_of_a_finished_run_are_read_by_sha256sum(whole: RunResult) -> None:
     assert os.system(f"cd '{whole.folder}' && sha256sum --quiet -c {SUMS}") == 0
+
+
+def taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host has taken the folder, while this process was stopped for longer than the lease."""
+    record = read_owner(folder)
+    (folder / ".owner").write_text(json.dumps({**record, "host": "another", "token": "another's"}))
+    now = ownership._now()
+    monkeypatch.setattr(ownership, "_now", lambda: now + ownership.LEASE)
+
+
+@pytest.mark.parametrize("where", [(Engine, "step"), (active_run, "evaluate_weights")], ids=["training", "at the end"])
+def test_a_run_that_another_host_has_taken_over_is_not_written_to(
+    where: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by the rows that wait in a buffer."""
+    rarely = config(tmp_path, trainer=TrainerConfig(max_epochs=None, max_steps=5, bptt=5))
+    folder, real, calls = Job(rarely, RunConfig()).folder.path, getattr(*where), itertools.count(1)
+    held: dict[Path, bytes] = {}
+
+    def stopped(*arguments: Any) -> Any:
+        if next(calls) == (4 if where[1] == "step" else 1):
+            taken_over(folder, monkeypatch)
+            held.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        return real(*arguments)
+
+    monkeypatch.setattr(*where, stopped)
+    with pytest.raises(UserError, match="was taken over by another process after 300 seconds"):
+        train([rarely], quiet=True)
+    assert held == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_best_checkpoint_that_no_last_one_came_after_does_not_displace_the_one_in_use(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of runs that are killed, or find the disk full, between the two files of the same epoch time and again."""
+    music = config(
+        tmp_path,
+        dataset=DatasetConfig("jsb_chorales", str(data_root)),
+        optimizer=OptimizerConfig("gradient_clipping", lr=0.1, threshold=15.0),
+        trainer=TrainerConfig(max_epochs=2),
+    )
+
+    def save(folder: RunFolder, which: str, *content: Any, save: Any = RunFolder.save) -> None:
+        if which == "last" and content[1]["best_epoch"] == 2:
+            raise UserError("no space left")
+        save(folder, which, *content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", save)
+        for _ in range(3):
+            with pytest.raises(UserError, match="no space left"):
+                train([music], quiet=True)
+    (result,) = train([music], quiet=True)
+    assert result.summary["best_epoch"] == 2
+    assert faults(result.folder) == []
+
+
+def test_a_damaged_checkpoint_does_not_displace_the_one_that_was_continued_from(
+    broken: Path, tmp_path: Path, whole: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(last(broken), 0.5)
+    with monkeypatch.context() as patch:  # killed while the first checkpoint after it is written
+        patch.setattr("gruclip.runs.checkpoints.write_whole", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train([config(tmp_path)], quiet=True)
+    (result,) = train([config(tmp_path)], quiet=True)
+    assert same_as(result.folder, whole)
 
 
 # -- disks ------------------------------------------------------------------------------------------------

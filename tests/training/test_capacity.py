@@ -75,6 +75,28 @@ def test_free_memory_is_no_more_than_the_machine_has() -> None:
     assert 0 < free_bytes(CPU) <= total
 
 
+def test_what_is_free_in_a_job_is_what_its_groups_leave_and_cached_files_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a job of SLURM, whose limit is that of a group above its processes', and in a container."""
+    monkeypatch.setattr(capacity, "GROUPS", tmp_path)
+    monkeypatch.setattr(capacity, "CGROUP", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text("1:name=systemd:/elsewhere\n0::/job_5/step_0\n")
+
+    def group(path: str, most: str, used: int, cached: int) -> None:
+        folder = tmp_path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached - 1}\nactive_file 1\n")
+
+    group("job_5/step_0", "max", 100 << 20, 10)
+    group("job_5", str(128 << 20), 120 << 20, 20 << 20)
+    assert free_bytes(CPU) == 28 << 20
+    group("job_5/step_0", str(64 << 20), 60 << 20, 1 << 20)
+    assert free_bytes(CPU) == 5 << 20
+
+
 MEASURE = """
 import sys, torch
 from pathlib import Path

@@ -301,6 +301,20 @@ def test_an_interrupt_during_imports_acts_when_they_are_done() -> None:
     assert done
 
 
+def test_a_signal_that_comes_as_the_wait_for_it_begins_or_ends_ends_it() -> None:
+    code = """if True:
+        import random, signal
+        from gruclip.training.interrupts import deferred_interrupts
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+        for _ in range(500):
+            with deferred_interrupts() as interrupted:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
+                while not interrupted.wait(1e-6):
+                    pass
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_runs_are_composed_by_several_threads_at_once() -> None:
     with ThreadPoolExecutor(6) as pool:
         seeds = [run.seed for runs in pool.map(lambda seed: compose(f"seed={seed}"), range(12)) for run in runs]

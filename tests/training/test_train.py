@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -32,6 +33,7 @@ from gruclip.runs.records import read_config
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.trained import load as load_model
 from gruclip.spectral import ClipResult
+from gruclip.training import active_run, runner, workers
 from gruclip.training.display import Display
 from gruclip.training.engine import Engine
 from gruclip.training.interrupts import Interrupts
@@ -166,6 +168,31 @@ def test_a_run_interrupted_between_iterations_continues_to_the_same_bits(
         assert content(continued.folder) == content(whole.folder)
 
 
+def test_a_run_interrupted_in_its_very_last_iteration_is_still_validated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`max_steps` falls on the end of an epoch, before whose validation the checkpoint is written."""
+
+    def two_epochs(path: Path) -> RunConfig:
+        return config(path, trainer=TrainerConfig(max_epochs=None, max_steps=14, bptt=700, radius_every=10))
+
+    (whole,) = train([two_epochs(tmp_path / "whole")], quiet=True)
+    assert len(rows(whole, "epochs.csv")) == 3
+
+    step, calls = Engine.step, itertools.count(1)
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 14:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([two_epochs(tmp_path / "broken")], quiet=True)
+    (continued,) = train([two_epochs(tmp_path / "broken")], quiet=True)
+    assert content(continued.folder) == content(whole.folder)
+
+
 @pytest.mark.parametrize("at_epochs", [True, False])
 def test_a_run_that_is_killed_continues_from_its_last_checkpoint_to_the_same_bits(
     tmp_path: Path, data_root: Path, at_epochs: bool
@@ -295,6 +322,48 @@ def test_where_no_worker_is_left_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*smaller hydra.launcher.stack_size"):
         train([long_run(tmp_path, seed, 300) for seed in (0, 1)], stack=True, stack_size=2, quiet=True)
     killer.join()
+
+
+def test_a_run_that_its_worker_leaves_while_the_last_other_one_ends_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is killed when the other one has been told that there is nothing left, and ends of itself."""
+    codes = iter([-9, 0])
+
+    def start(*_: Any) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        theirs.send((workers.READY, False))
+        theirs.close()
+        process: Any = SimpleNamespace(join=lambda: None, exitcode=next(codes))
+        return workers._Worker(process, ours)
+
+    monkeypatch.setattr(workers._Pool, "_start", start)
+    nothing: Any = SimpleNamespace(config=None, default=None)
+    with (
+        Display(total=1, quiet=True) as display,
+        pytest.raises(UserError, match=r"ended from outside \(exit code -9\).*and none is left"),
+    ):
+        train_in_processes([nothing], 2, display, Interrupts(), print)
+
+
+def test_no_process_is_started_to_see_that_a_run_is_still_another_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [config(tmp_path, seed=seed) for seed in (0, 1)]
+    others = [Job(run, RunConfig()) for run in runs]
+    for job in others:
+        job.folder.lock()
+    waits, starts = itertools.count(), []
+    real = workers.train_in_processes
+    monkeypatch.setattr(runner, "train_in_processes", lambda *given: (starts.append(1), real(*given))[1])
+
+    def wait(interrupted: Interrupts, seconds: float) -> bool:
+        if next(waits) == 10:
+            for job in others:
+                job.folder.close()
+        return False
+
+    monkeypatch.setattr(Interrupts, "wait", wait)
+    assert len(train(runs, stack=True, stack_size=2, quiet=True)) == 2
+    assert (len(starts), next(waits) > 10) == (2, True)
 
 
 def test_a_script_without_a_main_guard_is_told_to_have_one(tmp_path: Path) -> None:
@@ -566,6 +635,33 @@ def test_a_stack_that_runs_out_of_memory_goes_on_with_half_as_many_runs_to_the_s
     assert "out of memory with 2 runs side by side: going on with 1" in capsys.readouterr().err
     whole = train([config(tmp_path / "whole", seed=seed) for seed in (0, 1)], quiet=True)
     assert [content(job.folder.path) for job in jobs] == [content(run.folder) for run in whole]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing"),
+    [(active_run, "evaluate_weights", 1), (Engine, "run_state", 6), (active_run, "describe_environment", 4)],
+    ids=["as one ends", "as it makes room", "as another joins"],
+)
+def test_a_stack_that_runs_out_of_memory_between_epochs_loses_no_run(
+    owner: Any, name: str, failing: int, tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three places; the first run ends after one epoch, so that the fourth joins two others."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def fails(*arguments: Any) -> Any:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, fails)
+    runs = [
+        dataclasses.replace(music(tmp_path, data_root), seed=seed, trainer=TrainerConfig(max_epochs=epochs))
+        for seed, epochs in enumerate((1, 2, 2, 1))
+    ]
+    results = train(runs, stack=True, stack_size=3, batched=True, quiet=True)
+    assert [result.summary["epochs"] for result in results] == [1, 2, 2, 1]
+    assert {result.status for result in results} <= {"success", "failed"}
+    assert not list(tmp_path.rglob(".owner"))
 
 
 def test_a_run_that_finds_no_memory_alone_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
