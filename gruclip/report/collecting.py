@@ -89,9 +89,11 @@ def _sources(place: Path, out: Path) -> Iterator[tuple[Path, list[Row], Path | N
     for relative, rows in by_file.items():
         yield relative, rows, None
     for path in sorted([*place.glob("*.csv"), *place.glob("*/*.csv")]):
-        if out.resolve() not in path.resolve().parents and collected.looks_collected(path):
-            parts = path.relative_to(place).parts
-            yield Path(*(parts[1:] if parts[0] == KEPT else parts)), [], path
+        parts = path.relative_to(place).parts
+        relative = Path(*(parts[1:] if parts[0] == KEPT else parts))
+        # Not what is kept there already; but files kept apart, in a folder below.
+        if path.resolve() != (out / relative).resolve() and collected.looks_collected(path):
+            yield relative, [], path
 
 
 def _relative(parts: tuple[str, ...], experiment: str) -> Path:

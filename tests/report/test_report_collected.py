@@ -103,6 +103,16 @@ def test_collected_files_of_two_places_are_merged_with_their_curves(tmp_path: Pa
     assert len(curves.read_curves(tmp_path / "paper a" / "ptb.csv", "steps")) == 4  # two of each
 
 
+def test_what_is_kept_apart_below_is_taken_in_where_it_is_named(tmp_path: Path) -> None:
+    paper = tmp_path / "paper"
+    for seed, out in enumerate((paper, paper / "next")):
+        write_runs(tmp_path / str(seed), range(seed, seed + 1))
+        gather(tmp_path / str(seed), out)
+    with pytest.raises(UserError, match="no finished runs there"):
+        gather(paper, paper)  # all of it is there
+    assert gather(paper / "next", paper) == [("ptb.csv", 8, 4)]
+
+
 def test_what_another_clone_has_kept_goes_where_its_run_folders_go(tmp_path: Path) -> None:
     write_runs(tmp_path / "outputs", range(1))
     gather(tmp_path / "outputs", tmp_path / "outputs" / "paper")
