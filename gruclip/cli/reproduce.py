@@ -10,6 +10,7 @@ from pathlib import Path
 from gruclip.choices import WORD_DATASETS
 from gruclip.cli.commands import draw
 from gruclip.cli.training import planned_runs, train
+from gruclip.config import RunConfig
 from gruclip.errors import UserError
 
 OUTPUTS = "outputs"
@@ -49,26 +50,33 @@ def reproduce(options: Namespace) -> int:
     # All sweeps are planned before the first is trained, and asked whether they can make what is to be made of them, so
     # that what is wrong is told at once.
     planned = [planned_runs(command) for command in commands]
-    places = [dict.fromkeys((Path(run.output_dir), run.experiment) for run in runs) for runs in planned]
     from gruclip.report.planned import check_planned
     from gruclip.report.reading import read_runs
     from gruclip.report.tables import table
 
     if options.which not in REPRODUCTIONS:
         parts = [replace(parts[0], tables=("1" if planned[0][0].dataset.name in WORD_DATASETS else "2",))]
-    for part, runs, folders in zip(parts, planned, places, strict=True):
-        for output_dir, name in folders:
-            of_one = [run for run in runs if (Path(run.output_dir), run.experiment) == (output_dir, name)]
-            check_planned(of_one, part.tables, part.figures)
+    places = [_by_place(runs) for runs in planned]
+    for part, place in zip(parts, places, strict=True):
+        for runs in place.values():
+            check_planned(runs, part.tables, part.figures)
     for command in commands:
         train(["--multirun", *command])
-    for part, folders in zip(parts, places, strict=True):
-        for output_dir, name in folders:
+    for part, place in zip(parts, places, strict=True):
+        for output_dir, name in place:
             for table_name in part.tables:
                 print(f"\n{table(table_name, read_runs(output_dir, name), 'md')}\n")
             for figure_name in part.figures:
                 draw(figure_name, output_dir, name, output_dir / name)
     return 0
+
+
+def _by_place(runs: Sequence[RunConfig]) -> dict[tuple[Path, str], list[RunConfig]]:
+    """The runs by output_dir and experiment: those that a table is of."""
+    places: dict[tuple[Path, str], list[RunConfig]] = {}
+    for run in runs:
+        places.setdefault((Path(run.output_dir), run.experiment), []).append(run)
+    return places
 
 
 def _arguments(part: Part, experiment: str, overrides: Sequence[str]) -> list[str]:
