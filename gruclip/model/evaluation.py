@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -43,7 +44,7 @@ class Evaluation:
         self._held: tuple[Lanes, Phase] | None = None
 
     @torch.no_grad()
-    def losses(self) -> list[float]:
+    def losses(self, after_window: Callable[[], object] | None = None) -> list[float]:
         """Raises `RuntimeError` where not every target of the split was predicted once."""
         for tensor in (*self.states, self.total):
             tensor.zero_()
@@ -56,6 +57,8 @@ class Evaluation:
             else:
                 self._read(window)
             steps += window.inputs.shape[1]
+            if after_window is not None:
+                after_window()
         if steps != length or self._predicted != self._expected:
             raise RuntimeError(
                 f"{self._split}: {self._predicted} predictions in {steps} steps, which are not the split's"
@@ -78,17 +81,28 @@ class Evaluation:
         replay()
 
 
-def evaluate(parameters: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str) -> list[float]:
+def evaluate(
+    parameters: Parameters,
+    config: RunConfig,
+    corpus: WordCorpus | MusicCorpus,
+    split: str,
+    after_window: Callable[[], object] | None = None,
+) -> list[float]:
     """`Evaluation` of these parameters once."""
-    return Evaluation(parameters, config, corpus, split).losses()
+    return Evaluation(parameters, config, corpus, split).losses(after_window)
 
 
 def evaluate_weights(
-    tensors: Parameters, config: RunConfig, corpus: WordCorpus | MusicCorpus, split: str, device: torch.device
+    tensors: Parameters,
+    config: RunConfig,
+    corpus: WordCorpus | MusicCorpus,
+    split: str,
+    device: torch.device,
+    after_window: Callable[[], object] | None = None,
 ) -> float:
     """`evaluate` for the weights of one run, without the leading axis, as checkpoints hold them."""
     parameters = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return evaluate(stacked_parameters(parameters, corpus), config, corpus, split)[0]
+    return evaluate(stacked_parameters(parameters, corpus), config, corpus, split, after_window)[0]
 
 
 def stacked_parameters(tensors: Parameters, corpus: WordCorpus | MusicCorpus) -> dict[str, Tensor]:

@@ -164,15 +164,19 @@ class RunFolder:
             if offsets is None:
                 self.append(name, columns[name])
 
+    def beat(self) -> None:
+        """Keep the folder through what takes long and writes nothing. Raises `LockedError` where it was taken over."""
+        self._ownership.beat()
+
     def append(self, name: str, values: Sequence[Any]) -> None:
         """A row of a CSV file; None becomes an empty field, a float keeps every digit."""
-        self._ownership.beat()
+        self.beat()
         with told_by_name(self._paths[name]):
             self._files[name].write((",".join("" if v is None else str(v) for v in values) + "\n").encode())
 
     def offsets(self) -> dict[str, int]:
         """Lengths in bytes of the CSV files, everything appended so far being on the disk."""
-        self._ownership.beat()
+        self.beat()
         for name, file in self._files.items():
             with told_by_name(self.path / name):
                 file.flush()
@@ -181,7 +185,7 @@ class RunFolder:
 
     def save(self, which: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Write ``checkpoint/{which}.safetensors``, and keep the one before it: of two the one that can be used."""
-        self._ownership.beat()
+        self.beat()
         path = self.path / "checkpoint" / f"{which}.safetensors"
         write_checkpoint(path, self.identity, tensors, progress, keep=which in self._sound)
         self._sound.add(which)

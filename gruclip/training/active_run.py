@@ -170,8 +170,9 @@ class ActiveRun:
                 raise UserError(
                     f"{self.name}: checkpoint/best, of epoch {progress.best_epoch}, is gone or damaged; {MOVE_AWAY}"
                 )
-            device = self.job.device
-            progress.test_loss = evaluate_weights(best.tensors, self.config, self.job.corpus, "test", device)
+            progress.test_loss = evaluate_weights(
+                best.tensors, self.config, self.job.corpus, "test", self.job.device, self.folder.beat
+            )
         # If interrupted after this save, the run is found to be over and not trained on.
         self._save(tensors)
         summary = self._summary(finished=True)

@@ -7,7 +7,7 @@ costs there what its runs cost: so a run's numbers are the same bits alone and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -277,7 +277,7 @@ class Engine:
             stacked = stacked.unflatten(0, (len(self.configs), -1))
         return self._width.cut(name, stacked[index])
 
-    def evaluate(self, split: str) -> list[float]:
+    def evaluate(self, split: str, after_window: Callable[[], object] | None = None) -> list[float]:
         """Loss of each run on all of a split: nats per token or per time step; after training steps checks the
         limits, too: raises `ProjectionError` where one is exceeded."""
         self._read_flags()
@@ -288,7 +288,7 @@ class Engine:
             detached = {name: parameter.detach() for name, parameter in self.parameters.items()}
             config = replace(self.configs[0], model=self._width.stored)
             self._evaluations[split] = Evaluation(detached, config, self.corpus, split, self._capture)
-        losses = self._evaluations[split].losses()
+        losses = self._evaluations[split].losses(after_window)
         self.clock.book("evaluation")
         return losses
 

@@ -152,10 +152,20 @@ def _validate_start(engine: Engine, active: Sequence[ActiveRun]) -> None:
     """The validation loss before training, of runs that begin."""
     if all(run.progress.initial_valid_loss is not None for run in active):
         return
-    losses = engine.evaluate("valid")
+    losses = _valid_losses(engine, active)
     for run, loss in zip(active, losses, strict=True):
         if run.progress.initial_valid_loss is None:
             run.begin(loss)
+
+
+def _valid_losses(engine: Engine, active: Sequence[ActiveRun]) -> list[float]:
+    """Of all runs, whose folders are kept meanwhile."""
+
+    def beat() -> None:
+        for run in active:
+            run.folder.beat()
+
+    return engine.evaluate("valid", beat)
 
 
 def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Interrupts) -> None:
@@ -212,7 +222,7 @@ def _train_epoch(engine: Engine, active: Sequence[ActiveRun], interrupted: Inter
 
 def _validate(engine: Engine, active: Sequence[ActiveRun], runs: Sequence[ActiveRun]) -> None:
     """The end of an epoch, or of a run within one, for `runs`."""
-    losses = engine.evaluate("valid")
+    losses = _valid_losses(engine, active)
     _book_time(engine, active)
     for index, run in enumerate(active):
         if run in runs:

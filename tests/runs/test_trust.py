@@ -20,6 +20,8 @@ import yaml
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import Interrupted, UserError
+from gruclip.model import evaluation
+from gruclip.model.stacked import nll
 from gruclip.report.reading import read_runs
 from gruclip.runs import files, ownership
 from gruclip.runs.checkpoints import before, read_checkpoint
@@ -403,6 +405,25 @@ def taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / ".owner").write_text(json.dumps({**record, "host": "another", "token": "another's"}))
     now = ownership._now()
     monkeypatch.setattr(ownership, "_now", lambda: now + ownership.LEASE)
+
+
+def test_a_run_shows_that_it_lives_in_evaluations_longer_than_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown, silences = 0.0, [0.0], []
+
+    def window(*arguments: Any, **options: Any) -> Any:
+        nonlocal now
+        now += 100
+        silences.append(now - shown[-1])
+        return nll(*arguments, **options)
+
+    monkeypatch.setattr(ownership, "_now", lambda: now)
+    monkeypatch.setattr(os, "utime", lambda path: shown.append(now))
+    monkeypatch.setattr(evaluation, "nll", window)
+    train([config(tmp_path, trainer=TrainerConfig(max_epochs=None, max_steps=1, bptt=5))], quiet=True)
+    assert now > 3 * ownership.LEASE
+    assert max(silences) <= 100
 
 
 @pytest.mark.parametrize("where", [(Engine, "step"), (active_run, "evaluate_weights")], ids=["training", "at the end"])
