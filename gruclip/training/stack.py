@@ -135,8 +135,9 @@ class _Stack:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch tells a failed allocation on the CPU by its text alone."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """torch's own allocator for GPUs has a class for it; the CPU's, the driver and its libraries have texts alone."""
+    told = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)
 
 
 def _engine(active: Sequence[ActiveRun], states: Sequence[dict[str, Tensor] | None]) -> Engine:

@@ -664,9 +664,22 @@ def test_a_stack_that_runs_out_of_memory_between_epochs_loses_no_run(
     assert not list(tmp_path.rglob(".owner"))
 
 
-def test_a_run_that_finds_no_memory_alone_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch on a GPU", "Python", "torch on a CPU", "driver", "cuBLAS"],
+)
+def test_a_run_that_finds_no_memory_alone_is_told_so(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def step(*_: Any) -> Any:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        raise error
 
     monkeypatch.setattr(Engine, "step", step)
     with pytest.raises(UserError, match=r"out of memory; take a smaller model\.hidden_size"):
