@@ -105,7 +105,11 @@ class UpdateClipping:
         self.limits: dict[str, float] = {}
         self.last_clipped: dict[str, int] = {}
         self.total_clipped: dict[str, int] = {}
-        self._under_way: list[Update] = []
+        self._under_way: list[list[Update]] = []
+        # Where a step calls that of its base class, torch calls the hooks for both, if it has patched that class, too.
+        self._deepest = sum(
+            "step" in vars(kind) for kind in type(optimizer).__mro__ if kind is not torch.optim.Optimizer
+        )
         self._hooks: list[Any] = []
         self._known: tuple[tuple[str, int], ...] = ()
         self._picked: set[str] = set()
@@ -191,17 +195,20 @@ class UpdateClipping:
     @untraced
     @torch.no_grad()
     def _before_step(self, *_: object) -> None:
-        self._under_way = []
+        begun: list[Update] = []
+        self.last_clipped = {}
         for name, parameter, group in self._chosen():
             limit = self.limits[name] = self._limit(group)
             if limit < math.inf:
                 _check(name, parameter)
-                self._under_way.append(Update(name, parameter, limit, parameter.detach().clone()))
+                begun.append(Update(name, parameter, limit, parameter.detach().clone()))
+        # Those before it are of steps around this one, or of some that an exception ended: no more of these are kept.
+        self._under_way = [*self._under_way, begun][-self._deepest :]
 
     @untraced
     @torch.no_grad()
     def _after_step(self, *_: object) -> None:
-        under_way, self._under_way, self.last_clipped = self._under_way, [], {}
+        under_way = self._under_way.pop() if self._under_way else []
         every_norm = norms_of(update.change() for update in under_way)
         for update, norms in zip(under_way, every_norm, strict=True):
             if not is_finite(norms, update.change):
@@ -222,7 +229,7 @@ class UpdateClipping:
                 self._count(update, count)
 
     def _count(self, update: Update, count: int) -> None:
-        self.last_clipped[update.name] = count
+        self.last_clipped[update.name] = self.last_clipped.get(update.name, 0) + count
         self.total_clipped[update.name] += count
 
 

@@ -100,6 +100,34 @@ def test_lbfgs_with_its_closure_changes_no_matrix_by_more() -> None:
                 assert float(torch.linalg.matrix_norm(change, 2)) <= 0.05 * (1 + 1e-5)
 
 
+class Decayed(torch.optim.SGD):
+    """Its step calls that of its base class, and then changes more."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data.mul_(0.5)
+        return loss
+
+
+def test_an_optimizer_whose_step_calls_that_of_its_base_class_moves_no_matrix_further() -> None:
+    torch.optim.SGD([torch.zeros(2)])  # from now on torch calls the hooks in the step of the base class, too
+    module = model()
+    optimizer = Decayed(module.named_parameters(), lr=0.5)
+    clipping = clip_updates(optimizer, 0.1)
+    for seed in range(4):
+        before = weights(module)
+        backward(module, seed)
+        if seed == 2:
+            with pytest.raises(ZeroDivisionError):  # leaves a step begun
+                optimizer.step(lambda: 1 / 0)
+        optimizer.step()
+        for name in ("2.weight", "4.weight"):
+            moved = module.get_parameter(name).detach() - before[name]
+            assert float(torch.linalg.matrix_norm(moved.double(), 2)) == pytest.approx(0.1, rel=1e-5)
+        assert all(line.last_clipped > 0 for line in clipping.report())
+
+
 def test_a_limit_may_follow_the_learning_rate_and_differ_between_groups() -> None:
     module = model()
     groups = [
