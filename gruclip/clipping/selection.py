@@ -69,6 +69,22 @@ def trained_by(*optimizers: Optimizer) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
+def share(optimizer: Optimizer, optimizers: Sequence[Optimizer]) -> Callable[[int], bool] | None:
+    """Which parameters, by their ids, are looked at after a step of one of these optimizers; None: all of them.
+
+    Of several those that it trains, since looks at all would grow with their square; and after the first one's those
+    that none trains, as where they are frozen or were replaced.
+    """
+    first, *others = optimizers
+    if not others:
+        return None
+    own = trained_by(optimizer)
+    if optimizer is not first:
+        return own.__contains__
+    elsewhere = trained_by(*others) - own
+    return lambda parameter: parameter not in elsewhere
+
+
 def matrices(offered: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters of two axes or more."""
     return [name for name, parameter in offered.items() if is_lazy(parameter) or parameter.dim() > 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from gruclip.clipping.batches import Stack, batches, clip_stacks_
 from gruclip.clipping.matrices import ClippedParameter, find
 from gruclip.clipping.rounding import is_finite, norm_dtype, norms_of, surely_inside
 from gruclip.clipping.saved import join, split
-from gruclip.clipping.selection import Select, check_optimizer, number, trained_by
+from gruclip.clipping.selection import Select, check_optimizer, number, share, trained_by
 from gruclip.dynamics import StabilityLimit, stability_limit
 from gruclip.errors import NonFiniteError, UserError
 from gruclip.layers import check_module
@@ -83,9 +83,10 @@ class SpectralClipping:
     reshaped to first axis x rest. ``README.md`` in `gruclip/clipping` says what a limit then means.
 
     After each step of an optimizer that it is attached to, the weights are clipped in place; where there are several,
-    those that this optimizer trains. They are looked up by name each time, so that a module may be moved, converted, or
-    given other parameters; one that has several names is clipped once. A step that gradient scaling skips clips
-    nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in float32, float64, bfloat16 and float16 alike.
+    those that this optimizer trains, and after the first one's those that none trains. They are looked up by name each
+    time, so that a module may be moved, converted, or given other parameters; one that has several names is clipped
+    once. A step that gradient scaling skips clips nothing. Afterwards sigma_1 <= limit (1 + 2e-6), in float32, float64,
+    bfloat16 and float16 alike.
 
     Raises `UserError` if nothing is found, `delta` is not inside (0, limit) of each recurrent layer, `limit` is not
     positive and finite, and for what cannot be clipped: weights that are computed by a parametrisation, sharded, of
@@ -111,6 +112,7 @@ class SpectralClipping:
         self.states = [SpectralState() for _ in self.parameters]
         self.last_clipped = [0] * len(self.parameters)
         self.total_clipped = [0] * len(self.parameters)
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = ()
         self._hooks: list[Any] = []
 
     @property
@@ -142,7 +144,7 @@ class SpectralClipping:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or loaded optimizer has no hooks: attach the copy.
-        return {**self.__dict__, "_hooks": []}
+        return {**self.__dict__, "_optimizers": (), "_hooks": []}
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> SpectralClipping:
         """Clip now, so that training starts inside the limits, and after each step of any of these; returns self.
@@ -171,6 +173,7 @@ class SpectralClipping:
         self.clip()
         if known and not any(self.last_clipped):
             self.load_state_dict(before)  # a look is no step: the next one starts from the same state
+        self._optimizers = optimizers
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
         return self
 
@@ -179,8 +182,7 @@ class SpectralClipping:
         # A fused optimizer's step is called even if gradient scaling skips it: it checks found_inf itself.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
-            # Of several optimizers what this one has moved: looks at all would grow with their square.
-            self._project(trained_by(optimizer) if len(self._hooks) > 1 else None)
+            self._project(share(optimizer, self._optimizers))
 
     def detach(self) -> None:
         """Clip no more; what was clipped stays."""
@@ -199,14 +201,14 @@ class SpectralClipping:
         self._project(None)
 
     @torch.no_grad()
-    def _project(self, trained: set[int] | None) -> None:
-        """`clip`, of parameters with these ids alone, or of all."""
-        found = [one for one in self._found() if trained is None or id(one.parameter) in trained]
+    def _project(self, chosen: Callable[[int], bool] | None) -> None:
+        """`clip`, of parameters that are chosen by their ids, or of all."""
+        found = [one for one in self._found() if chosen is None or chosen(id(one.parameter))]
         every_norm = norms_of([one.matrices for one in found])
         for one, norms in zip(found, every_norm, strict=True):
             if not is_finite(norms, partial(one.entry.matrices, one.parameter)):
                 raise NonFiniteError(f"{one.entry.name} holds NaN or infinity; nothing was changed")
-        if trained is None:
+        if chosen is None:
             self.last_clipped = [0] * len(self.parameters)
         for one in found:
             self.last_clipped[one.place] = 0

@@ -166,6 +166,19 @@ def test_of_several_optimizers_each_step_looks_at_what_it_has_moved_alone(monkey
     assert all(line.spectral_norm <= LIMIT * (1 + 2e-6) for line in clipping.report())
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_of_several_optimizers_what_none_trains_is_clipped_after_the_first_ones_step(assign: bool) -> None:
+    """A frozen weight that is loaded anew, and all weights where the load replaces the parameters."""
+    module = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(3)])
+    module[2].requires_grad_(False)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in module[:2]]
+    clipping = SpectralClipping(module, limit=LIMIT).attach(*optimizers)
+    module.load_state_dict({name: 9 * weight for name, weight in module.state_dict().items()}, assign=assign)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert [line.spectral_norm for line in clipping.report()] == [at(LIMIT)] * 3
+
+
 @pytest.mark.parametrize("clip", [lambda net, one: SpectralClipping(net, limit=1.0).attach(one), clip_updates])
 def test_an_optimizer_that_is_differentiated_through_is_refused(clip: Any) -> None:
     module = nn.Linear(4, 4)
