@@ -37,6 +37,11 @@ def check_writable(name: str, weight: Tensor) -> None:
 
     name: what to call it.
     """
+    if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise UserError(
+            f"{name} of {type(weight).__name__}: has operations of its own (__torch_dispatch__), as quantized weights "
+            "have; clip it before it is made one, or leave it out"
+        )
     if torch._C._functorch.is_batchedtensor(weight):
         raise UserError(f"{name} is under torch.func.vmap: give the whole batch (..., m, n) at once instead")
     if weight.is_inference() and not torch.is_inference_mode_enabled():

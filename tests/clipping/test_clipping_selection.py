@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 from gruclip import (
     GRU,
@@ -246,6 +247,10 @@ def test_a_lazy_module_is_refused_until_it_was_called() -> None:
         (torch.ones(2, 2, dtype=torch.int8), r"^weight of torch\.int8: should be float32"),
         (torch.ones(2, 2).to(torch.float8_e4m3fn), r"^weight of torch\.float8_e4m3fn: should be float32"),
         (torch.ones(2, 2).to_sparse(), r"^weight of layout torch\.sparse_coo: should be dense"),
+        (
+            TwoTensor(torch.ones(2, 2), torch.ones(2, 2)),
+            "^weight of TwoTensor: has operations of its own .*, or leave it",
+        ),
         (torch.ones(2, 0), r"^weight of shape \(2, 0\): should have two axes or more, and none of it empty"),
     ],
 )
@@ -254,6 +259,12 @@ def test_a_parameter_that_holds_no_matrix_of_floats_is_refused(parameter, compla
     module.weight = nn.Parameter(parameter, requires_grad=False)
     with pytest.raises(UserError, match=complaint):
         SpectralClipping(module, limit=1.0, select="weight")
+
+
+@pytest.mark.parametrize("function", [clip_singular_values_, clip_singular_values, lambda one, _: spectral_norm(one)])
+def test_a_tensor_with_operations_of_its_own_is_refused(function) -> None:
+    with pytest.raises(UserError, match=r"^weight of TwoTensor: has operations of its own"):
+        function(TwoTensor(torch.eye(3), torch.eye(3)), 0.5)
 
 
 @pytest.fixture
