@@ -170,12 +170,13 @@ class GRU(nn.Module):
         weights = self._weights()
         x, h_0, compute = self._arguments(input, hx, like=weights[0][1])
         last = []
-        for layer, parameters in enumerate(weights):
-            if layer > 0 and self.dropout > 0:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-            x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
-            last.append(x[-1])
-        h_n = torch.stack(last)
+        with derivatives.without_autocast(x.device):  # it is in `compute`; it stacks no states of another 16 bits
+            for layer, parameters in enumerate(weights):
+                if layer > 0 and self.dropout > 0:
+                    x = nn.functional.dropout(x, self.dropout, self.training)
+                x = gru_layer(x.unsqueeze(0), h_0[layer].unsqueeze(0), *parameters, compute=compute).squeeze(0)
+                last.append(x[-1])
+            h_n = torch.stack(last)
         if input.dim() == 2:
             return x.squeeze(1), h_n.squeeze(1)
         return (x.transpose(0, 1) if self.batch_first else x), h_n

@@ -230,6 +230,19 @@ def test_autocast_rounds_the_products_operands_and_nothing_else(
         assert all(torch.equal(one, other) for one, other in zip(found, half, strict=True))
 
 
+@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)])
+def test_autocast_to_another_16_bits_leaves_the_parameters_dtype(dtypes: tuple[torch.dtype, ...], batch: int) -> None:
+    torch.manual_seed(0)
+    layer, x = GRU(8, 16, num_layers=2, dtype=dtypes[0]), torch.randn(5, batch, 8, dtype=dtypes[0])
+    expected = layer(x)
+    with torch.autocast("cpu", dtypes[1]):
+        found = layer(x)
+    for one, other in zip(expected, found, strict=True):
+        assert other.dtype == dtypes[0]
+        assert (one - other).norm() <= 0.02 * one.norm()
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_so_does_it_where_products_are_torchs_own(capability: str) -> None:
     """A subprocess, since torch reads what processor it is to take itself for once."""
