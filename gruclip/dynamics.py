@@ -35,6 +35,7 @@ from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, layers_with_values
 from gruclip.spectral import check_matrices
+from gruclip.spectral.arguments import is_a
 from gruclip.spectral.products import finite_matrices, radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
@@ -224,10 +225,12 @@ def linearize(module: nn.Module) -> list[Linearization]:
     by Newton's method in float64. In layers above one another the fixed output below is the constant input
     above, so that the Jacobian of the whole is block triangular and its spectral radius the largest of these. Where no
     fixed point is found, state and Jacobian are None and the radius is NaN. Raises `UserError` for a module without
-    recurrent layers.
+    recurrent layers, and for one that is sharded.
     """
     done: list[Linearization] = []
     for layer in layers_with_values(module):
+        if is_a(layer.weight_hh, "DTensor"):
+            raise UserError(f"{layer.name}: is a DTensor, sharded over devices; give a module of whole tensors")
         if any(done[index].state is None for index in layer.below):
             done.append(Linearization(layer, None, None, float("nan"), _limit(layer, at_origin=False)))
             continue

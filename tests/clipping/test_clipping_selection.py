@@ -295,6 +295,9 @@ def test_sharded_parameters_are_refused_by_name(one_process) -> None:
             function(layer.weight.detach())
     with pytest.raises(UserError, match=r"^matrix is a DTensor"):
         spectral_radius(layer.weight.detach())
+    fully_shard(recurrent := nn.GRU(3, 4), mesh=mesh)
+    with pytest.raises(UserError, match=r"^weight_hh_l0: is a DTensor, sharded over devices; give a module of whole"):
+        spectral_radius(recurrent)
     sharded = nn.Sequential(nn.Linear(4, 4))
     fully_shard(sharded, mesh=mesh)
     with pytest.raises(UserError, match=r"^0\.weight: is a DTensor"):
