@@ -28,12 +28,17 @@ def in_forward_mode() -> bool:
 def is_transformed() -> bool:
     """Whether the tensors of this call stand for others, on which no kernel can be called: under `torch.compile`,
     `torch.export`, `make_fx`, `torch.jit.trace` and the transforms of `torch.func`."""
-    return (
-        torch.compiler.is_compiling()
-        or in_functorch()
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch.jit.is_tracing()
-    )
+    return torch.compiler.is_compiling() or in_functorch() or is_recorded()
+
+
+def is_recorded() -> bool:
+    """Whether the operations of this call are written down, to be done to other tensors: under `torch.jit.trace` and
+    `make_fx`, and so in `torch.export`."""
+    if torch._C._len_torch_dispatch_stack():  # the cheaper question
+        proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+        if proxies is not None:
+            return True
+    return torch.jit.is_tracing()
 
 
 def refuse_second(ctx: Any, *grads: Any) -> Any:

@@ -39,8 +39,8 @@ def check_writable(name: str, weight: Tensor) -> None:
     """
     if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         raise UserError(
-            f"{name} of {type(weight).__name__}: has operations of its own (__torch_dispatch__), as quantized weights "
-            "have; clip it before it is made one, or leave it out"
+            f"{name} of {type(weight).__name__}: has operations of its own (__torch_dispatch__), as a quantized or "
+            "traced tensor has; clip the plain tensor before it is made one, or leave it out"
         )
     if torch._C._functorch.is_batchedtensor(weight):
         raise UserError(f"{name} is under torch.func.vmap: give the whole batch (..., m, n) at once instead")

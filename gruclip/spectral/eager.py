@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gruclip.errors import UserError
-from gruclip.kernels.derivatives import without_autocast
+from gruclip.kernels.derivatives import is_recorded, without_autocast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +38,11 @@ def eagerly(function: Callable[Concatenate[Tensor, P], T]) -> Callable[Concatena
     def guarded(weight: Tensor, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(weight, Tensor):
             raise UserError(f"weight of {type(weight).__name__}: should be a tensor")
-        if torch.jit.is_tracing():
-            raise UserError("torch.jit.trace would keep what was clipped for this input alone; clip outside of it")
+        if is_recorded():
+            raise UserError(
+                "torch.jit.trace, make_fx and torch.export would keep what is done for these numbers alone; call it "
+                "outside of them"
+            )
         # A default device is a torch function mode; to enter one costs microseconds a call.
         on_the_host = torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
         with without_autocast(weight.device), on_the_host:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gruclip import SpectralState, clip_singular_values_, spectral_norm
 from gruclip.errors import UserError
@@ -166,10 +168,11 @@ def test_what_is_no_tensor_and_what_has_no_values_is_refused() -> None:
     assert copy.deepcopy(SpectralState()).matrices == []
 
 
-@pytest.mark.parametrize("call", [lambda x: clip_singular_values_(x, 1.0).spectral_norm, spectral_norm])
-def test_what_is_traced_is_refused_since_a_trace_keeps_one_inputs_result(call: Any) -> None:
-    with pytest.raises(UserError, match=r"torch\.jit\.trace would keep what was clipped for this input alone"):
-        torch.jit.trace(call, torch.eye(4) * 3, check_trace=False)
+@pytest.mark.parametrize("call", [lambda x: clip_singular_values_(x, 1.0).spectral_norm, lambda x: spectral_norm(x)])
+@pytest.mark.parametrize("trace", [partial(torch.jit.trace, check_trace=False), lambda call, x: make_fx(call)(x)])
+def test_what_is_traced_is_refused_since_a_trace_keeps_one_inputs_result(call: Any, trace: Any) -> None:
+    with pytest.raises(UserError, match=r"^torch\.jit\.trace, make_fx and torch\.export would keep what is done"):
+        trace(call, torch.eye(4) * 3)
 
 
 @pytest.mark.parametrize("call", [lambda x, state: clip_singular_values_(x, 1.0, state=state), spectral_norm])
