@@ -103,10 +103,12 @@ class GRU(nn.Module):
 
     Under `torch.compile` (``fullgraph=True``, dynamic shapes) and `torch.export` a layer is the operator
     ``gruclip::gru_layer``, with the bits of a plain call; dropout's masks are a plain call's too for the same seed, but
-    inductor's own without ``torch._inductor.config.fallback_random``. `torch.func` takes it: `functional_call`, `grad`,
-    `vmap` over stacked parameters, inputs or both, `jacrev`, one in the other; in a compiled function these are left to
-    Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only: ``create_graph=True``, `hessian`,
-    `jvp` raise `UserError`, and so do packed, nested and sparse sequences, wrong shapes, dtypes and devices.
+    inductor's own without ``torch._inductor.config.fallback_random``. A process that loads an exported program makes
+    the operator known by ``from gruclip import GRU``; ``import gruclip`` alone loads nothing. `torch.func` takes it:
+    `functional_call`, `grad`, `vmap` over stacked parameters, inputs or both, `jacrev`, one in the other; in a compiled
+    function these are left to Python, which ``fullgraph=True`` refuses. First derivatives in reverse mode only:
+    ``create_graph=True``, `hessian`, `jvp` raise `UserError`, and so do packed, nested and sparse sequences, wrong
+    shapes, dtypes and devices.
 
     >>> gru = GRU(3, 5, num_layers=2)
     >>> states, last = gru(torch.zeros(7, 4, 3))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +105,13 @@ def test_exported_saved_and_loaded_it_computes_and_trains_the_same(strict: bool,
     x, hx = torch.randn(6, 8, 5, requires_grad=True), torch.randn(2, 8, 7)
     found, expected = passed(lambda x: loaded(x, hx), loaded, x), passed(lambda x: gru(x, hx), gru, x)
     assert all(map(torch.equal, found, expected))
+
+
+def test_a_process_that_loads_an_exported_program_imports_the_class(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(GRU(5, 7), (torch.zeros(4, 3, 5),)), tmp_path / "gru.pt2")
+    load = f"from gruclip import GRU; import torch; torch.export.load({str(tmp_path / 'gru.pt2')!r}).module()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", load], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @settings(deadline=None, max_examples=25)
