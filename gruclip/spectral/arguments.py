@@ -33,7 +33,8 @@ def is_a(thing: object, name: str) -> bool:
 
 
 def check_writable(name: str, weight: Tensor) -> None:
-    """Raise `UserError` where elements share memory (an expanded tensor) or cannot be changed in place.
+    """Raise `UserError` where elements share memory (an expanded tensor) or cannot be changed in place, or where a
+    gradient would not know of it.
 
     name: what to call it.
     """
@@ -46,6 +47,11 @@ def check_writable(name: str, weight: Tensor) -> None:
         raise UserError(f"{name} is under torch.func.vmap: give the whole batch (..., m, n) at once instead")
     if weight.is_inference() and not torch.is_inference_mode_enabled():
         raise UserError(f"{name} was made under torch.inference_mode, outside of which it cannot be changed; clone it")
+    if weight.requires_grad and torch.is_grad_enabled() and not _whole(weight).is_leaf:
+        raise UserError(
+            f"{name} is computed from others, whose gradients would leave the clipping out; use clip_singular_values, "
+            "or detach it"
+        )
     reach = 0  # largest offset in the axes of smaller stride
     for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
         if size > 1 and stride <= reach:
@@ -54,6 +60,11 @@ def check_writable(name: str, weight: Tensor) -> None:
                 "unfolded; clone it first"
             )
         reach += stride * (size - 1)
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """What it is a view of, or itself."""
+    return weight if weight._base is None else weight._base
 
 
 def are_finite(weight: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ def clip_singular_values_(
     (7)).
 
     Raises `NonFiniteError`, before anything is changed, naming the first matrix that holds NaN or infinity;
-    `UserError` for a limit that is not positive, an unknown algorithm, and what is no batch of matrices.
+    `UserError` for a limit that is not positive, an unknown algorithm, what is no batch of matrices, and what is
+    computed with a gradient, which would not know of it: `clip_singular_values` has one.
     """
     check_algorithm(algorithm)
     check_matrices(weight)

@@ -175,6 +175,21 @@ def test_what_is_traced_is_refused_since_a_trace_keeps_one_inputs_result(call: A
         trace(call, torch.eye(4) * 3)
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(2)])
+def test_what_is_computed_with_a_gradient_is_refused_and_a_parameter_is_not(part: slice) -> None:
+    parameter = torch.nn.Parameter(torch.eye(4) * 3)
+    computed = parameter * 2
+    with pytest.raises(
+        UserError, match=r"^weight is computed from others, whose gradients would leave the clipping out"
+    ):
+        clip_singular_values_(computed[part], 1.0)
+    for weight in (parameter, computed.detach()):
+        clip_singular_values_(weight[part], 1.0)
+        assert torch.equal(weight.detach()[part], torch.eye(4)[part])
+    with torch.no_grad():
+        clip_singular_values_(computed[part], 0.5)
+
+
 @pytest.mark.parametrize("call", [lambda x, state: clip_singular_values_(x, 1.0, state=state), spectral_norm])
 def test_a_state_of_another_kind_is_refused(call: Any) -> None:
     with pytest.raises(UserError, match="state of dict: should be a SpectralState"):
