@@ -129,6 +129,8 @@ def _command(arguments: list[str]) -> int:
         print(describe())
         return 0
     options, left = parser().parse_known_args(arguments)
+    if options.command in ("train", "bench"):  # seen above where they come first
+        raise UserError(f"{arguments[0]}: cannot stand before {options.command}; leave it out")
     if options.command == "data" and not any(one.startswith("-") for one in left):
         options.names += left  # argparse takes those behind an option for none
     elif left:

@@ -27,6 +27,8 @@ BAD_COMMANDS = [
     # commands
     ("", "the following arguments are required: COMMAND"),
     ("tabel 1", "invalid choice: 'tabel'"),
+    ("-v train", "-v: cannot stand before train; leave it out"),
+    ("--verbose bench step", "--verbose: cannot stand before bench; leave it out"),
     ("table", "the following arguments are required: which"),
     ("table 7", "invalid choice: '7'"),
     ("table 1", "outputs/ptb and outputs/paper/ptb: no runs there; make them with: gruclip reproduce table1"),
