@@ -13,15 +13,18 @@ import torch
 from gruclip.data.music import CELLS, MusicCorpus, read_music
 from gruclip.errors import DataError
 
-#: What the other process does: the tunes of `read_music`, packed into one ``.npz``, or one line on stderr.
-_CODE = """
+#: What the other process writes on stdout: the tunes of `read_music`, packed into one ``.npz``; or, and then it ends
+#: with this code, what is wrong with them. On stderr may be warnings of the parser's.
+REFUSED = 3
+_CODE = f"""
 import sys
 from gruclip.data.isolated import pack
 from gruclip.errors import DataError
 try:
     sys.stdout.buffer.write(pack(sys.argv[1], sys.stdin.buffer.read()))
 except DataError as error:
-    sys.exit(f"DataError: {error}")
+    sys.stdout.buffer.write(str(error).encode(errors="surrogateescape"))
+    sys.exit({REFUSED})
 """
 
 
@@ -29,8 +32,8 @@ def read_mat(name: str, checksum: str, content: bytes) -> MusicCorpus:
     """`music.read_music`, which a damaged file cannot take this process down with; `DataError` as there."""
     command = [sys.executable, "-P", "-c", _CODE, name]
     done = subprocess.run(command, input=content, capture_output=True, check=False)
-    if done.returncode == 1 and done.stderr.startswith(b"DataError: "):
-        raise DataError(done.stderr.decode(errors="replace").removeprefix("DataError: ").strip())
+    if done.returncode == REFUSED:
+        raise DataError(done.stdout.decode(errors="surrogateescape"))
     if done.returncode < 0:
         raise DataError(f"{name}: damaged (the reader ended with signal {-done.returncode}); replace the file")
     if done.returncode:

@@ -257,6 +257,14 @@ def test_a_damaged_mat_file_is_refused_by_name(tmp_path: Path) -> None:
         load("piano_roll", path)
 
 
+def test_a_reader_that_warns_refuses_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "mine.mat"
+    scipy.io.savemat(path, {"x": np.ones(2)})
+    path.write_bytes(path.read_bytes() + path.read_bytes()[128:])  # the variable twice, which scipy warns of
+    with pytest.raises(DataError, match=r"mine\.mat: no cell array 'traindata'"):
+        load("piano_roll", path)
+
+
 def test_a_reader_that_crashes_takes_nothing_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gruclip.data import isolated
 
