@@ -94,5 +94,12 @@ def _arguments(part: Part, experiment: str, overrides: Sequence[str]) -> list[st
     if "hydra/launcher" not in typed:
         arguments.append(f"hydra/launcher={part.launcher}")
     if part.folder:
-        arguments.append(f"output_dir={typed.get('output_dir', OUTPUTS)}/{part.folder}")
+        arguments.append(f"output_dir={_below(typed.get('output_dir', OUTPUTS), part.folder)}")
     return arguments
+
+
+def _below(places: str, folder: str) -> str:
+    """A folder in each of the places that were typed, within quotation marks where they are; no name stays none."""
+    quote = places[-1:] if places[-1:] in ("'", '"') else ""
+    each = [places.removesuffix(quote)] if quote else places.split(",")
+    return ",".join(f"{place}/{folder}{quote}" if place.strip("'\" ") else f"{place}{quote}" for place in each)

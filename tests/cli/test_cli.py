@@ -19,6 +19,7 @@ import torch
 
 import gruclip
 from gruclip.cli import arguments, main, reproduce
+from gruclip.cli.training import planned_runs
 from gruclip.config import RunConfig
 from gruclip.kernels import compiled
 from gruclip.training.jobs import Job
@@ -194,6 +195,15 @@ def test_reproduce_launches_the_sweep_of_an_experiment(
     ((runs, _, stack),) = calls
     assert stack == stacked
     assert {(run.output_dir, run.experiment) for run in runs} == {(folder, experiment)}
+
+
+@pytest.mark.parametrize(
+    ("typed", "places"),
+    [('"a b"', {"a b/figure2"}), ("'a,b'", {"a,b/figure2"}), ("a,b", {"a/figure2", "b/figure2"})],
+)
+def test_runs_for_times_lie_apart_in_every_place_that_may_be_typed(typed: str, places: set[str]) -> None:
+    command = reproduce._arguments(reproduce.TIMES, "demo", [f"output_dir={typed}"])
+    assert {run.output_dir for run in planned_runs(command)} == places
 
 
 def test_a_sweep_of_ones_own_is_reproduced_with_the_table_of_its_data(

@@ -64,6 +64,7 @@ BAD_COMMANDS = [
     ("reproduce figure1 +experiment=demo optimizer=spectral_clipping", "figure 1: demo has no finished runs of gradie"),
     ("reproduce figure2 model.hidden_size=4,8", "figure 2: the runs differ in model.hidden_size"),
     ("reproduce figure2 hydra/launcher=stacked", "hydra/launcher=stacked: Figure 2 shows times of runs alone; leave"),
+    ("reproduce figure2 +experiment=demo output_dir=", "output_dir=: should be a folder's path"),
     ("reproduce quickstart seed=-1", "seed=-1: should be a whole number from 0"),
     ("reproduce quickstart optimizer=sgd", "optimizer=sgd: not in this sweep, which has gradient_clipping, spectral"),
     ("eval nowhere", "nowhere: not a run's folder"),
