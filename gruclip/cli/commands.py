@@ -82,8 +82,7 @@ def figure(options: Namespace) -> int:
 
 def _of_an_experiment(named: str | None, usual: str, make: Callable[[str, list[str]], Made]) -> Made:
     """What `make` makes of the experiment that was named, or else of the paper's for it; where that has no runs for it,
-    of another one that has. What it notes, and that, are said on stderr.
-    """
+    of another one that has. What it notes, and that, are said on stderr."""
     wrong: list[MissingRuns] = []
     for experiment in [named] if named else dict.fromkeys([usual, *experiments()]):
         notes = [f"of {experiment}, since there are no runs of {usual} for it: {wrong[0]}"] if wrong else []
@@ -269,14 +268,16 @@ def verify(options: Namespace) -> int:
 def data(options: Namespace) -> int:
     """``gruclip data list | fetch | verify | convert``"""
     if options.action == "convert":
-        from gruclip.data.convert import convert
+        from gruclip.data.convert import check_target, convert
 
         if len(options.names) != 2:
             raise UserError("data convert: give two files: gruclip data convert CORPUS.pickle CORPUS.mat")
         if options.root is not None:
             raise UserError(f"--root {options.root}: does nothing beside convert; leave it out")
-        convert(Path(options.names[0]), Path(options.names[1]))
-        print(options.names[1])
+        source, target = map(Path, options.names)
+        check_target(target)
+        write_whole(target.resolve(), convert(source))
+        print(target)
         return 0
     from gruclip.data import FILES, fetch, status
 

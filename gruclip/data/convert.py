@@ -29,16 +29,20 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to something outside itself")
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write the ``.mat`` of a pickled dictionary of ``train``, ``valid``, ``test``: tunes, time steps, note numbers.
-
-    Raises `DataError` for anything else, for a note that is no key of a piano (21 to 108), and for files that cannot be
-    read or written.
-    """
+def check_target(target: Path) -> None:
+    """Raise `DataError` where no ``.mat`` can be written."""
     if target.suffix != ".mat":
         raise DataError(f"{target}: should end with .mat")
     if not target.parent.is_dir():
         raise DataError(f"{target}: cannot be written (there is no folder {target.parent}); make it first")
+
+
+def convert(source: Path) -> bytes:
+    """The ``.mat`` of a pickled dictionary of ``train``, ``valid``, ``test``: tunes, time steps, note numbers.
+
+    Raises `DataError` for anything else, for a note that is no key of a piano (21 to 108), and for a file that cannot
+    be read.
+    """
     content = read_bytes(source)
     try:
         corpus = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -55,10 +59,9 @@ def convert(source: Path, target: Path) -> None:
         cells[cell] = np.empty((1, len(tunes)), dtype=object)
         for number, tune in enumerate(tunes):
             cells[cell][0, number] = _roll(f"{source}: tune {number} of {split}", tune)
-    try:
-        scipy.io.savemat(target, cells, do_compression=True)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from None
+    made = io.BytesIO()
+    scipy.io.savemat(made, cells, do_compression=True)
+    return made.getvalue()
 
 
 def _roll(where: str, tune: Any) -> np.ndarray:

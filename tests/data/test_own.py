@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -287,6 +288,22 @@ def test_a_pickled_corpus_is_converted(tmp_path: Path) -> None:
     assert main(["data", "convert", str(tmp_path / "a.pickle"), str(tmp_path / "a.mat")]) == 0
     tunes = load("piano_roll", tmp_path / "a.mat").splits["valid"]
     assert [tune.nonzero().tolist() for tune in tunes] == [[[0, 39], [0, 43], [2, 87]], [[0, 0]]]
+
+
+def test_a_disk_that_is_full_leaves_the_converted_corpus_that_was_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps({split: [[[60]]] for split in ("train", "valid", "test")}))
+    command = ["data", "convert", str(tmp_path / "a.pickle"), str(tmp_path / "a.mat")]
+    assert main(command) == 0
+    before, limits = (tmp_path / "a.mat").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{tmp_path / 'a.mat'}: cannot be written (File too large)" in capsys.readouterr().err
+    assert (tmp_path / "a.mat").read_bytes() == before
 
 
 class _Bomb:
