@@ -19,6 +19,7 @@ import torch
 from gruclip.cli import main
 from gruclip.config import RunConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
+from gruclip.data.convert import convert
 from gruclip.data.midi import read_midi, write_midi
 from gruclip.data.words import EOS, UNK
 from gruclip.errors import ConfigError, DataError
@@ -288,6 +289,15 @@ def test_a_pickled_corpus_is_converted(tmp_path: Path) -> None:
     assert main(["data", "convert", str(tmp_path / "a.pickle"), str(tmp_path / "a.mat")]) == 0
     tunes = load("piano_roll", tmp_path / "a.mat").splits["valid"]
     assert [tune.nonzero().tolist() for tune in tunes] == [[[0, 39], [0, 43], [2, 87]], [[0, 0]]]
+
+
+def test_a_corpus_converted_at_another_time_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps({split: [[[60]]] for split in ("train", "valid", "test")}))
+    made = set()
+    for moment in ("Mon Jan  1 00:00:00 2024", "Tue Jan  2 00:00:00 2024"):
+        monkeypatch.setattr("time.asctime", lambda moment=moment: moment)
+        made.add(convert(tmp_path / "a.pickle"))
+    assert len(made) == 1
 
 
 def test_a_disk_that_is_full_leaves_the_converted_corpus_that_was_there(
