@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,6 +80,8 @@ def _roll(where: str, tune: Any) -> np.ndarray:
             raise DataError(f"{where}: step {step} is no list of notes")
         for note in notes:
             if not isinstance(note, int | float) or not LOWEST <= note < LOWEST + KEYS or note != int(note):
-                raise DataError(f"{where}: step {step} has {note!r}, which is no key of a piano (21 to 108)")
+                raise DataError(
+                    f"{where}: step {step} has {reprlib.repr(note)}, which is no key of a piano (21 to 108)"
+                )
             roll[step, int(note) - LOWEST] = 1
     return roll
