@@ -134,7 +134,10 @@ def _openmp_flags() -> list[str]:
     if platform.system() == "Darwin":
         return []  # Apple's compiler has no OpenMP: one thread
     runtime = openmp_runtime()
-    return ["-fopenmp"] if runtime is None else ["-fopenmp", str(runtime), f"-Wl,-rpath,{runtime.parent}"]
+    if runtime is None:
+        return ["-fopenmp"]
+    # Each word for the linker by itself: -Wl would cut a folder's name at its commas.
+    return ["-fopenmp", str(runtime), "-Xlinker", "-rpath", "-Xlinker", str(runtime.parent)]
 
 
 def _processor() -> str:

@@ -276,6 +276,19 @@ def test_a_damaged_library_of_a_wheel_is_told_and_not_loaded(
     shutil.rmtree(tmp_path / "prebuilt")
 
 
+def test_torch_s_openmp_runtime_may_lie_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, folder = build.openmp_runtime(), tmp_path / "Lab, 2nd floor"
+    assert runtime is not None
+    folder.mkdir()
+    (folder / runtime.name).symlink_to(runtime)
+    (folder / "tiny.cpp").write_text("void tiny() {\n#pragma omp parallel\n    {}\n}\n")
+    monkeypatch.setattr(build, "HERE", folder)
+    monkeypatch.setattr(build, "SOURCES", ("tiny.cpp",))
+    monkeypatch.setattr(build, "openmp_runtime", lambda: folder / runtime.name)
+    build.compile_for_this_processor(folder / "made.so", build.compiler())
+    assert b"Lab, 2nd floor" in (folder / "made.so").read_bytes()
+
+
 def test_a_processor_gets_the_best_level_that_it_can_run() -> None:
     v3, v4, bf16 = (build.LEVELS[name].processor for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"))
     assert build.levels_of(bf16) == ["x86-64-v4-bf16", "x86-64-v4", "x86-64-v3"]
