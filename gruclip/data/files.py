@@ -84,11 +84,15 @@ def files_of(name: str) -> tuple[DataFile, ...]:
 
 
 def cache_folder() -> Path:
+    """The user's cache. Raises `DataError` where that would be in a home folder, and there is none."""
     try:
-        import pooch
-    except ImportError:  # where pooch puts it on Linux
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gruclip"
-    return Path(pooch.os_cache("gruclip"))
+        try:
+            import pooch
+        except ImportError:  # where pooch puts it on Linux
+            return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gruclip"
+        return Path(pooch.os_cache("gruclip"))
+    except RuntimeError:
+        raise DataError("~/.cache: this user has no home folder; set XDG_CACHE_HOME to a folder of yours") from None
 
 
 def locate(file: DataFile, root: str | Path | None) -> Path | None:

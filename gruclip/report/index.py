@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gruclip import config
 from gruclip.data.files import cache_folder
+from gruclip.errors import DataError
 from gruclip.report import rows
 from gruclip.report.rows import Row
 from gruclip.runs import records
@@ -33,7 +34,11 @@ class Index:
     def __init__(self, root: Path) -> None:
         absolute = os.path.abspath(root)  # noqa: PTH100 (a link stays a link: rows carry the path as it was given)
         key = hashlib.sha256(f"{_code()}\n{root}\n{absolute}".encode()).hexdigest()[:24]
-        self._path = cache_folder() / "runs" / f"{key}.json"
+        try:
+            cache = cache_folder()
+        except DataError:  # there is none, and this is a file that cannot be used
+            cache = Path(os.devnull)
+        self._path = cache / "runs" / f"{key}.json"
         self._known: dict[str, tuple[list[list[int]], Row]] = _load(self._path)
         self._kept: dict[str, tuple[Stamp, Row]] = {}
         self._is_new = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import pwd
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -106,6 +108,23 @@ def test_a_folder_that_is_named_and_is_not_there_is_refused_by_name(
     monkeypatch.setenv("GRUCLIP_DATA", str(nowhere))
     with pytest.raises(DataError, match=f"^GRUCLIP_DATA={nowhere}: no such folder"):
         load(made)
+
+
+@pytest.mark.parametrize("pooch", [True, False])
+def test_without_a_home_a_cache_is_asked_for_where_one_is_needed(
+    pooch: bool, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(_: int) -> pwd.struct_passwd:
+        raise KeyError("no such user")
+
+    if not pooch:
+        monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    load(made, put(tmp_path, **TEXTS))
+    with pytest.raises(DataError, match="this user has no home folder; set XDG_CACHE_HOME to a folder of yours"):
+        status(made)
 
 
 def test_what_was_read_once_is_shared_and_a_changed_file_is_read_again(made: str, tmp_path: Path) -> None:

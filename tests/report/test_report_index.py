@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from made_runs import DEMO, PTB, config, frame, summary, write_run
 
+from gruclip.errors import DataError
 from gruclip.report import folders, index, origins, reading, tables
 
 
@@ -55,6 +56,20 @@ def test_a_folder_whose_records_changed_is_read_again_even_with_its_old_times(
     (tmp_path / "demo" / names[2] / "summary.json").unlink()
     assert reading.read_runs(tmp_path, "demo")["status"].tolist() == ["success", "success", "unfinished"]
     assert read == names[1:]
+
+
+def test_without_a_home_for_a_cache_folders_are_read_each_time(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise DataError("~/.cache: this user has no home folder")
+
+    monkeypatch.setattr(index, "cache_folder", no_home)
+    monkeypatch.setattr(index, "_SETTLED_NS", -(10**12))
+    write_run(tmp_path, config(DEMO, "sgd"), summary())
+    for times in (1, 2):
+        reading.read_runs(tmp_path, "demo")
+        assert len(read) == times
 
 
 def test_what_was_just_written_is_not_yet_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
