@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,9 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
     mido = _mido()
     try:
         file = mido.MidiFile(file=io.BytesIO(content))
-        ticks = file.ticks_per_beat / steps_per_beat
-        if ticks <= 0:  # a negative header: frames a second, as in film
+        if file.ticks_per_beat <= 0:  # a negative header: frames a second, as in film
             raise ValueError("its times are not in beats")
-        spans = [span for track in file.tracks for span in _spans(track, ticks)]
+        spans = [span for track in file.tracks for span in _spans(track, file.ticks_per_beat, steps_per_beat)]
     except Exception as error:  # of whatever kind mido raises for bytes that are no such file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not a MIDI file that can be read ({cause}); replace it or leave it out") from error
@@ -61,16 +59,19 @@ def read_midi(name: str, content: bytes, steps_per_beat: int) -> Tensor:
     return roll
 
 
-def _spans(messages: Any, ticks: float) -> Iterator[tuple[int, int, int]]:
+def _spans(messages: Any, ticks_per_beat: int, steps_per_beat: int) -> Iterator[tuple[int, int, int]]:
     """Each note of a track with its first step and the one after its last; what is never released ends with the track.
 
     A note that is struck again ends there; the release at that very time is the old one's, whichever comes first.
     """
     time, held, struck_again = 0, dict[tuple[int, int], int](), dict[tuple[int, int], int]()
 
+    def nearest_step(ticks: int) -> int:
+        return (2 * ticks * steps_per_beat + ticks_per_beat) // (2 * ticks_per_beat)
+
     def span(key: tuple[int, int]) -> tuple[int, int, int]:
-        start = math.floor(held.pop(key) / ticks + 0.5)
-        return key[1], start, max(math.floor(time / ticks + 0.5), start + 1)
+        start = nearest_step(held.pop(key))
+        return key[1], start, max(nearest_step(time), start + 1)
 
     for message in messages:
         time += message.time

@@ -158,6 +158,16 @@ def test_half_steps_are_spread_evenly(tmp_path: Path) -> None:
     assert roll.sum(1).tolist() == [1, 2, 2, 2, 2, 2, 2, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("ticks", "steps", "time", "first"), [(480, 2, 120, 1), (480, 2, 119, 0), (72, 7, 36, 4), (500, 15, 350, 11)]
+)
+def test_halfway_between_two_steps_a_note_begins_at_the_later(
+    ticks: int, steps: int, time: int, first: int, tmp_path: Path
+) -> None:
+    path = midi(tmp_path / "a.mid", note("note_on", 60, time), note("note_off", 60, ticks), ticks=ticks)
+    assert int(read_midi("a", path.read_bytes(), steps)[:, 60 - 21].nonzero()[0]) == first
+
+
 LONG = (note("note_on", 60, 0), note("note_off", 60, 4 * 480))
 SHORT = (note("note_on", 60, 0), note("note_off", 60, 480))
 AFTER = (note("note_on", 60, 4 * 480), note("note_off", 60, 480))
