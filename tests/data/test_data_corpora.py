@@ -151,7 +151,7 @@ def test_piano_rolls_are_read_as_bytes_whatever_their_type() -> None:
         ({"testdata": cells()}, r"the test split \(testdata\) is empty"),
         ({"validdata": cells(np.eye(3, 88), np.zeros((0, 88)))}, "tune 1 of validdata has no time steps"),
         ({"validdata": cells(np.eye(3, 93))}, "tune 0 of validdata is 93 wide; .* x 88"),
-        ({"traindata": cells(2 * np.eye(3, 88))}, "tune 0 of traindata holds the value 2;"),
+        ({"traindata": cells(2 * np.eye(1, 88))}, "tune 0 of traindata holds the value 2;"),
         ({"traindata": cells(-np.eye(3, 88, dtype=np.int8))}, "tune 0 of traindata holds the value -1;"),
         ({"traindata": cells(np.full((3, 88), 0.5))}, r"tune 0 of traindata holds the value 0\.5;"),
         ({"traindata": cells(np.full((3, 88), np.nan))}, "tune 0 of traindata holds the value nan;"),

@@ -163,6 +163,11 @@ def test_tunes_are_shuffled_by_seed_and_epoch() -> None:
     assert not torch.equal(train_lanes(corpus, 2, seed=2, epoch=1).targets, first.targets)
 
 
+def test_the_order_of_tunes_is_that_of_the_runs_that_are_kept() -> None:
+    lanes = train_lanes(tunes_of([1] * 8), 1, seed=3, epoch=1)
+    assert (numbers(lanes.targets) // 1000).flatten().tolist() == [3, 2, 5, 1, 6, 8, 7, 4]
+
+
 # -- windows ------------------------------------------------------------------------------------------
 
 

@@ -183,6 +183,21 @@ def test_a_note_handed_from_track_to_track_goes_on(each: tuple[tuple[object, ...
     assert steps_of(tracks(tmp_path / "a.mid", *each)) == [1] * 10
 
 
+def test_a_note_struck_without_force_is_released(tmp_path: Path) -> None:
+    path = midi(
+        tmp_path / "a.mid", note("note_on", 60, 0), note("note_on", 60, 480, velocity=0), note("note_on", 62, 960)
+    )
+    assert steps_of(path) == [1] * 2 + [0] * 5
+
+
+def test_two_channels_hold_a_note_each(tmp_path: Path) -> None:
+    path = midi(
+        tmp_path / "a.mid", note("note_on", 60, 0, channel=0), note("note_on", 60, 0, channel=1),
+        note("note_off", 60, 480, channel=1), note("note_off", 60, 960, channel=0),
+    )  # fmt: skip
+    assert steps_of(path) == [1] * 6
+
+
 def test_a_note_struck_again_as_it_is_released_goes_on_in_whatever_order(tmp_path: Path) -> None:
     first, again = note("note_on", 60, 0), [note("note_on", 60, 4 * 480), note("note_off", 60, 0)]
     late = [note("note_off", 60, 4 * 480), note("note_on", 60, 0)]

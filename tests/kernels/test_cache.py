@@ -276,6 +276,26 @@ def test_a_damaged_library_of_a_wheel_is_told_and_not_loaded(
     shutil.rmtree(tmp_path / "prebuilt")
 
 
+def test_a_library_s_key_is_of_all_that_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = build.compiler()
+    keys = [build.key(command), build.key([*command, "-g"])]
+    for name in (*build.SOURCES, *build.HEADERS):
+        shutil.copy(build.HERE / name, tmp_path)
+    with (tmp_path / build.HEADERS[-1]).open("a") as header:
+        header.write("// changed\n")
+    for name, other in (
+        ("HERE", tmp_path),
+        ("FLAGS", (*build.FLAGS, "-g")),
+        ("_run", lambda _: "another version"),
+        ("_processor", lambda: "another one"),
+        ("openmp_runtime", lambda: tmp_path / "libgomp.so"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(build, name, other)
+            keys.append(build.key(command))
+    assert len(set(keys)) == len(keys)
+
+
 def test_torch_s_openmp_runtime_may_lie_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime, folder = build.openmp_runtime(), tmp_path / "Lab, 2nd floor"
     assert runtime is not None

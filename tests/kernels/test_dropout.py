@@ -139,11 +139,12 @@ def test_every_random_bit_is_as_often_set_as_not_and_independent_of_the_others()
     assert correlation.abs().max() < 5.5 / 60_000**0.5
 
 
-def test_a_mask_has_its_factor_where_the_bits_are_below_the_threshold() -> None:
+@pytest.mark.parametrize("threshold", [-(2**15), 100, 2**15])
+def test_a_mask_has_its_factor_where_the_bits_are_below_the_threshold(threshold: int, kernels_or_not: None) -> None:
     bits = torch.arange(-(2**15), 2**15).to(torch.int16).view(1, 2, -1)
-    found = dropout.factors(bits, 100, 2.5, torch.empty(0))
+    found = dropout.factors(bits, threshold, 2.5, torch.empty(0))
     assert found.shape == bits.shape
-    assert torch.equal(found, torch.where(bits < 100, 2.5, 0.0))
+    assert torch.equal(found, torch.where(bits.int() < threshold, 2.5, 0.0))
 
 
 def test_the_kernels_are_compiled_here() -> None:

@@ -252,6 +252,12 @@ def test_the_softmax_of_a_row_that_is_not_finite_is_not_finite() -> None:
     assert softmax_nll(h, weight, bias, torch.zeros(1, 2, dtype=torch.int64)).isnan().all()
 
 
+def test_a_view_of_the_opposite_numbers_is_not_for_the_kernels() -> None:
+    view = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+    assert compiled.takes(torch.ones(1))
+    assert not compiled.takes(view)
+
+
 def test_without_a_compiler_there_is_one_warning_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     compiled.loaded.cache_clear()
