@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import gruclip
-from gruclip.cli import arguments, main, reproduce
+from gruclip.cli import arguments, commands, main, reproduce
 from gruclip.cli.training import planned_runs
 from gruclip.config import RunConfig
 from gruclip.kernels import compiled
@@ -225,6 +225,14 @@ def test_a_sweep_of_ones_own_is_reproduced_with_the_table_of_its_data(
 
 
 # -- the rest -------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_goes_to_the_file_that_a_link_names(tmp_path: Path) -> None:
+    link = tmp_path / "link.md"
+    link.symlink_to(tmp_path / "table.md")
+    commands._write(link, "text")
+    assert link.is_symlink()
+    assert (tmp_path / "table.md").read_text() == "text"
 
 
 def test_data_tells_where_the_corpora_are(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,3 +265,9 @@ def test_a_module_without_known_cells_is_refused(module, complaint):
 def test_what_is_no_module_is_named() -> None:
     with pytest.raises(UserError, match=r"^module of str: should be a torch\.nn\.Module$"):
         stability_limit("gru")  # type: ignore[arg-type]
+
+
+def test_layers_are_fed_from_those_of_their_own_module() -> None:
+    model = nn.ModuleList([nn.RNN(3, 5), nn.GRU(3, 4, num_layers=3, bidirectional=True), GRU(3, 4, num_layers=2)])
+    layers = recurrent_layers(model)
+    assert [layer.below for layer in layers] == [(), (), (), (1, 2), (1, 2), (3, 4), (3, 4), (), (7,)]
