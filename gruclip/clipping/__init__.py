@@ -5,7 +5,8 @@
 - `matrices`: which matrices the parameters of a module are; `selection`: by names, patterns or a predicate.
 - `batches`: what a GPU clips at once; `rounding`: the projection in any dtype; `saved`: what a checkpoint holds.
 
-Imports torch and the standard library, and of gruclip `dynamics`, `layers`, `spectral` and `errors`.
+Imports torch and the standard library, and of gruclip `dynamics`, `layers`, `gru`, `spectral`, `kernels`, `choices` and
+`errors`.
 """
 
 from gruclip.clipping.functional import clip_singular_values

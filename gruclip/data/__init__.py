@@ -5,9 +5,9 @@
 - `own`: corpora of the user's own; `midi`: MIDI files as piano rolls and back; `isolated`: a reader that may crash;
   `convert`: pickled corpora, never by the runner.
 
-Imports torch, numpy and scipy, where something is downloaded pooch, and of gruclip `errors` alone. CONTRIBUTING.md says
-how to add a dataset. The names are loaded when they are first used, so that what only looks for files, as
-`gruclip.report` does, need not import torch.
+Imports torch, numpy, scipy and rich, for MIDI files mido, where something is downloaded pooch, and of gruclip `errors`
+alone. CONTRIBUTING.md says how to add a dataset. The names are loaded when they are first used, so that what only looks
+for files, as `gruclip.report` does, need not import torch.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
   (`program_triton`): what the projection does there to a few columns.
 - `graphs`: an iteration captured as CUDA graphs; `memory`: freed arrays kept.
 
-Imports torch and the standard library, and of gruclip `errors` alone. Start with ``README.md`` beside this file, then
-`compiled`. Each fast function names the plain one that specifies it, and a test holds the two together.
+Imports torch and the standard library, Triton where a GPU has it, and of gruclip `errors` alone. Start with
+``README.md`` beside this file, then `compiled`. Each fast function names the plain one that specifies it, and a test
+holds the two together.
 """
