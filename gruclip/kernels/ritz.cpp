@@ -108,10 +108,8 @@ void gruclip_chebyshev(float* x, float* before, double* largest, const float* we
         for (long c = 0; c < count; c++) sizes[c] += double(x[i * count + c]) * x[i * count + c];
     *largest = 0;
     for (double size : sizes)
-        if (!(size <= *largest)) *largest = size;
+        if (size > *largest || size != size) *largest = size;  // NaN stays: nothing is above it
     *largest = std::sqrt(*largest);
-    for (double size : sizes)
-        if (size != size) *largest = size;
 }
 
 }  // extern "C"

@@ -250,3 +250,18 @@ def test_a_bound_that_cannot_be_had_is_infinite() -> None:
         assert bounds.bound(weight, guess, target, bounds.probes(30, weight, 0)) == math.inf
     broken = torch.full((30, 30), torch.nan)
     assert bounds.bound(broken, 1.0, 2.0, bounds.probes(30, broken, 0)) == math.inf
+
+
+def test_a_column_that_is_no_number_makes_the_largest_none() -> None:
+    for column in range(3):
+        x, before, largest = torch.ones(5, 3), torch.empty(5, 3), torch.empty(1, dtype=torch.float64)
+        x[0, column] = math.nan
+        scale = torch.ones(1, dtype=torch.float64)
+        compiled.call("gruclip_chebyshev", [x, before, largest, torch.eye(5), scale], [5, 5, 3, 0, 1, 5], 1)
+        assert largest.isnan()
+
+
+def test_a_distance_is_as_precise_however_wide_the_matrices_are() -> None:
+    matrix = torch.full((2, 1 << 20), 0.1)
+    exact = float(matrix[0, 0].double()) * math.sqrt(matrix.numel())
+    assert abs(thin.distance(matrix) / exact - 1) < 2e-6
