@@ -265,3 +265,12 @@ def test_a_distance_is_as_precise_however_wide_the_matrices_are() -> None:
     matrix = torch.full((2, 1 << 20), 0.1)
     exact = float(matrix[0, 0].double()) * math.sqrt(matrix.numel())
     assert abs(thin.distance(matrix) / exact - 1) < 2e-6
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+@pytest.mark.parametrize("turned", [False, True])
+def test_many_equal_terms_are_summed_as_well_as_few(turned: bool, width: int) -> None:
+    matrix = torch.full((1 << 16, 40), 0.1).mT if turned else torch.full((40, 1 << 16), 0.1)
+    found = thin.thin_product(matrix, torch.full((1 << 16, width), 0.1)).double()
+    exact = float(matrix[0, 0].double()) ** 2 * (1 << 16)
+    assert (found / exact - 1).abs().max() < 1e-6
