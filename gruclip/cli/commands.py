@@ -46,13 +46,13 @@ def table(options: Namespace) -> int:
     return 0
 
 
-def _write(out: Path, text: str) -> None:
+def _write(out: Path, content: str | bytes) -> None:
     """Whole, or what was there before stays; into a pipe or a device as it comes."""
     with writable(out):
         if out.exists() and not out.is_file():
-            out.write_text(text, encoding="utf-8")
+            out.write_bytes(content.encode() if isinstance(content, str) else content)
         else:
-            write_whole(out.resolve(), text)  # what a link names, and not in the link's place
+            write_whole(out.resolve(), content)  # what a link names, and not in the link's place
 
 
 @contextmanager
@@ -240,12 +240,12 @@ def sample(options: Namespace) -> int:
     if drawn.roll is None:
         _write(out, f"{drawn.text}\n")
         return 0
-    with writable(options.out or out):
-        from gruclip.data.midi import write_midi
-        from gruclip.report.figures.piano_roll import piano_roll
+    from gruclip.data.midi import midi_of
+    from gruclip.report.figures.piano_roll import piano_roll
 
-        write_midi(out, drawn.roll, drawn.steps_per_beat)
-        title = f"Sample, temperature {options.temperature:g}, seed {options.seed}"
+    _write(out, midi_of(drawn.roll, drawn.steps_per_beat))
+    title = f"Sample, temperature {options.temperature:g}, seed {options.seed}"
+    with writable(out):
         for path in (out, *piano_roll(drawn.roll, drawn.prompt_steps, title, out.with_suffix(""))):
             print(path)
     return 0

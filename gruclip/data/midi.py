@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,8 +88,8 @@ def _spans(messages: Any, ticks_per_beat: int, steps_per_beat: int) -> Iterator[
         yield span(key)
 
 
-def write_midi(path: Path, roll: Tensor, steps_per_beat: int, beats_per_minute: float = 120.0) -> None:
-    """A piano roll (time steps, 88) as a MIDI file; a note in consecutive steps is one that is held."""
+def midi_of(roll: Tensor, steps_per_beat: int, beats_per_minute: float = 120.0) -> bytes:
+    """A piano roll (time steps, 88) as what a MIDI file holds; a note in consecutive steps is one that is held."""
     mido = _mido()
     ticks = 480 // steps_per_beat if 480 % steps_per_beat == 0 else 1
     file = mido.MidiFile(ticks_per_beat=ticks * steps_per_beat)
@@ -108,4 +107,6 @@ def write_midi(path: Path, roll: Tensor, steps_per_beat: int, beats_per_minute: 
                 track.append(note)
                 last = step
         before = now
-    file.save(path)
+    made = io.BytesIO()
+    file.save(file=made)
+    return made.getvalue()

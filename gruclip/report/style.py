@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from gruclip.errors import UserError
+from gruclip.runs.files import write_whole
 
 WIDTH = 3.3  #: inches, one column
 FORMATS = ("png", "pdf", "svg")
@@ -60,6 +62,10 @@ def save(draw: Callable[[Figure], None], title: str, height: float, path: Path, 
         draw(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         files = [path.parent / f"{path.name}.{kind}" for kind in formats]
-        for file in files:
-            figure.savefig(file, metadata={".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(file.suffix))
+        for file, kind in zip(files, formats, strict=True):
+            drawn = io.BytesIO()
+            figure.savefig(
+                drawn, format=kind, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+            )
+            write_whole(file.resolve(), drawn.getvalue())  # what a link names, and not in the link's place
     return files

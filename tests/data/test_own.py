@@ -20,7 +20,7 @@ from gruclip.cli import main
 from gruclip.config import RunConfig
 from gruclip.data import MusicCorpus, WordCorpus, load
 from gruclip.data.convert import convert
-from gruclip.data.midi import read_midi, write_midi
+from gruclip.data.midi import midi_of, read_midi
 from gruclip.data.words import EOS, UNK
 from gruclip.errors import ConfigError, DataError
 
@@ -103,20 +103,17 @@ def test_settings_of_own_corpora_are_theirs_alone() -> None:
     steps=st.sampled_from([1, 2, 3, 4, 7]),
 )
 @hypothesis.settings(deadline=None, max_examples=60)
-def test_a_roll_written_as_midi_is_the_roll_that_is_read(
-    roll: list[set[int]], steps: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_roll_written_as_midi_is_the_roll_that_is_read(roll: list[set[int]], steps: int) -> None:
     tune = torch.zeros(len(roll), 88, dtype=torch.uint8)
     for step, keys in enumerate(roll):
         tune[step, list(keys)] = 1
-    path = tmp_path_factory.mktemp("midi") / "tune.mid"
-    write_midi(path, tune, steps)
+    content = midi_of(tune, steps)
     if not tune.any():
         with pytest.raises(DataError, match="no notes in it"):
-            read_midi("tune", path.read_bytes(), steps)
+            read_midi("tune", content, steps)
         return
     last = int(tune.any(1).nonzero().max()) + 1  # silence at the end is not written
-    assert torch.equal(read_midi("tune", path.read_bytes(), steps), tune[:last])
+    assert torch.equal(read_midi("tune", content, steps), tune[:last])
 
 
 def midi(path: Path, *messages: object, ticks: int = 480) -> Path:
