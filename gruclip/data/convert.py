@@ -35,7 +35,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def check_target(target: Path) -> None:
     """Raise `DataError` where no ``.mat`` can be written."""
-    if target.suffix != ".mat":
+    if target.suffix.lower() != ".mat":
         raise DataError(f"{target}: should end with .mat")
     if not target.parent.is_dir():
         raise DataError(f"{target}: cannot be written (there is no folder {target.parent}); make it first")

@@ -264,9 +264,10 @@ def test_a_folder_of_midi_files_is_a_corpus(tmp_path: Path) -> None:
     assert load("piano_roll", tmp_path).checksum != corpus.checksum
 
 
-def test_a_mat_file_of_ones_own_is_read_as_the_corpora_are(tmp_path: Path, data_root: Path) -> None:
-    shutil.copy(data_root / "music/JSB_Chorales.mat", tmp_path / "mine.mat")
-    own, registered = load("piano_roll", tmp_path / "mine.mat"), load("jsb_chorales", data_root)
+@pytest.mark.parametrize("name", ["mine.mat", "MINE.MAT"])
+def test_a_mat_file_of_ones_own_is_read_as_the_corpora_are(name: str, tmp_path: Path, data_root: Path) -> None:
+    shutil.copy(data_root / "music/JSB_Chorales.mat", tmp_path / name)
+    own, registered = load("piano_roll", tmp_path / name), load("jsb_chorales", data_root)
     for split, tunes in registered.splits.items():
         assert all(map(torch.equal, tunes, own.splits[split]))
 
