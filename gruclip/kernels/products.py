@@ -44,8 +44,9 @@ LARGE_TURNED = 10_000_000
 BATCHED = 4_000_000
 #: The same where the lower half is wanted: 0.6 of oneDNN's time and half of MKL's.
 LARGE_GRAM = 2_000_000
-#: Rows whose products are added up by a library, which may take equal terms one by one (`RUN` in panels.h).
-GRAM_TERMS = 64
+#: Rows whose products are added up by a library, which may take equal terms one by one (`RUN` in panels.h); and rows
+#: whose sums are added up in float32.
+GRAM_TERMS, GRAM_ROWS = 64, 1024
 #: Elements of a recurrent weight from which packing it for oneDNN pays: below, the call costs more than it saves.
 PACKED_ELEMENTS = 100_000
 
@@ -161,6 +162,16 @@ def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, lower: bool = F
 
 def lower_gram(x: Tensor) -> Tensor:
     """``x.mT @ x`` for (m, n), of which what is above the diagonal may be anything, in sums of few terms."""
+    first, *others = map(_lower_gram, x.split(GRAM_ROWS))
+    if not others:
+        return first
+    total = first.double()
+    for other in others:
+        total += other
+    return total.to(x.dtype)
+
+
+def _lower_gram(x: Tensor) -> Tensor:
     if compiled.takes(x) and x.numel() * x.shape[1] >= LARGE_GRAM:
         return our_product(x.mT, x, lower=True)
     first, *others = (matmul(part.mT, part) for part in x.split(GRAM_TERMS))
