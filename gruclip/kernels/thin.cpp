@@ -10,6 +10,7 @@ namespace {
 
 constexpr long WORTH_READING = 100000;  // numbers, of which a sum is taken: as WORTH_A_THREAD
 constexpr long SHARES = 4;              // of a matrix's rows: what one thread reads, it writes, too
+constexpr long BACK_RUN = 256;          // rows whose products are added up in single precision, as RUN
 
 // Of a transposed matrix whose elements lie so many floats apart or more, pieces of DEEP by PIECE are copied together
 // first: a cache line of it serves several blocks of rows, and is otherwise gone before the next one needs it.
@@ -79,19 +80,30 @@ struct Thin {
         }
     }
 
-    // The same columns of image (m, width) = W X and of back (n, width) = W^T image.
+    // A row of the first share, += those of the others, `stride` apart.
+    template <typename Number>
+    static void add_shares(Number* row, long stride) {
+        for (long share = 1; share < SHARES; share++)
+            for (long c = 0; c < WIDTH; c++) row[c] += row[share * stride + c];
+    }
+
+    // The same columns of image (m, width) = W X and of back (n, width) = W^T image; `exactly`: in sums of RUN terms,
+    // and of BACK_RUN.
     static void there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                                long width, long left, long used, long down, bool exactly, int threads) {
         const Array panel = allocate(n * WIDTH), sums = allocate(SHARES * n * WIDTH);
+        const bool settles = exactly && m > SHARES * BACK_RUN;
+        const ArrayOf<double> settled = zeros<double>(settles ? SHARES * n * WIDTH : 0);
         pack(panel.get(), WIDTH, {columns, width, 1}, 0, n, left, used);
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
             for (long share = 0; share < SHARES; share++) {
                 float* sum = sums.get() + share * n * WIDTH;
+                double* mine = settled.get() + share * n * WIDTH;
                 std::memset(sum, 0, n * WIDTH * sizeof(float));
-                const long end = m * (share + 1) / SHARES;
-                for (long i = m * share / SHARES; i < end; i += HEIGHT) {
+                const long begin = m * share / SHARES, end = m * (share + 1) / SHARES;
+                for (long i = begin; i < end; i += HEIGHT) {
                     const long high = std::min(HEIGHT, end - i);
                     const float* rows = matrix + i * down;
                     float there[HEIGHT * WIDTH];
@@ -107,14 +119,17 @@ struct Thin {
                     if (high == HEIGHT) add_back<HEIGHT>(sum, rows, down, there, n);
                     else
                         for (long r = 0; r < high; r++) add_back<1>(sum, rows + r * down, down, there + r * WIDTH, n);
+                    if (settles && ((i + high - begin) % BACK_RUN == 0 || i + high == end))
+                        for (long j = 0; j < n * WIDTH; j++) mine[j] += sum[j], sum[j] = 0;
                 }
             }
 #pragma omp for schedule(static)
             for (long j = 0; j < n; j++) {
-                float* total = sums.get() + j * WIDTH;
-                for (long share = 1; share < SHARES; share++)
-                    for (long c = 0; c < WIDTH; c++) total[c] += total[share * n * WIDTH + c];
-                std::memcpy(back + j * width + left, total, used * sizeof(float));
+                if (settles) add_shares(settled.get() + j * WIDTH, n * WIDTH);
+                else add_shares(sums.get() + j * WIDTH, n * WIDTH);
+                float* to = back + j * width + left;
+                for (long c = 0; c < used; c++)
+                    to[c] = settles ? static_cast<float>(settled[j * WIDTH + c]) : sums[j * WIDTH + c];
             }
         }
     }
@@ -158,7 +173,8 @@ void gruclip_thin_product(float* result, const float* matrix, const float* colum
 }
 
 // image (m, width) = W X and back (n, width) = W^T image for a matrix W (m, n), rows `down` apart, and columns X (n,
-// width), in one pass over it. What comes back is summed in SHARES shares, whatever the number of threads.
+// width), in one pass over it, in sums of RUN terms and of BACK_RUN. What comes back is summed in SHARES shares,
+// whatever the number of threads.
 void gruclip_there_and_back(float* image, float* back, const float* matrix, const float* columns, long m, long n,
                             long width, long down, int threads) {
     there_and_back(image, back, matrix, columns, m, n, width, down, true, threads);
