@@ -76,7 +76,7 @@ def clip_one(
         redone = squarable and known is not None if tracks else quickly and in_float64
         outcome = Outcome(done.clipped, norm, certified=True, redone=redone)
         if followed and (tracks or (algorithm == "single" and norm < NEAR * limit)):
-            kept = _begun(weight, tall, limit, done, draws)
+            kept = _begun(weight, tall, target, done, draws)
         else:
             kept = _untracked(draws, 0 if in_float64 else max(rests, 0)) if draws else {}
     entries.clear()  # also of what another algorithm left, which is outdated
@@ -121,14 +121,14 @@ def _decomposed(
     return done._replace(clipped=done.clipped + far), True
 
 
-def _begun(weight: Tensor, tall: Tensor, limit: float, done: Clipped, draws: int) -> dict[str, Tensor]:
+def _begun(weight: Tensor, tall: Tensor, target: Target, done: Clipped, draws: int) -> dict[str, Tensor]:
     """The state that a matrix is tracked from, or where that would not pay that of one that is not; `tall`, which was
     decomposed, is the matrix or its transpose."""
     right = done.right
     if tall is not weight:
-        pairs = tracked.pairs_wanted(weight, number_above(done.values, NEAR * limit))
+        pairs = tracked.pairs_wanted(weight, number_above(done.values, NEAR * target.limit))
         right = thin_product(tall, right[:, :pairs].to(tall.dtype), roughly=True)
-    started = tracked.start(weight, limit, done.values, right, draws)
+    started = tracked.start(weight, target, done.values, right, draws)
     return _untracked(draws, 0) if started is None else started.entries()
 
 

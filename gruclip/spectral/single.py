@@ -180,7 +180,8 @@ def _clip_few(weight: Tensor, target: Target, spectrum: Spectrum, close: int, co
     if done is None:
         return None
     clipped, (block, _), _ = done
-    highest = limit if clipped else target.ceiling
+    # What is inside the tolerance was left there.
+    highest = max([limit, *(value for value in block.values if value <= target.ceiling)])
     return Clipped(clipped, [min(bound, highest) for bound in bounds], block.right)
 
 

@@ -109,19 +109,20 @@ def width_for(weight: Tensor, near: int) -> int:
     return width if width + SKETCH <= widest else 0
 
 
-def start(weight: Tensor, limit: float, values: list[float], right: Tensor, draws: int) -> Tracked | None:
-    """Track `weight`, clipped at `limit`, by its leading singular values, descending (the first not underestimated),
+def start(weight: Tensor, target: Target, values: list[float], right: Tensor, draws: int) -> Tracked | None:
+    """Track `weight`, clipped already, by its leading singular values, descending (the first not underestimated),
     their right vectors (n, k), and the draws so far.
 
     None where so many values lie near the limit that a full decomposition is cheaper.
     """
-    width = width_for(weight, number_above(values, NEAR * limit))
+    width = width_for(weight, number_above(values, NEAR * target.limit))
     if not 0 < width < len(values):
         return None
     leading = right[:, :width].to(weight.dtype).contiguous()
     known = [value * (1 + ROUNDED) for value in values[: width + 1]]
-    pairs = widest_gap(known, limit, 1, 0.0)
-    shown = Certificate(known[0], pairs, known[pairs] if pairs else torch.inf)
+    pairs = widest_gap(known, target.limit, 1, 0.0)
+    # It was found inside, and is where nothing has moved.
+    shown = Certificate(min(known[0], target.ceiling), pairs, known[pairs] if pairs else torch.inf)
     return Tracked(leading, weight.clone(), known[width], shown, draws, 0)
 
 

@@ -170,3 +170,20 @@ def test_a_state_is_saved_and_goes_on_to_the_bit_whether_the_matrix_is_tracked_o
         assert all(torch.equal(one[name], other[name]) for name in one)
         kinds.add("rests" if "rests" in one else "tracked" if "right" in one else "unknown")
     assert {"rests", "tracked"} <= kinds
+
+
+@pytest.mark.parametrize("far", [1.2, 3.0])
+def test_a_value_left_inside_the_tolerance_rises_no_further(far: float) -> None:
+    """Beside one that was clipped, whose limit was taken for a bound of both."""
+    values, state = torch.linspace(0.9, 0.1, 225).double(), SpectralState()
+    values[:2] = torch.tensor([far, 1 + 1.75e-6])
+    weight = values.diag().float()
+    clip_singular_values_(weight, 1.0, state=state)
+    assert torch.equal(weight[1, 1], values[1].float())
+    before = weight.clone()
+    clip_singular_values_(weight, 1.0, state=state)
+    assert torch.equal(weight, before)
+    weight[1, 1] += 0.85e-6
+    before = weight.clone()
+    assert clip_singular_values_(weight, 1.0, state=state).certified
+    assert_projected(before, weight, 1.0, "auto")
