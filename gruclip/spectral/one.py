@@ -12,7 +12,7 @@ from gruclip.spectral import exact, single, tracked, truncated
 from gruclip.spectral.deferred import tolerance_for
 from gruclip.spectral.exact import Clipped
 from gruclip.spectral.subspace import NEAR, Target, number_above
-from gruclip.spectral.thin import distance, thin_product
+from gruclip.spectral.thin import thin_product
 
 #: Below this size, min(m, n), a decomposition costs less than the calls that tracking makes.
 MIN_SIZE_TRACKED = 128
@@ -97,7 +97,7 @@ def _followed(
 ) -> tracked.Step | None:
     """Clip by the tracked subspace `known`, or by a search in a matrix `unseen` before; None if that fails."""
     if algorithm == "single" and known is not None:
-        return tracked.inside(weight, target, known, distance(weight, known.previous))
+        return tracked.inside(weight, target, known, tracked.distance_moved(weight, known))
     if algorithm == "block" and known is not None:
         return tracked.clip(weight, target, known)
     if algorithm == "block" and unseen and target.limit < torch.inf and min(weight.shape) >= MIN_SIZE_SEARCHED:

@@ -132,9 +132,14 @@ def pairs_wanted(weight: Tensor, near: int) -> int:
     return width + 1 if width else 0
 
 
+def distance_moved(weight: Tensor, tracked: Tracked) -> float:
+    """||W - W_old||_F, not underestimated."""
+    return distance(weight, tracked.previous) * (1 + ROUNDED)
+
+
 def clip(weight: Tensor, target: Target, tracked: Tracked) -> Step | None:
     """Clip `weight` in place; None, and the weight unchanged, where no certificate was found."""
-    moved = distance(weight, tracked.previous)
+    moved = distance_moved(weight, tracked)
     done = inside(weight, target, tracked, moved)
     if done is not None:
         return done

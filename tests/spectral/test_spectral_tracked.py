@@ -187,3 +187,15 @@ def test_a_value_left_inside_the_tolerance_rises_no_further(far: float) -> None:
     before = weight.clone()
     assert clip_singular_values_(weight, 1.0, state=state).certified
     assert_projected(before, weight, 1.0, "auto")
+
+
+@pytest.mark.parametrize("excess", [2.1e-6, 2.2e-6, 2.3e-6])
+def test_a_step_of_equal_numbers_is_not_underestimated(excess: float) -> None:
+    """Its squares are all rounded the same way."""
+    for step in (1.7905693, 1.9579413, 1.4204725):
+        first, state = torch.full((1024, 1024), 2.0**-9), SpectralState()
+        second = first + step
+        limit = float(second.double().norm()) / (1 + excess)
+        clip_singular_values_(first, limit, state=state)
+        assert clip_singular_values_(second, limit, state=state).certified
+        assert float(second.double().norm()) <= limit * (1 + 2e-6)
