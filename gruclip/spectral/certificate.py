@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from gruclip.spectral.bound import bound, probes
-from gruclip.spectral.subspace import MAX_RATIO, Block, Found, Judge, Target, clip_leading_, converge, number_above
+from gruclip.spectral.subspace import (
+    MAX_RATIO,
+    Block,
+    Found,
+    Judge,
+    Target,
+    clip_leading_,
+    converge,
+    error,
+    number_above,
+    precision,
+)
 
 #: beta / L, at most: kappa is then below 34.
 MAX_BETA = 0.985
@@ -26,6 +37,8 @@ GUESS = 0.1
 STEPS = 4
 #: Share of the certificate's room that residuals may use, by an estimate; pairs beyond it are left out.
 SHARE = 0.5
+#: (7), in units of what each of its two sums may be with a Ritz value for mu, at most with a bound of what is left out.
+ALLOWED = 2.0
 #: What is added to a computed singular value or bound for its rounding, relative to it.
 ROUNDED = 1e-6
 
@@ -127,8 +140,11 @@ def uncertainty(block: Block, target: Target, count: int) -> list[float]:
 
 
 def _from_bound(block: Block, target: Target, count: int, beta: float) -> Certificate | None:
-    """The certificate by the first `count` pairs, given a bound of what they leave out; None if (8) fails."""
+    """The certificate by the first `count` pairs, given a bound of what they leave out; None if (8) fails, or if (7)
+    with that bound for mu is too large."""
     if beta > MAX_BETA * target.limit or not certifies(block, target, count, beta):
+        return None
+    if error(block, target, beta) > ALLOWED * precision(block, target):
         return None
     # By (5) with clipped Theta; likewise sigma_(count + 1) <= beta + coupling.
     coupling = math.hypot(*block.size[:count])

@@ -215,16 +215,33 @@ def imprecision(block: Block, target: Target, rest: int) -> list[float]:
     count = number_above(block.values, target.ceiling)
     if count == 0:
         return norm_imprecision(block)
-    limit, bulk = target.limit, min(block.values[rest], target.limit)
-    precise = PRECISION[block.residual.dtype] * max(target.frobenius, limit)
-    squares, seconds = [], []
-    for value, size in zip(block.values[:count], block.size, strict=False):
-        gap = max(value - bulk, MIN_GAP * limit)
-        squares.append((size * min((value - limit) / gap, 1.0)) ** 2)
-        seconds.append(size**2 / gap)
+    squares, seconds = _error_parts(block, target, min(block.values[rest], target.limit))
+    precise = precision(block, target)
     # What is of second order shrinks with the square of the residual, too.
     room, further = water_level(squares, precise**2), water_level(seconds, precise)
     return [math.sqrt(max(one / room, two / further)) for one, two in zip(squares, seconds, strict=True)]
+
+
+def precision(block: Block, target: Target) -> float:
+    """What each of the two sums of (7) may be."""
+    return PRECISION[block.residual.dtype] * max(target.frobenius, target.limit)
+
+
+def error(block: Block, target: Target, mu: float) -> float:
+    """(7): the distance from the projection of what comes of clipping the values above the ceiling."""
+    squares, seconds = _error_parts(block, target, mu)
+    return math.sqrt(sum(squares)) + sum(seconds)
+
+
+def _error_parts(block: Block, target: Target, mu: float) -> tuple[list[float], list[float]]:
+    """What each pair above the ceiling adds to the square of the first sum of (7), and to the second one."""
+    limit, squares, seconds = target.limit, [], []
+    for value, size in zip(block.values, block.size, strict=True):
+        if value > target.ceiling:
+            gap = max(value - mu, MIN_GAP * limit)
+            squares.append((size * min((value - limit) / gap, 1.0)) ** 2)
+            seconds.append(size**2 / gap)
+    return squares, seconds
 
 
 def water_level(parts: list[float], whole: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gruclip.bench.sequences import late
 from gruclip.spectral import SpectralState, certificate, clip_singular_values_, single, tracked
+from gruclip.spectral.state import NUMBERS
 from gruclip.spectral.subspace import Block, Target
 
 
@@ -199,3 +200,21 @@ def test_a_step_of_equal_numbers_is_not_underestimated(excess: float) -> None:
         clip_singular_values_(first, limit, state=state)
         assert clip_singular_values_(second, limit, state=state).certified
         assert float(second.double().norm()) <= limit * (1 + 2e-6)
+
+
+def test_a_value_that_no_carried_vector_feels_costs_no_precision_where_it_is_coupled_to_one_above_the_limit() -> None:
+    """No Ritz value is near it, so that (7) with one of them is too low; with the bound it is not."""
+    generator, state = torch.Generator().manual_seed(0), SpectralState()
+    U, V = orthogonal(generator, 300), orthogonal(generator, 300)
+    values = torch.cat((torch.ones(1), torch.linspace(0.85, 0.6, 299))).double()
+    weight = ((U * values) @ V.mT).float()
+    clip_singular_values_(weight, 1.0, state=state)
+    # As by many steps in which nothing is sought.
+    weight += ((0.95 - values[200]) * U[:, 200:201] @ V[:, 200:201].mT).float()
+    entries = state.matrices[0]
+    entries["previous"].copy_(weight)
+    entries[NUMBERS][1:4] = torch.tensor(certificate.NONE)
+    weight += (U[:, :1] @ (0.014 * V[:, :1] + 2e-4 * V[:, 200:201]).mT).float()
+    before = weight.clone()
+    assert clip_singular_values_(weight, 1.0, state=state).certified
+    assert_projected(before, weight, 1.0, "auto")
