@@ -62,9 +62,9 @@ def clip_singular_values_(
       a GPU with fast float64, and by ``full``. `clip_singular_values_deferred_` with a state does it without waiting.
     - ``auto``: on a GPU, ``program`` for float32 matrices with a state and 256 rows and columns at least; where float64
       is fast also without a state from 2048 on, and ``products`` for others; elsewhere the fallback of ``block`` for
-      float32 matrices whose shorter side is 80 to 224; for all others ``gram`` if it is below 128, else
-      ``block``. With a state a float32 matrix of 56 rows and columns or more that cannot have reached its limit since
-      the last call is not decomposed.
+      float32 matrices whose shorter side is 80 to 224, and up to 128 ``gram`` where their norm says that most values
+      are above the limit; for all others ``gram`` if it is below 128, else ``block``. With a state a float32 matrix of
+      56 rows and columns or more that cannot have reached its limit since the last call is not decomposed.
 
     Float32: sigma_1 <= limit (1 + 2e-6) afterwards (``full`` and ``auto``; 1e-5 for the others), and within 2e-6 of the
     exact projection, in the Frobenius norm and relative to the larger of the input's norm and the limit. Float64: 1e-12

@@ -70,7 +70,7 @@ def clip_one(
         def wanted(near: int) -> int:
             return tracked.pairs_wanted(weight, near) if followed and (tracks or near == 0) else 0
 
-        quickly = near_limit and (tracks or (algorithm == "single" and tall.shape[1] >= single.MIN_SIZE))
+        quickly = near_limit and (tracks or (algorithm == "single" and single.pays(tall, target)))
         done, in_float64 = _decomposed(tall, target, algorithm, wanted if quickly else None)
         norm = done.values[0]
         redone = squarable and known is not None if tracks else quickly and in_float64

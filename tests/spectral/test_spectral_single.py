@@ -165,3 +165,20 @@ def test_where_most_values_are_far_above_the_limit_none_are_sought() -> None:
     before = weight.clone()
     assert clip_far(weight) == 0
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("n", [80, 128])
+def test_a_small_matrix_whose_norm_says_that_most_values_are_above_the_limit_is_not_looked_at_first(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_at(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(single, "clip", looked_at)
+    weight = with_values(torch.linspace(1.3, 0.7, n), 0, rows=200)
+    expected = exact_projection(weight, 1.0)
+    result = clip_singular_values_(weight, 1.0)
+    assert torch.linalg.matrix_norm(weight - expected) <= 2e-6 * torch.linalg.matrix_norm(expected)
+    assert (int(result.values_clipped), bool(result.redone)) == (n // 2, False)
+    with pytest.raises(AssertionError):
+        clip_singular_values_(with_values(spread(n, [1.2]), 0), 1.0)
