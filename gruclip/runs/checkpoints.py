@@ -92,9 +92,8 @@ def read_checkpoint(path: Path, identity: str) -> Checkpoint:
     if digest != actual:
         raise DamagedCheckpoint(f"{path}: the checkpoint is damaged (its SHA-256 is not the one in its header)")
     if found != identity or which != path.stem.removesuffix(".before"):
-        raise DamagedCheckpoint(
-            f"{path}: the checkpoint is {which} of another run ({found[:12]}, here {identity[:12]})"
-        )
+        whose = "this run" if found == identity else f"another run ({found[:12]}, here {identity[:12]})"
+        raise DamagedCheckpoint(f"{path}: the checkpoint is {which} of {whose}")
     return Checkpoint(tensors, progress)
 
 

@@ -16,7 +16,10 @@ from typing import Any
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import Interrupted, UserError
@@ -24,11 +27,11 @@ from gruclip.model import evaluation
 from gruclip.model.stacked import nll
 from gruclip.report.reading import read_runs
 from gruclip.runs import files, ownership
-from gruclip.runs.checkpoints import before, read_checkpoint
+from gruclip.runs.checkpoints import DamagedCheckpoint, before, read_checkpoint
 from gruclip.runs.folder import RunFolder
 from gruclip.runs.ownership import read_owner
 from gruclip.runs.records import read_config, read_environment, read_json, read_summary, read_yaml
-from gruclip.runs.sums import SUMS
+from gruclip.runs.sums import SUMS, sums_of
 from gruclip.runs.trained import evaluate_run
 from gruclip.runs.verify import faults
 from gruclip.training import active_run
@@ -160,6 +163,46 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(where: float, bit: int, h
     assert all(bool((found.tensors[name] == tensor).all()) for name, tensor in intact.tensors.items())
 
 
+def test_a_checkpoint_whose_tensors_are_read_in_another_shape_or_type_is_damaged(half: Path, tmp_path: Path) -> None:
+    """Of the same bytes under the same names."""
+    identity = read_config(half)[1]["identity"]
+    with safe_open(last(half), framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    path, weight = tmp_path / "last.safetensors", tensors["parameters/weight_hh_l0"]
+    for altered in (weight, weight.reshape(8, -1), weight.view(torch.int32)):
+        save_file({**tensors, "parameters/weight_hh_l0": altered}, path, metadata)
+        if altered is weight:
+            read_checkpoint(path, identity)
+        else:
+            with pytest.raises(DamagedCheckpoint, match="its SHA-256 is not the one in its header"):
+                read_checkpoint(path, identity)
+
+
+def test_a_run_s_best_checkpoint_is_not_taken_for_its_last(broken: Path, tmp_path: Path, whole: RunResult) -> None:
+    shutil.copytree(whole.folder, broken, dirs_exist_ok=True)
+    (broken / "summary.json").unlink()
+    shutil.copyfile(broken / "checkpoint" / "best.safetensors", last(broken))
+    before(last(broken)).unlink(missing_ok=True)
+    with pytest.raises(
+        UserError, match=r"last\.safetensors: the checkpoint is best of this run; no checkpoint is left"
+    ):
+        train([config(tmp_path)], quiet=True)
+
+
+def test_the_last_file_of_a_finished_run_is_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a kill leaves no finished run without the sums of its files."""
+    written: list[tuple[str, bool]] = []
+
+    def write(path: Path, content: str | bytes) -> None:
+        files.write_whole(path, content)
+        written.append((path.name, job.folder.is_finished()))
+
+    job = Job(config(tmp_path), RunConfig())
+    monkeypatch.setattr("gruclip.runs.folder.write_whole", write)
+    train([config(tmp_path)], quiet=True)
+    assert written[-2:] == [(SUMS, False), ("summary.json", True)]
+
+
 def test_a_kill_while_the_checkpoint_before_is_named_leaves_nothing_behind(
     broken: Path, tmp_path: Path, whole: RunResult
 ) -> None:
@@ -221,8 +264,10 @@ def test_best_that_is_gone_is_refused_before_any_training(broken: Path, tmp_path
 def test_a_finished_run_whose_summary_is_gone_is_not_trained_on(tmp_path: Path, whole: RunResult) -> None:
     (result,) = train([config(tmp_path)], quiet=True)
     (result.folder / "summary.json").unlink()
+    (result.folder / "checkpoint" / ".best.safetensors.partial").write_bytes(b"half of what a kill cut short")
     (again,) = train([config(tmp_path)], quiet=True)
     assert same_as(again.folder, whole)
+    assert not list(result.folder.rglob("*.partial"))
 
 
 def test_a_run_that_another_process_finishes_between_the_look_and_the_lock_is_left_alone(
@@ -393,6 +438,21 @@ def test_what_was_altered_in_a_finished_run_is_named(name: str, whole: RunResult
     (copy / name).unlink()
     (fault,) = faults(copy)
     assert str(copy) in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("steps.csv", "31,,,,,\n"), ("steps.csv", "30,,,,,\n"), ("epochs.csv", "3,,\n")]
+)
+def test_rows_that_are_not_the_run_s_are_named_where_their_sum_was_written_anew(
+    name: str, row: str, whole: RunResult, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole.folder, copy)
+    with (copy / name).open("a") as file:
+        file.write(row)
+    (copy / SUMS).write_text(sums_of(copy, {}))
+    (fault,) = faults(copy)
+    assert "rows that do not count" in fault
 
 
 def test_the_sums_of_a_finished_run_are_read_by_sha256sum(whole: RunResult) -> None:
