@@ -91,6 +91,17 @@ def test_a_beat_keeps_the_folder(tmp_path: Path, no_locks: None, monkeypatch: py
         Ownership(tmp_path).take()
 
 
+def test_signs_of_life_go_on_where_the_clock_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Ownership(tmp_path)
+    here.take()
+    show_no_sign_of_life(tmp_path)
+    shown, real = (tmp_path / ".owner").stat().st_mtime, time.clock_gettime
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + ownership.BEAT)
+    here.beat()
+    assert (tmp_path / ".owner").stat().st_mtime > shown + LEASE
+
+
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_what_a_killed_process_of_this_host_left_is_taken_at_once(
     has_locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,11 +140,12 @@ def test_of_two_that_find_a_left_mark_one_gets_the_folder(
     another_host(monkeypatch, "fast")
     fast, replace = Ownership(tmp_path), os.replace
 
-    def fast_one_comes_between(*arguments: object) -> None:
-        monkeypatch.setattr(ownership.os, "replace", replace)
-        fast.take()
-        another_host(monkeypatch, "slow")
-        replace(*arguments)  # type: ignore[arg-type]
+    def fast_one_comes_between(source: Path, target: Path) -> None:
+        if source == tmp_path / ".owner":  # and not where a mark of one's own is written
+            monkeypatch.setattr(ownership.os, "replace", replace)
+            fast.take()
+            another_host(monkeypatch, "slow")
+        replace(source, target)
 
     monkeypatch.setattr(ownership.os, "replace", fast_one_comes_between)
     slow = Ownership(tmp_path)
@@ -274,6 +286,26 @@ def test_outside_of_slurm_the_lease_holds(
     left_by_a_job(tmp_path, 100)
     with pytest.raises(LockedError):
         Ownership(tmp_path).take()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "says"),
+    [
+        ("echo '7 RUNNING None'", {"7": ("RUNNING", "None")}),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", {}),  # long over
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None),
+        ("exec sleep 60", None),
+    ],
+    ids=["in the queue", "forgotten", "no controller", "hangs"],
+)
+def test_what_squeue_says_is_known_and_where_it_says_nothing_that_nothing_is(
+    squeue: str, says: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(scheduler, "SECONDS", 2)
+    assert scheduler.states(["7"]) == says
 
 
 def test_a_task_of_an_array_is_named_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
