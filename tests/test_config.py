@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gruclip.config import OptimizerConfig, RunConfig, TrainerConfig
+from gruclip.config import DatasetConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.errors import ConfigError
 from gruclip.runs.folder import folder_name
 
@@ -105,6 +106,23 @@ def test_a_folder_is_named_by_the_optimizer_its_rate_its_seed_and_what_differs_f
     )  # fmt: skip
     expected = "gradient_clipping,threshold=5,lr=0.1,seed=0,max_steps=400,precision=bf16"
     assert folder_name(other, default, "0" * 64) == expected
+
+
+def test_values_of_many_digits_stand_whole_in_a_folder_s_name() -> None:
+    names = [
+        folder_name(RunConfig(optimizer=OptimizerConfig(delta=0.2, lr=lr)), RunConfig(), "") for lr in (0.1, 0.1000001)
+    ]
+    assert names == ["spectral_clipping,delta=0.2,lr=0.1,seed=0", "spectral_clipping,delta=0.2,lr=0.1000001,seed=0"]
+
+
+def test_a_corpus_of_ones_own_is_named_by_its_folder_also_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "songs").mkdir()
+    monkeypatch.chdir(tmp_path / "songs")
+    for root in (".", "../songs", str(tmp_path / "songs")):
+        run = RunConfig(dataset=DatasetConfig("text", root))
+        assert ",root=songs" in folder_name(run, RunConfig(), "")
 
 
 def test_a_long_name_is_cut_and_told_apart_by_the_identity() -> None:

@@ -12,6 +12,7 @@ from gruclip.data import Lanes, load
 from gruclip.gru import plain_gru
 from gruclip.layers import clipped_block
 from gruclip.model.cells import recurrent_layer
+from gruclip.model.device import SMALL_MODEL, choose_threads
 from gruclip.model.stacked import embed, initial_parameters, mask_seeds, masks_of, nll, zero_states
 from gruclip.training.engine import Engine
 
@@ -39,6 +40,12 @@ def test_initial_weights_have_variance_one_over_n_and_the_clipped_block_is_ortho
         else:
             block = weight[rows].double()
             torch.testing.assert_close(block @ block.T, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_up_to_256_units_a_run_on_the_cpu_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    runs = [RunConfig(model=ModelConfig(hidden_size=n)) for n in (SMALL_MODEL, SMALL_MODEL + 1)]
+    assert [choose_threads(run, torch.device("cpu")) for run in runs] == [1, 5]
 
 
 def test_a_seed_gives_every_method_the_same_start() -> None:

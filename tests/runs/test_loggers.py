@@ -91,6 +91,23 @@ def test_a_logger_that_fails_is_told_of_once_and_takes_nothing_with_it(folder, m
     assert list((folder / "tensorboard").iterdir())
 
 
+def test_a_logger_is_told_once_how_its_run_has_ended(tmp_path, monkeypatch):
+    """And not that it is unfinished when its folder is closed after that: MLflow would call it killed."""
+    told = []
+
+    class Told(Failing):
+        def step(self, step, values):
+            pass
+
+        def close(self, status, summary):
+            told.append(status)
+
+    monkeypatch.setitem(loggers.OPENERS, "mlflow", Told)
+    run = RunConfig(output_dir=str(tmp_path), logger=("csv", "mlflow"), model=ModelConfig(hidden_size=8))
+    train([dataclasses.replace(run, trainer=TrainerConfig(max_steps=2))], quiet=True)
+    assert told == ["success"]
+
+
 def test_a_logger_that_cannot_be_opened_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(loggers.OPENERS, "tensorboard", lambda *_: 1 / 0)
     run = RunConfig(output_dir=str(tmp_path), logger=("csv", "tensorboard"), model=ModelConfig(hidden_size=8))

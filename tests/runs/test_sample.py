@@ -93,6 +93,17 @@ def test_at_a_low_temperature_the_most_probable_token_is_drawn_step_after_step(t
         assert tokens[length] == min(range(len(losses)), key=losses.__getitem__)
 
 
+def test_at_a_low_temperature_the_notes_drawn_are_those_more_probable_than_not(music: Path) -> None:
+    config, _, parameters = read_trained(music)
+    # After nothing the state is zero, and the bias alone speaks.
+    probable = torch.arange(88) % 3 == 0
+    parameters = {**parameters, "output_bias": torch.where(probable, 1.0, -1.0).unsqueeze(0)}
+    nothing = torch.zeros(0, 88, dtype=torch.uint8)
+    cold, hot = (continued(parameters, config.model, nothing, 1, temperature, seed=0) for temperature in (0.01, 100.0))
+    assert torch.equal(cold[0], probable.to(torch.uint8))
+    assert not torch.equal(hot[0], cold[0])
+
+
 def test_sample_writes_a_tune_and_its_picture(music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tune.mid"
     assert main(["sample", str(music), "--length", "64", "--prompt", "0:8", "--out", str(out)]) == 0

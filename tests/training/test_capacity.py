@@ -32,14 +32,22 @@ def test_as_many_runs_as_fit_but_no_more_than_there_are(machine: None) -> None:
     assert stack_size([1 << 30] * 3, cuda, None) == 3
     assert stack_size([1 << 30, 3 << 30], cuda, None) == 2
     assert stack_size([3 << 30] * 20, cuda, None) == 3
+    assert stack_size([1 << 30] * 20, cuda, 9) == 9  # all that fit, asked for
     # On a CPU each is a process, which takes memory of its own.
     assert stack_size([1 << 30] * 20, CPU, None) == (9 << 30) // ((1 << 30) + capacity.PROCESS_BYTES)
+    assert stack_size([9 << 30], CPU, None) == 1  # but one alone is trained in this one
 
 
 def test_no_more_processes_than_cores_unless_asked_for(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "cores", lambda: 2)
     assert stack_size([1 << 20] * 20, CPU, None) == 2
     assert stack_size([1 << 20] * 20, CPU, 5) == 5
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 6})
+    assert capacity.cores() == 3
 
 
 def test_a_stack_that_does_not_fit_names_the_size_that_would(machine: None) -> None:

@@ -135,6 +135,18 @@ def test_in_a_terminal_the_table_shows_every_run_that_is_under_way(clock):
     assert next(line for line in reversed(shown.splitlines()) if line.startswith("sgd")).split()[1:3] == ["1", "7"]
 
 
+def test_the_time_to_the_end_of_all_runs_is_shared_by_those_that_are_trained_side_by_side(clock):
+    display = Display(total=6, console=console(terminal=False))
+    for run in ("one", "two"):
+        display.start(run, 100, 100)
+        step(display, 1, run=run)
+    clock.now += 10
+    step(display, 11, run="one")  # 89 seconds left, of 99
+    step(display, 11, run="two")
+    # Two with 89 seconds and four that will take 99 each, two at a time.
+    assert display._remaining() == "0:04:47"
+
+
 def test_the_table_is_drawn_at_most_four_times_a_second(clock):
     out = console(terminal=True)
     with Display(total=1, console=out) as display:

@@ -74,6 +74,7 @@ def test_the_music_models_rate_falls_after_ten_epochs_in_a_row_that_are_not_bett
         if schedule.is_exhausted(config):
             break
         assert schedule.lr == pytest.approx(0.1 / 1.25 ** ((epoch - 1) // 10))
+    assert not Schedule(1e-4).is_exhausted(config)
     # 0.1 / 1.25**31 < 1e-4: 31 falls of ten epochs each, after the first epoch.
     assert epoch == 311
 

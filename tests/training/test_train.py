@@ -26,11 +26,11 @@ import yaml
 from gruclip.choices import CELLS
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainerConfig
 from gruclip.data import Lanes, load
-from gruclip.errors import ConfigError, UserError
+from gruclip.errors import ConfigError, Interrupted, UserError
 from gruclip.runs.checkpoints import read_checkpoint
 from gruclip.runs.environment import describe_environment
 from gruclip.runs.records import read_config
-from gruclip.runs.trained import evaluate_run
+from gruclip.runs.trained import RecurrentModel, evaluate_run
 from gruclip.runs.trained import load as load_model
 from gruclip.spectral import ClipResult
 from gruclip.training import active_run, runner, workers
@@ -112,6 +112,10 @@ def test_spectral_clipping_holds_every_layer_below_its_limit_after_every_update(
     assert all(float(row["spectral_norm_l0"]) <= 0.95 * (1 + 1e-5) for row in steps)
     # An orthogonal start above the limit: all twelve values are clipped at once.
     assert int(steps[0]["values_clipped"]) == 12
+    (result,) = train([config(tmp_path, model=ModelConfig(hidden_size=12, num_layers=2))], quiet=True)
+    steps = rows(result, "steps.csv")
+    assert all(float(row[f"spectral_norm_l{layer}"]) <= 0.95 * (1 + 1e-5) for row in steps for layer in (0, 1))
+    assert int(steps[0]["values_clipped"]) == 24  # of both layers
 
 
 def test_evaluation_of_a_finished_run_repeats_its_numbers(tmp_path: Path) -> None:
@@ -136,6 +140,20 @@ def test_the_loaded_model_computes_the_loss_that_was_reported(tmp_path: Path) ->
         targets.append(text[1:])
     loss = torch.nn.functional.cross_entropy(torch.cat(states), torch.cat(targets))
     assert loss.item() == pytest.approx(result.summary["valid_loss"], rel=1e-5)
+
+
+def test_dropout_acts_in_a_loaded_model_s_training_mode_alone_where_it_did_in_training() -> None:
+    """On the input of every layer and of the output layer."""
+    model = RecurrentModel(ModelConfig(hidden_size=40, num_layers=2, dropout=0.25), 30, words=True)
+    assert model.recurrent.dropout == 0.25  # between the layers
+    shares: list[float] = []
+    for part in (model.recurrent, model.output):
+        part.register_forward_pre_hook(lambda _, given: shares.append((given[0] == 0).double().mean().item()))
+    words = torch.randint(30, (50, 20), generator=torch.Generator().manual_seed(0))
+    model(words)
+    assert shares == pytest.approx([0.25, 0.25], abs=0.02)
+    model.eval()(words)
+    assert shares[2:] == [0.0, 0.0]
 
 
 def test_a_finished_run_is_skipped_and_a_changed_setting_is_another_run(tmp_path: Path) -> None:
@@ -394,6 +412,7 @@ def test_a_stack_size_for_runs_that_take_all_cores_is_noted_to_be_of_no_use(
     for module in ("gruclip.model.device", "gruclip.training.runner"):
         monkeypatch.setattr(f"{module}.SMALL_MODEL", 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(runner, "train_in_processes", None)  # of one thread each, which could change their bits
     trainer = TrainerConfig(max_epochs=None, max_steps=1, bptt=10)
     train([config(tmp_path, seed=seed, trainer=trainer) for seed in range(2)], stack=True, stack_size=2)
     assert "hydra.launcher.stack_size=2: on a CPU runs of more than 8 units take all cores" in capsys.readouterr().err
@@ -494,6 +513,30 @@ def test_the_slots_of_runs_that_ended_are_filled_by_runs_that_wait(tmp_path: Pat
                     if value:
                         assert float(one[key]) == pytest.approx(float(value), rel=1e-6, nan_ok=True)
         assert {row["stack_size"] for row in rows(found, "timing.csv")} <= {"1", "2"}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_run_in_the_middle_of_an_epoch_shares_no_batched_stack_with_one_at_its_beginning(
+    order: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = TrainerConfig(max_epochs=None, max_steps=20, bptt=10, checkpoint_minutes=1e-9)
+    runs = [config(tmp_path / "both", seed=seed, precision="fp64", trainer=trainer) for seed in (0, 1)]
+    steps = itertools.count()
+
+    def step(engine: Engine, *arguments: Any, step: Any = Engine.step) -> Any:
+        if next(steps) == 7:
+            raise Interrupted(15)
+        return step(engine, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        with pytest.raises(Interrupted):
+            train(runs[1:], quiet=True)
+    train([runs[seed] for seed in order], stack=True, batched=True, quiet=True)
+    alone = train([dataclasses.replace(run, output_dir=str(tmp_path / "alone")) for run in runs], quiet=True)
+    for run, expected in zip(train(runs, quiet=True), alone, strict=True):
+        losses = [[float(row["loss"]) for row in rows(result, "steps.csv")] for result in (run, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_run_whose_loss_is_not_finite_is_recorded_as_diverged_and_its_neighbours_go_on(tmp_path: Path) -> None:
