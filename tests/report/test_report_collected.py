@@ -243,16 +243,25 @@ def test_figure_2_of_a_collected_file_has_the_seconds_of_the_run_folders(tmp_pat
     )
 
 
+def test_a_run_that_was_timed_in_a_stack_that_shrank_is_kept_as_one_of_a_stack(tmp_path: Path) -> None:
+    shrunk = pd.concat([timing(1, stack_size=3), timing(1)])
+    folder = write_run(tmp_path / "o", config(PTB, "sgd"), summary(), None, shrunk)
+    gather(tmp_path / "o", tmp_path / "paper")
+    assert reading.read_timing(tmp_path / "paper" / "ptb.csv" / folder.name)["stack_size"].max() == 3
+
+
 def test_thinned_steps_keep_every_peak_and_both_ends() -> None:
     whole = steps(20_000, explodes_at=15_000)
     whole.loc[7_777, "grad_norm"] = np.inf
     whole.loc[8_888, "grad_norm"] = np.nan
+    whole.loc[9_995, "spectral_radius_l0"] = "7"  # where no norm is large
     radius = pd.to_numeric(whole["spectral_radius_l0"])
     frame = pd.DataFrame({"step": whole["step"], "grad_norm": whole["grad_norm"], "radius": radius})
     frame["measured"] = radius.notna()
     few = curves.thinned(frame)
     assert len(few) <= 2 * curves.BINS + 2
-    assert set(few.index) >= {0, 7_777, 8_888, 19_999, frame["radius"].idxmax()}
+    assert frame["radius"].idxmax() == 9_995
+    assert set(few.index) >= {0, 7_777, 8_888, 9_995, 19_999}
     for start in range(0, 20_000, 20):
         bin_ = frame["grad_norm"][start : start + 20].fillna(np.inf)
         assert few["grad_norm"].fillna(np.inf)[few.index.isin(bin_.index)].max() == bin_.max()

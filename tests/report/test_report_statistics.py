@@ -62,6 +62,18 @@ def test_the_largest_gradient_norm_keeps_what_is_not_finite(norms: tuple[float |
     assert f"{row['max_grad_norm']:g}" == largest
 
 
+def test_an_unfinished_run_counts_in_no_number() -> None:
+    """Not even where it exploded: an unfinished run's explosions would stand over a number of finished ones."""
+    outcomes = ("success", False, 3.0), ("unfinished", True, 9.0)
+    runs = frame(
+        (config(PTB, "sgd", seed=seed), summary(status, exploded=exploded, max_grad_norm=norm))
+        for seed, (status, exploded, norm) in enumerate(outcomes)
+    )
+    (row,) = summarise(runs, METHOD).to_dict("records")
+    assert [row[name] for name in ("finished", "unfinished", "succeeded", "exploded")] == [1, 1, 1, 0]
+    assert row["max_grad_norm"] == 3.0
+
+
 def test_the_bootstrap_interval_is_that_of_a_mean_and_the_same_every_time() -> None:
     values = np.random.default_rng(1).normal(100, 2, size=50)
     low, high = bootstrap_interval(values)
@@ -103,6 +115,11 @@ def test_the_best_rate_has_the_highest_success_rate_then_the_lowest_validation_l
         }
     )
     assert best_rate(rates) == 0.3
+
+
+def test_of_rates_that_are_equally_good_the_lowest_is_the_best() -> None:
+    good = [("success", 5.0, 5.0)]
+    assert best_rate(_rates({1.0: good, 0.3: good, 2.0: good})) == 0.3
 
 
 def test_one_lucky_seed_makes_no_rate_the_best() -> None:

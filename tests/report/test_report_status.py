@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from made_runs import DEMO, config, summary, timing, write_run
 
 from gruclip.cli import main
 from gruclip.errors import UserError
-from gruclip.report.status import Status, status, text
+from gruclip.report.status import Status, Training, _seconds_left, status, text
 from gruclip.runs import ownership
 from gruclip.runs.ownership import OWNER, Ownership
 from gruclip.runs.sweeps import record_sweeps
@@ -85,6 +86,17 @@ def test_the_end_of_the_sweep_is_reckoned_from_runs_under_way_and_those_finished
     assert status(outputs).unfinished == [(f"demo/{folder.name}", 2)]
 
 
+def test_all_is_done_when_the_slowest_run_is_and_not_before_what_waits_has_had_its_turn() -> None:
+    def left(*seconds: float | None, waiting: int = 0, taken: Sequence[float] = (50.0, 70.0)) -> float | None:
+        training = [Training("", 1, 1, None, one, "", 1) for one in seconds]
+        return _seconds_left(Status(Path(), training=training, waiting=[""] * waiting), taken)
+
+    assert left(10.0, 100.0) == 100.0
+    assert left(10.0, 100.0, waiting=5) == (10 + 100 + 5 * 60) / 2
+    assert left(10.0, None) == 60.0  # as long as a finished one took
+    assert left(10.0, waiting=1, taken=[]) is None
+
+
 def _begun(tmp_path: Path) -> list[Path]:
     folders = []
     for seed, kind in enumerate(("unfinished", "success")):
@@ -122,11 +134,15 @@ def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path: P
 
 def test_runs_of_a_sweep_that_have_no_folder_wait_only_while_it_runs(tmp_path: Path) -> None:
     outputs = tmp_path / "o"
-    outputs.mkdir()
+    (outputs / "demo").mkdir(parents=True)
     record_sweeps([outputs / "demo/a", outputs / "demo/b"], [outputs, outputs])
     assert status(outputs).waiting == ["demo/a", "demo/b"]
+    assert status(outputs / "demo").waiting == ["a", "b"]
     (record,) = (outputs / ".sweeps").iterdir()
     record.write_text(record.read_text().replace(f'"pid": {os.getpid()}', '"pid": 99999999'))
+    assert status(outputs).not_begun == ["demo/a", "demo/b"]
+    # A number that another process has by now.
+    record.write_text(record.read_text().replace('"pid": 99999999', f'"pid": {os.getppid()}'))
     assert status(outputs).not_begun == ["demo/a", "demo/b"]
     record.write_text("{}")
     with pytest.raises(UserError, match="not the record of a sweep"):

@@ -259,6 +259,9 @@ def test_csv_holds_values_and_the_settings_that_part_the_tables() -> None:
     )
     assert full["test"] == "100 102"
     assert (half["precision"], half["succeeded"], half["test_mean"], half["max_grad_norm"]) == ("bf16", "0", "", "nan")
+    unfinished = [(config(PTB, "sgd"), summary()), (config(PTB, "gradient_clipping", 5), summary("unfinished"))]
+    row, _ = csv.DictReader(tables.table("1", frame(unfinished), "csv").splitlines())
+    assert (row["finished"], row["max_grad_norm"], row["test"]) == ("0", "", "")
 
 
 @pytest.mark.parametrize(
