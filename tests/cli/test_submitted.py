@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +65,12 @@ def test_without_a_size_a_cpu_job_has_a_run_for_each_core_within_its_memory() ->
     assert [len(stack) for stack in stacks_for_job(jobs, None, None, {"cpus_per_task": 4})] == [4, 2]
     assert [len(stack) for stack in stacks_for_job(jobs, None, None, {"cpus_per_task": 4, "mem_gb": 2})] == [3, 3]
     assert [len(stack) for stack in stacks_for_job(jobs, None, None, {})] == [1] * 6
+
+
+def test_runs_that_take_all_cores_of_a_cpu_job_have_a_job_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    large = jobs_of(*seeds(2, model=ModelConfig(hidden_size=300), device="cpu"))
+    assert [len(stack) for stack in stacks_for_job(large, None, None, {"cpus_per_task": 4})] == [1, 1]
 
 
 def test_without_a_size_a_gpu_job_has_what_fits_into_the_gpu_that_is_named() -> None:
@@ -168,11 +176,23 @@ def test_a_sweep_larger_than_an_array_is_several_and_all_are_cancelled_where_one
     )
     for name in ("scancel", "sbatch"):
         (programs / name).chmod(0o755)
-    sized = ["hydra.launcher.stack_size=1", "hydra.launcher.array_parallelism=5"]
+    sized = ["hydra.launcher.stack_size=1", "hydra.launcher.array_parallelism=3"]
     assert main(["train", "-m", "hydra/launcher=slurm", *sized, "seed=range(5)"]) == 2
     assert "not submitted: too many jobs" in capsys.readouterr().err
-    assert (programs / "second").read_text().strip() == "#SBATCH --array=0-2%3"
+    assert (programs / "second").read_text().strip() == "#SBATCH --array=0-2%2"
     assert (programs / "cancelled").read_text().strip() == "41"
+
+
+def test_of_a_job_that_ended_early_only_what_it_finished_is_counted() -> None:
+    from gruclip.training.display import Display
+    from hydra_plugins.gruclip.submission import Submitted, report
+
+    stack: list[Any] = [
+        SimpleNamespace(folder=SimpleNamespace(is_finished=lambda done=done: done)) for done in (True, False, True)
+    ]
+    with Display(total=3, quiet=True) as display:
+        report([Submitted(SimpleNamespace(job_id="7_0"), stack)], display)
+        assert display.done == 2
 
 
 def test_the_limit_of_an_array_is_slurms(no_cluster: Path) -> None:
