@@ -199,6 +199,16 @@ def test_runs_kept_apart_stay_apart(tmp_path: Path) -> None:
     assert only == ["demo.csv"]
 
 
+def test_a_name_that_stands_twice_in_a_collected_file_is_refused(tmp_path: Path) -> None:
+    """By its name a run's line and curves are found again."""
+    first, second = (write_run(tmp_path / "o", config(PTB, "sgd", seed=seed), summary()).name for seed in (0, 1))
+    gather(tmp_path / "o", tmp_path / "paper")
+    path = tmp_path / "paper" / "ptb.csv"
+    path.write_text(path.read_text().replace(second, first))
+    with pytest.raises(UserError, match="line 3: the run of line 2 once more"):
+        reading.read_runs(tmp_path / "paper", "ptb")
+
+
 def test_unfinished_runs_are_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
     write_run(tmp_path / "o", config(PTB, "sgd"), summary("unfinished"))
     with pytest.raises(UserError, match="no finished runs there; train some"):

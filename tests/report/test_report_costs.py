@@ -11,6 +11,7 @@ from made_runs import NOTTINGHAM, PTB, config, frame, summary, timing, write_run
 from gruclip.errors import UserError
 from gruclip.report.collecting import collect
 from gruclip.report.costs import table_cost
+from gruclip.report.findings import findings
 from gruclip.report.reading import read_runs
 
 
@@ -28,6 +29,9 @@ def test_the_share_is_of_the_iterations_phases_and_the_same_from_collected_runs(
     # 60 + 110 + 20 s and 20 on average in 1,327 iterations.
     assert (spectral["runs"], spectral["iteration, ms"], spectral["share of clipping"]) == ("2", "158", "9.5%")
     assert spectral["machine"] == "made processor, 2 threads"
+    # Of the methods that project alone.
+    told = dict(findings(read_runs(tmp_path / "outputs", "ptb"), {"cost": [table]}))["Does it cost little?"]
+    assert told == ["The projection takes 9.5% to 9.5% of an iteration, by setting and machine."]
 
 
 def test_a_gpu_and_its_host_are_two_machines_and_one_that_is_not_known_is_a_third(tmp_path: Path) -> None:

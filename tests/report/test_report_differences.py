@@ -42,6 +42,20 @@ def test_of_few_seeds_the_differences_stand_and_the_verdict_is_open() -> None:
     assert (spectral["difference"], spectral["verdict"]) == ("-3, -3, -3, -3", "open")
 
 
+@pytest.mark.parametrize("failing", ["gradient_clipping", "spectral_clipping"])
+def test_a_verdict_says_where_one_of_the_two_failed_with_a_seed(failing: str) -> None:
+    runs = [
+        (
+            config(DEMO, name, value, seed=seed),
+            summary("failed" if (name, seed) == (failing, 5) else "success", test=test),
+        )
+        for seed in range(6)
+        for name, value, test in (("gradient_clipping", 5, 5.0), ("spectral_clipping", 0.2, 4.9))
+    ]
+    (table,) = table_differences(frame(runs))
+    assert list(table.cells["verdict"]) == ["reference", "lower loss where both succeed"]
+
+
 def test_only_seeds_with_which_both_succeeded_are_compared() -> None:
     runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary(test=5.0)) for seed in range(6)]
     runs += [(config(DEMO, "gradient_clipping", 5, seed=0, optimizer__lr=0.1), summary(valid=9.0, test=9.0))]

@@ -68,6 +68,21 @@ def test_figure_1_prefers_the_settings_whose_radius_was_computed_most_often() ->
     assert set(section.runs["trainer.radius_every"]) == {5}
 
 
+def test_figure_1_prefers_then_the_settings_of_most_runs_and_of_them_one_that_exploded_and_failed() -> None:
+    runs = frame(
+        (config(PTB, method, value, seed=seed, model__dropout=dropout), summary(status, exploded=exploded))
+        for dropout, outcomes in (
+            (0.0, [("failed", True)]),
+            (0.5, [("failed", False), ("success", True), ("failed", True)]),
+            (0.7, [("success", True)]),
+        )
+        for seed, (status, exploded) in enumerate(outcomes)
+        for method, value in (("gradient_clipping", 5), ("spectral_clipping", 0.2))
+    )
+    section, (gradient, _) = representatives(runs)
+    assert (section.runs["model.dropout"].iloc[0], gradient["seed"]) == (0.5, 2)
+
+
 def test_figure_1_says_which_runs_it_shows_and_drops_no_point(tmp_path: Path, drawn: Drawn) -> None:
     files = figure("1", write_figure_1_runs(tmp_path), tmp_path / "out")
     assert files == [tmp_path / "out" / f"figure_1.{kind}" for kind in ("png", "pdf", "svg")]
@@ -131,6 +146,13 @@ def test_figure_2_takes_the_median_over_epochs_of_all_seeds_per_iteration() -> N
     slow = timing(1).assign(forward=1000.0)
     seconds = seconds_by_method(runs, [timing(3), slow])
     assert seconds["forward"].tolist() == [60 / 1327]
+
+
+def test_a_method_without_a_delta_is_one_bar_whatever_the_algorithm_of_a_projection_it_does_not_have() -> None:
+    runs = frame(
+        (config(PTB, "gradient_clipping", 5, optimizer__algorithm=name), summary()) for name in ("auto", "full")
+    )
+    assert len(seconds_by_method(runs, [timing(2), timing(2)])) == 1
 
 
 def test_a_first_epoch_counts_only_where_there_is_no_other() -> None:
@@ -261,6 +283,9 @@ def test_a_sweep_in_which_nothing_succeeds_is_drawn_as_failures(tmp_path: Path, 
     figure("lr", learning_rate_runs(2).assign(status="failed"), tmp_path, ("png",))
     crosses = [line for line in drawn[0].axes[0].lines if line.get_marker() == "x"]
     assert [len(np.asarray(line.get_xdata())) for line in crosses] == [3, 3]
+    explained = [entry.get_text() for legend in drawn[0].legends for entry in legend.get_texts()]
+    assert "not all runs succeeded" in explained
+    assert "single runs" not in explained
 
 
 @pytest.mark.parametrize("which", ["1", "2", "lr"])

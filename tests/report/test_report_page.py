@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from made_runs import DEMO, config, frame, summary, timing, write_run
 
 from gruclip.cli import main
+from gruclip.report import curves
 from gruclip.report.differences import table_differences
 from gruclip.report.findings import findings
+from gruclip.report.multiples import multiples
 from gruclip.report.page import page
+from gruclip.report.reading import read_runs
 
 CHROMIUM = shutil.which("chromium")
 PAPER = Path(__file__).parents[2] / "outputs" / "paper"
@@ -69,13 +74,14 @@ def test_the_page_says_what_was_asked_and_what_the_runs_say() -> None:
     runs = [(config(DEMO, "gradient_clipping", 5, seed=seed), summary(test=4.5 + seed / 1000)) for seed in range(5)]
     runs += [(config(DEMO, "spectral_clipping", 0.2, seed=seed), summary(test=4.4 + seed / 900)) for seed in range(5)]
     runs += [
-        (config(DEMO, "spectral_clipping", 0.8, seed=seed, optimizer__lr=2), summary("failed")) for seed in range(3)
+        (config(DEMO, "spectral_clipping", 0.8, seed=seed, optimizer__lr=2), summary("failed" if seed else "success"))
+        for seed in range(3)
     ]
     asked = dict(findings(frame(runs), {"differences": table_differences(frame(runs))}))
     assert asked["Does spectral clipping train where gradient clipping fails?"] == [
         "Every seed succeeds at the protocol's rate, 1: gradient clipping in 1 of 1 settings (5 of 5 runs), "
         "spectral clipping in 1 of 1 settings (5 of 5 runs).",
-        "Every seed succeeds at other rates: spectral clipping in 0 of 1 settings (0 of 3 runs).",
+        "Every seed succeeds at other rates: spectral clipping in 0 of 1 settings (1 of 3 runs).",
     ]
     (lower,) = asked["Does it reach a lower loss?"]
     assert "against gradient clipping, threshold 5, at 1. Lower loss: delta 0.2 -8.5" in lower
@@ -85,9 +91,27 @@ def test_the_page_says_what_was_asked_and_what_the_runs_say() -> None:
     assert "Of that these runs say nothing." in text
 
 
+def test_the_axes_of_all_curves_span_what_successful_runs_do_after_the_first_quarter(tmp_path: Path) -> None:
+    """And a curve that leaves them goes along their edge: infinity along the upper one."""
+    outcomes = {"success": [100, 50, 6, 5, 4, 4, 4, 4], "failed": [100, 50, 900, 900, 900, 900, math.inf, 2]}
+    for seed, (status, losses) in enumerate(outcomes.items()):
+        folder = write_run(tmp_path, config(DEMO, "sgd", seed=seed), summary(status), None, timing(2))
+        rows = [f"{epoch},1,5,{loss},1,{loss},0" for epoch, loss in enumerate(losses)]
+        (folder / "epochs.csv").write_text("\n".join([",".join(curves.EPOCHS), *rows]) + "\n")
+    runs = read_runs(tmp_path, "demo")
+    (panel,), loss_range, norm_range = multiples(runs, pd.Series(0, runs.index), [])
+    assert loss_range == "4 to 5.95 nats"  # all but the largest hundredth
+    assert norm_range == "4 to 5.95"
+    upper, lower = "1.0", "39.0"
+    heights = [[point.split(",")[1] for point in line.split()] for line in panel.losses]
+    assert heights[0][:3] == [upper] * 3
+    assert heights[0][4:] == [lower] * 4
+    assert heights[1] == [upper] * 7 + [lower]
+
+
 def test_every_setting_of_the_protocol_has_its_source_and_every_run_its_seconds(tmp_path: Path) -> None:
-    assert ">0.5, 1, 10<" in page(
-        "demo", frame([(config(DEMO, "sgd", optimizer__lr=lr), summary()) for lr in (10, 1, 0.5)]), [tmp_path]
+    assert ">0.5, 2, 10<" in page(
+        "demo", frame([(config(DEMO, "sgd", optimizer__lr=lr), summary()) for lr in (10, 2, 0.5)]), [tmp_path]
     )
     corpus = {"dataset": {"name": "nottingham"}, "model": {"hidden_size": 200, "num_layers": 2}}
     text = page("nottingham", frame([(config(corpus, "sgd"), summary(unit="nats per time step"))]), [tmp_path])
