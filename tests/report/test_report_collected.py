@@ -128,10 +128,13 @@ def test_a_run_with_other_results_is_left_out_and_what_is_kept_stays(
     gather(tmp_path / "o", tmp_path / "paper")
     before = (tmp_path / "paper/ptb.csv").read_bytes()
     (folder / "summary.json").write_text(json.dumps(summary(test=4.0)))
+    steps(300).to_csv(folder / "steps.csv", index=False)
     write_run(tmp_path / "o" / "other", config(DEMO, "sgd"), summary())
-    assert main(["collect", "--runs", str(tmp_path / "o"), "--out", str(tmp_path / "paper")]) == 0
+    command = ["collect", "--runs", str(tmp_path / "o"), "--out", str(tmp_path / "paper"), "--curves", folder.name]
+    assert main(command) == 0
     assert "1 of these runs have other results than those kept in" in capsys.readouterr().err
     assert (tmp_path / "paper/ptb.csv").read_bytes() == before
+    assert not (tmp_path / "paper/curves").exists(), "the curve of another result than the one that is kept"
     assert (tmp_path / "paper/other/demo.csv").exists()
     with pytest.raises(UserError, match="the same run"):
         reading.read_runs([tmp_path / "o", tmp_path / "paper"], "ptb")
