@@ -163,9 +163,7 @@ def our_product(a: Tensor, b: Tensor, out: Tensor | None = None, lower: bool = F
 def lower_gram(x: Tensor) -> Tensor:
     """``x.mT @ x`` for (m, n), of which what is above the diagonal may be anything, in sums of few terms."""
     first, *others = map(_lower_gram, x.split(GRAM_ROWS))
-    if not others:
-        return first
-    total = first.double()
+    total = first if len(others) < 2 else first.double()  # one more sum in float32 does no harm
     for other in others:
         total += other
     return total.to(x.dtype)
