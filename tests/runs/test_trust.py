@@ -598,6 +598,28 @@ def test_a_run_begun_with_another_torch_is_continued_only_when_asked(
     assert (result.folder / "steps.csv").read_bytes() == (whole.folder / "steps.csv").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("processor", "another"), ("device", "cuda"), ("threads", 7), ("revision", "abc"), ("kernels", {"native": "no"})],
+)
+def test_what_a_run_was_begun_with_is_kept_where_its_bits_may_depend_on_it(
+    name: str, other: Any, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = broken / "environment.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, name: other, "host": "another"}))
+    train([config(tmp_path)])
+    assert [one[name] for one in json.loads(path.read_text())["before"]] == [other]
+    assert "not all of it with one machine, revision, kernels, threads and versions" in capsys.readouterr().err
+
+
+def test_another_host_of_the_same_kind_is_no_other_origin(broken: Path, tmp_path: Path) -> None:
+    path = broken / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "another", "command": ["another"]}))
+    train([config(tmp_path)], quiet=True)
+    assert "before" not in json.loads(path.read_text())
+
+
 def test_the_configuration_written_is_the_configuration_read(whole: RunResult) -> None:
     settings = yaml.safe_load((whole.folder / "config.yaml").read_text())
     assert read_config(whole.folder)[0].identity(settings["data_sha256"]) == settings["identity"]
