@@ -32,9 +32,8 @@ MIN_RATIO = 0.1
 MAX_SIZE = 1024
 #: Error of sigma / limit, but for the largest X: there it may be twice as large, which the tolerance has room for.
 NOISE = 5e-7
-#: n below which ``gram`` costs no more; and the share of n L^2 from which ||W||_F^2 says that, up to `MAX_SIZE_EXACT`,
-#: it would be taken in the end: so many values are above the limit, as a rule.
-MIN_SIZE, MANY = 80, 0.75
+#: n below which ``gram`` costs no more.
+MIN_SIZE = 80
 #: n up to which all eigenvectors cost less in float64, which needs no correction.
 MAX_SIZE_EXACT = 128
 #: n up to which a decomposition costs less than tracking a subspace while training moves it (200 units on
@@ -73,9 +72,13 @@ def takes(weight: Tensor) -> bool:
 
 
 def pays(weight: Tensor, target: Target) -> bool:
-    """Whether a matrix (m, n), m >= n, is clipped faster than by ``gram``, by what is known before it is looked at."""
+    """Whether a matrix (m, n), m >= n, is clipped faster than by ``gram``, by what is known before it is looked at.
+
+    Where the mean of sigma^2 is above L^2, more than `MAX_SHARE` of the values are above L as a rule, and up to
+    `MAX_SIZE_EXACT` `clip_near` would end with ``gram``.
+    """
     n = weight.shape[1]
-    return n > MAX_SIZE_EXACT or (n >= MIN_SIZE and target.frobenius**2 < MANY * n * target.limit**2)
+    return n > MAX_SIZE_EXACT or (n >= MIN_SIZE and target.frobenius**2 < n * target.limit**2)
 
 
 def clip(weight: Tensor, target: Target, wanted: Callable[[int], int]) -> tuple[Clipped | None, int]:

@@ -175,10 +175,13 @@ def test_a_small_matrix_whose_norm_says_that_most_values_are_above_the_limit_is_
         raise AssertionError
 
     monkeypatch.setattr(single, "clip", looked_at)
-    weight = with_values(torch.linspace(1.3, 0.7, n), 0, rows=200)
+    values = torch.linspace(1.4, 0.9, n)
+    weight = with_values(values, 0, rows=200)
     expected = exact_projection(weight, 1.0)
     result = clip_singular_values_(weight, 1.0)
     assert torch.linalg.matrix_norm(weight - expected) <= 2e-6 * torch.linalg.matrix_norm(expected)
-    assert (int(result.values_clipped), bool(result.redone)) == (n // 2, False)
-    with pytest.raises(AssertionError):
-        clip_singular_values_(with_values(spread(n, [1.2]), 0), 1.0)
+    assert (int(result.values_clipped), bool(result.redone)) == (int((values > 1).sum()), False)
+    half = torch.cat((torch.linspace(1.3, 1.001, n // 2), torch.linspace(0.9, 0.0, n // 2)))
+    for others in (spread(n, [1.2]), half):
+        with pytest.raises(AssertionError):
+            clip_singular_values_(with_values(others, 0), 1.0)
