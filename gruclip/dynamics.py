@@ -35,7 +35,6 @@ from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.layers import RecurrentLayer, clipped_block, gate_rows, layers_with_values
 from gruclip.spectral import check_matrices
-from gruclip.spectral.arguments import is_a
 from gruclip.spectral.products import finite_matrices, radii_by_products
 
 FIXED_POINT_ITERATIONS = 500
@@ -229,8 +228,6 @@ def linearize(module: nn.Module) -> list[Linearization]:
     """
     done: list[Linearization] = []
     for layer in layers_with_values(module):
-        if is_a(layer.weight_hh, "DTensor"):
-            raise UserError(f"{layer.name}: is a DTensor, sharded over devices; give a module of whole tensors")
         if any(done[index].state is None for index in layer.below):
             done.append(Linearization(layer, None, None, float("nan"), _limit(layer, at_origin=False)))
             continue

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gruclip.choices import CELLS
 from gruclip.errors import UserError
 from gruclip.gru import GRU
+from gruclip.spectral.arguments import is_a
 
 #: torch's single cells, as `CELLS` has them.
 SINGLE_CELLS = {nn.RNNCell: "tanh_rnn", nn.GRUCell: "gru_reset_after", nn.LSTMCell: "lstm"}
@@ -95,9 +96,11 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
 
 
 def layers_with_values(module: nn.Module) -> list[RecurrentLayer]:
-    """`recurrent_layers`. Raises `UserError` where they are on the meta device, too."""
+    """`recurrent_layers`. Raises `UserError` where they are on the meta device or sharded, too."""
     layers = recurrent_layers(module)
     for layer in layers:
+        if is_a(layer.weight_hh, "DTensor"):
+            raise UserError(f"{layer.name}: is a DTensor, sharded over devices; give a module of whole tensors")
         if layer.weight_hh.is_meta:
             raise UserError(f"{layer.name}: {ON_META}")
     return layers

@@ -49,11 +49,10 @@ def piano_roll(root: str | Path | None, steps_per_beat: int) -> MusicCorpus:
     """
     place = _existing(root)
     if not place.is_dir():
-        if place.suffix.lower() != ".mat":
+        suffix = place.suffix.lower()
+        if suffix != ".mat":
             kinds = "a .mat file, or a folder with train/, valid/ and test/ of MIDI files"
-            remedy = (
-                "; make a .mat of it with: gruclip data convert" if place.suffix.lower() in (".pickle", ".pkl") else ""
-            )
+            remedy = "; make a .mat of it with: gruclip data convert" if suffix in (".pickle", ".pkl") else ""
             raise DataError(f"dataset.root={root}: should be {kinds}{remedy}")
         return _mat(_stamped(place))
     files = []

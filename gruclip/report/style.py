@@ -15,7 +15,8 @@ from gruclip.errors import UserError
 from gruclip.runs.files import write_whole
 
 WIDTH = 3.3  #: inches, one column
-FORMATS = ("png", "pdf", "svg")
+#: Formats, and what keeps the date out of their files.
+FORMATS: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 #: Okabe and Ito's colours, which those who do not see red and green apart can tell.
 COLOURS = {
@@ -64,8 +65,6 @@ def save(draw: Callable[[Figure], None], title: str, height: float, path: Path, 
         files = [path.parent / f"{path.name}.{kind}" for kind in formats]
         for file, kind in zip(files, formats, strict=True):
             drawn = io.BytesIO()
-            figure.savefig(
-                drawn, format=kind, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-            )
+            figure.savefig(drawn, format=kind, metadata=FORMATS[kind])
             write_whole(file.resolve(), drawn.getvalue())  # what a link names, and not in the link's place
     return files

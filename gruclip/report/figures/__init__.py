@@ -23,7 +23,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, Path, Sequence[str]], list[Path]]] = 
 }
 
 
-def figure(which: str, runs: pd.DataFrame, out: Path, formats: Sequence[str] = style.FORMATS) -> list[Path]:
+def figure(which: str, runs: pd.DataFrame, out: Path, formats: Sequence[str] = tuple(style.FORMATS)) -> list[Path]:
     """Figure `which` ("1", "2", "lr") of the frame that `reading.read_runs` makes, written into the folder `out`.
 
     Returns the files. Raises `UserError` for an unknown figure or format, and where `runs` lacks what it shows.
