@@ -1,9 +1,10 @@
 // Products that leave out what dropout set to zero: half of the operations at the protocol's rate.
 //
-// A register tile of several rows and a skipped element do not go together, since every row skips others. So a row is
-// worked on alone: its sums for a panel of VECS vectors stay in registers, each element that is there takes one
-// broadcast and VECS multiply-adds whose other operand comes from the first-level cache, where a block of the right
-// factor stays for all rows.
+// A register tile of many rows and a skipped element do not go together, since every row skips others. So two rows are
+// worked on at a time, or one where there are few registers. What both of them keep is multiplied for both, by an
+// operand that is loaded once; the rest for one row, by an operand from the first-level cache, where a block of the right
+// factor stays for all rows. One row at a time loads would bound it: a core loads as many vectors in a cycle as it
+// multiplies.
 
 #include <cstdint>
 #include <vector>
@@ -12,51 +13,82 @@
 
 namespace {
 
-constexpr int VECS = 12, WIDTH = VECS * LANES;
-constexpr long LINE = 16;  // floats in a cache line
-// Of the right factor's block: its rows are the bits of a word, and it takes three quarters of 32 KiB at most.
-constexpr long DEEPEST = std::min<long>(64, 24576 / (WIDTH * sizeof(float)));
-constexpr long MOST_ROWS = 704;  // whose sums for a panel stay in the second-level cache
+constexpr long LINE = 16;          // floats in a cache line
+constexpr long CACHED = 24576;     // bytes that a block of the right factor takes: three quarters of 32 KiB
+constexpr long MOST_ROWS = 704;    // whose sums for a panel stay in the second-level cache
+constexpr int ROWS = REGISTERS > 16 ? 2 : 1;  // at a time
+
+// Vectors of a panel of the right factor, where its rows are multiplied by elements and the sums lie in registers, and
+// where rows of the left factor do.
+constexpr int VECS = 12 / ROWS, SUMMED = 12;
+
+// Rows of a panel of so many vectors in a block: bits of a word.
+constexpr long deepest(long vectors) {
+    return std::min<long>(64, CACHED / (vectors * LANES * static_cast<long>(sizeof(float))));
+}
+
+template <typename Visit>
+[[gnu::always_inline]] inline void each_bit(uint64_t bits, Visit visit) {
+    for (; bits; bits &= bits - 1) visit(__builtin_ctzll(bits));
+}
+
+// What one or two rows keep of a block: the columns of both, then those of the first and of the second row alone. In
+// that order are their elements, those of both by turns.
+struct Pair {
+    uint64_t both, first, second;
+    bool two;  // rows, or the last one of an odd number
+};
 
 // The elements of rows first ... first + rows - 1 of a matrix (., depth) that are not zero, by blocks of columns.
 struct Kept {
     long first, rows, depth, block, blocks;
     std::unique_ptr<uint64_t[]> which;  // (blocks, rows): the bits of the columns
-    Array values;                       // (blocks, rows * block), those of a block one after the other, row by row
+    Array values;                       // (blocks, rows * block): those of a block in the order of `Pair`
 
-    Kept(long first, long rows, long depth)
+    Kept(long first, long rows, long depth, long deepest)
         : first(first),
           rows(rows),
           depth(depth),
-          block(parts(depth, parts(depth, DEEPEST))),
+          block(parts(depth, parts(depth, deepest))),
           blocks(parts(depth, block)),
           which(new uint64_t[blocks * rows]),
           values(allocate(blocks * rows * block)) {}
 
     long columns(long q) const { return std::min(block, depth - q * block); }
 
+    // Of row i of block q, and row i + 1 where two are taken at a time.
+    Pair pair(long q, long i) const {
+        const bool two = ROWS == 2 && i + 1 < rows;
+        const uint64_t one = which[q * rows + i], other = two ? which[q * rows + i + 1] : 0;
+        return {one & other, one & ~other, other & ~one, two};
+    }
+
+    const float* begin(long q) const { return values.get() + q * rows * block; }
+
     void read(const Matrix& matrix, long q) {
-        float* value = values.get() + q * rows * block;
         for (long i = 0; i < rows; i++) {
-            const float* row = matrix.at(first + i, q * block);
             uint64_t bits = 0;
-            for (long t = 0; t < columns(q); t++) {
-                const float x = row[t * matrix.across];
-                *value = x;
-                value += x != 0;
-                bits |= static_cast<uint64_t>(x != 0) << t;
-            }
+            for (long t = 0; t < columns(q); t++)
+                bits |= static_cast<uint64_t>(*matrix.at(first + i, q * block + t) != 0) << t;
             which[q * rows + i] = bits;
+        }
+        float* value = values.get() + q * rows * block;
+        for (long i = 0; i < rows; i += ROWS) {
+            const Pair kept = pair(q, i);
+            const auto take = [&](long row, long t) { *value++ = *matrix.at(first + row, q * block + t); };
+            each_bit(kept.both, [&](long t) { take(i, t), take(i + 1, t); });
+            each_bit(kept.first, [&](long t) { take(i, t); });
+            each_bit(kept.second, [&](long t) { take(i + 1, t); });
         }
     }
 };
 
-std::vector<Kept> kept_rows(const Matrix& matrix, long rows, long depth, long most_rows, int threads) {
+std::vector<Kept> kept_rows(const Matrix& matrix, long rows, long depth, long most_rows, long deepest, int threads) {
     std::vector<Kept> all;
     const long count = parts(rows, most_rows);
     for (long b = 0; b < count; b++) {
         const long first = rows * b / count;
-        all.emplace_back(first, rows * (b + 1) / count - first, depth);
+        all.emplace_back(first, rows * (b + 1) / count - first, depth, deepest);
     }
     const long blocks = all[0].blocks;
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -92,42 +124,85 @@ class Ahead {
 // (rows, COUNT vectors) if they are to be added.
 template <int COUNT, bool ADD>
 void multiply_kept(float* to, long down, const float* sums, const Kept& kept, long q, const float* packed) {
-    const uint64_t* which = kept.which.get() + q * kept.rows;
-    const float* value = kept.values.get() + q * kept.rows * kept.block;
-    for (long i = 0; i < kept.rows; i++, sums += COUNT * LANES, to += down) {
-        vec s[COUNT];
+    constexpr long WIDTH = COUNT * LANES;
+    const float* value = kept.begin(q);
+    for (long i = 0; i < kept.rows; i += ROWS, sums += ROWS * WIDTH, to += ROWS * down) {
+        const Pair pair = kept.pair(q, i);
+        vec s[2][COUNT] = {};
+#pragma GCC unroll 2
+        for (int row = 0; row < ROWS; row++)
+            if (ADD && row <= pair.two)
 #pragma GCC unroll 16
-        for (int v = 0; v < COUNT; v++) s[v] = ADD ? load(sums + v * LANES) : vec{};
-        for (uint64_t bits = which[i]; bits; bits &= bits - 1) {
+                for (int v = 0; v < COUNT; v++) s[row][v] = load(sums + row * WIDTH + v * LANES);
+        each_bit(pair.both, [&](long k) __attribute__((always_inline)) {
+            const vec x = splat(*value++), y = splat(*value++);
+#pragma GCC unroll 16
+            for (int v = 0; v < COUNT; v++) {
+                const vec factor = in_register(load(packed + k * WIDTH + v * LANES));
+                s[0][v] += x * factor;
+                s[1][v] += y * factor;
+            }
+        });
+        each_bit(pair.first, [&](long k) __attribute__((always_inline)) {
             const vec x = splat(*value++);
-            const float* row = packed + __builtin_ctzll(bits) * (COUNT * LANES);
 #pragma GCC unroll 16
-            for (int v = 0; v < COUNT; v++) s[v] += x * load(row + v * LANES);
-        }
+            for (int v = 0; v < COUNT; v++) s[0][v] += x * load(packed + k * WIDTH + v * LANES);
+        });
+        each_bit(pair.second, [&](long k) __attribute__((always_inline)) {
+            const vec y = splat(*value++);
 #pragma GCC unroll 16
-        for (int v = 0; v < COUNT; v++) store(to + v * LANES, s[v]);
+            for (int v = 0; v < COUNT; v++) s[1][v] += y * load(packed + k * WIDTH + v * LANES);
+        });
+#pragma GCC unroll 2
+        for (int row = 0; row < ROWS; row++)
+            if (row <= pair.two)
+#pragma GCC unroll 16
+                for (int v = 0; v < COUNT; v++) store(to + row * down + v * LANES, s[row][v]);
     }
 }
 
-// sums (kept elements of block q, a vector each) += for every kept element (i, k) of block q, lane by lane, row i of
-// left (rows, WIDTH) times row k of packed (block, WIDTH).
+// sums (kept elements of block q, a vector each, in the order of `Pair`) += for every kept element (i, k) of block q,
+// lane by lane, row i of left (rows, SUMMED vectors) times row k of packed (block, SUMMED vectors).
 void multiply_where_kept(float* sums, const Kept& kept, long q, const float* left, const float* packed, Ahead& ahead) {
-    const uint64_t* which = kept.which.get() + q * kept.rows;
-    for (long i = 0; i < kept.rows; i++, left += WIDTH) {
+    constexpr long WIDTH = SUMMED * LANES;
+    for (long i = 0; i < kept.rows; i += ROWS, left += ROWS * WIDTH) {
         ahead.step();
-        vec x[VECS];
+        const Pair pair = kept.pair(q, i);
+        vec x[2][SUMMED] = {};
+#pragma GCC unroll 2
+        for (int row = 0; row < ROWS; row++)
+            if (row <= pair.two)
 #pragma GCC unroll 16
-        for (int v = 0; v < VECS; v++) x[v] = load(left + v * LANES);
-        for (uint64_t bits = which[i]; bits; bits &= bits - 1, sums += LANES) {
-            const float* row = packed + __builtin_ctzll(bits) * WIDTH;
+                for (int v = 0; v < SUMMED; v++) x[row][v] = load(left + row * WIDTH + v * LANES);
+        each_bit(pair.both, [&](long k) __attribute__((always_inline)) {
+            const float* factor = packed + k * WIDTH;
+            vec even[2] = {load(sums), load(sums + LANES)}, odd[2] = {};
+#pragma GCC unroll 16
+            for (int v = 0; v < SUMMED; v += 2) {
+                const vec one = in_register(load(factor + v * LANES));
+                even[0] += x[0][v] * one;
+                even[1] += x[1][v] * one;
+                const vec other = in_register(load(factor + (v + 1) * LANES));
+                odd[0] += x[0][v + 1] * other;
+                odd[1] += x[1][v + 1] * other;
+            }
+            store(sums, even[0] + odd[0]);
+            store(sums + LANES, even[1] + odd[1]);
+            sums += 2 * LANES;
+        });
+        const auto alone = [&](const vec* row, long k) __attribute__((always_inline)) {
+            const float* factor = packed + k * WIDTH;
             vec even = load(sums), odd = {};
 #pragma GCC unroll 16
-            for (int v = 0; v < VECS; v += 2) {
-                even += x[v] * load(row + v * LANES);
-                odd += x[v + 1] * load(row + (v + 1) * LANES);
+            for (int v = 0; v < SUMMED; v += 2) {
+                even += row[v] * load(factor + v * LANES);
+                odd += row[v + 1] * load(factor + (v + 1) * LANES);
             }
             store(sums, even + odd);
-        }
+            sums += LANES;
+        };
+        each_bit(pair.first, [&](long k) __attribute__((always_inline)) { alone(x[0], k); });
+        each_bit(pair.second, [&](long k) __attribute__((always_inline)) { alone(x[1], k); });
     }
 }
 
@@ -169,7 +244,8 @@ void gruclip_mask(float* mask, const int16_t* bits, const float* factor, long co
 void gruclip_product_of_kept(float* result, const float* left, const float* right, long m, long depth, long n,
                              long result_down, long result_across, long left_down, long left_across, long right_down,
                              long right_across, int threads) {
-    const std::vector<Kept> all = kept_rows({left, left_down, left_across}, m, depth, MOST_ROWS, threads);
+    const std::vector<Kept> all =
+        kept_rows({left, left_down, left_across}, m, depth, MOST_ROWS, deepest(VECS), threads);
     const Matrix factor = {right, right_down, right_across};
     const long vectors = parts(n, LANES), panels = parts(vectors, VECS), count = parts(vectors, panels);
     const long width = count * LANES;
@@ -177,7 +253,7 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
     const MultiplyKept begin = pick_kept<false>(count, indices), add = pick_kept<true>(count, indices);
 #pragma omp parallel num_threads(threads)
     {
-        const Array packed = allocate(DEEPEST * WIDTH), sums = allocate(MOST_ROWS * WIDTH);
+        const Array packed = allocate(deepest(VECS) * width), sums = allocate(MOST_ROWS * width);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < panels * static_cast<long>(all.size()); task++) {
             const Kept& kept = all[task % all.size()];
@@ -211,9 +287,10 @@ void gruclip_product_of_kept(float* result, const float* left, const float* righ
 void gruclip_product_where_kept(float* result, const float* left, const float* right, const float* mask, long m,
                                 long depth, long n, long right_down, long right_across, int threads) {
     // Rows whose sums for a block of columns stay in the second-level cache, and panels of the depth's parts, at most.
-    constexpr long ROWS = 176, MOST_PANELS = 24, FEWEST_PARTS = 2;
-    const long most = std::max<long>(1, std::min(ROWS, parts(m, threads)));
-    const std::vector<Kept> all = kept_rows({mask, n, 1}, m, n, most, threads);
+    constexpr long WIDTH = SUMMED * LANES, FEW = 176, MOST_PANELS = 24, FEWEST_PARTS = 2;
+    constexpr int TOGETHER = ROWS == 2 ? LANES : 1;  // of whose lanes the sums are taken
+    const long most = std::max<long>(1, std::min(FEW, parts(m, threads)));
+    const std::vector<Kept> all = kept_rows({mask, n, 1}, m, n, most, deepest(SUMMED), threads);
     const Matrix factor = {right, right_down, right_across}, source = {left, depth, 1};
     const long chunks = all.size(), blocks = all[0].blocks;
     const long all_panels = std::max<long>(1, parts(depth, WIDTH));
@@ -230,8 +307,8 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
     const Array partial = allocate(count * elements + 1);
 #pragma omp parallel num_threads(threads)
     {
-        const Array packed = allocate(DEEPEST * WIDTH), piece = allocate(most * part);
-        const Array sums = allocate(most * DEEPEST * LANES);
+        const Array packed = allocate(deepest(SUMMED) * WIDTH), piece = allocate(most * part);
+        const Array sums = allocate((most * deepest(SUMMED) + TOGETHER) * LANES);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < chunks * count; task++) {
             const long b = task % chunks, first = task / chunks * part, end = std::min(first + part, depth);
@@ -248,11 +325,16 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
                     pack(packed.get(), WIDTH, factor, q * kept.block, kept.columns(q), first + p * WIDTH, used(p));
                     const long next = std::min(p + 1 < panels ? q : q + 1, blocks - 1), then = (p + 1) % panels;
                     Ahead ahead(factor, next * kept.block, kept.columns(next), first + then * WIDTH, used(then),
-                                kept.rows);
+                                parts(kept.rows, ROWS));
                     multiply_where_kept(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
                 }
                 float* to = partial.get() + task / chunks * elements + here;
-                for (long e = 0; e < size; e++) to[e] = total(load(sums.get() + e * LANES));
+                for (long e = 0; e < size; e += TOGETHER) {
+                    vec v[TOGETHER];
+#pragma GCC unroll 16
+                    for (int i = 0; i < TOGETHER; i++) v[i] = load(sums.get() + (e + i) * LANES);
+                    store(to + e, totals(v, TOGETHER), std::min<long>(TOGETHER, size - e));
+                }
             }
         }
 #pragma omp for schedule(dynamic)
@@ -260,14 +342,21 @@ void gruclip_product_where_kept(float* result, const float* left, const float* r
             const Kept& kept = all[b];
             std::memset(result + kept.first * n, 0, kept.rows * n * sizeof(float));
             for (long q = 0; q < blocks; q++) {
-                const float* value = kept.values.get() + q * kept.rows * kept.block;
+                const float* value = kept.begin(q);
                 long e = start[b * blocks + q];
-                for (long i = 0; i < kept.rows; i++)
-                    for (uint64_t bits = kept.which[q * kept.rows + i]; bits; bits &= bits - 1, e++) {
+                for (long i = 0; i < kept.rows; i += ROWS) {
+                    const Pair pair = kept.pair(q, i);
+                    float* row = result + (kept.first + i) * n + q * kept.block;
+                    const auto masked = [&] {
                         float sum = partial[e];
                         for (long other = 1; other < count; other++) sum += partial[other * elements + e];
-                        result[(kept.first + i) * n + q * kept.block + __builtin_ctzll(bits)] = *value++ * sum;
-                    }
+                        e++;
+                        return *value++ * sum;
+                    };
+                    each_bit(pair.both, [&](long k) { row[k] = masked(), row[n + k] = masked(); });
+                    each_bit(pair.first, [&](long k) { row[k] = masked(); });
+                    each_bit(pair.second, [&](long k) { row[n + k] = masked(); });
+                }
             }
         }
     }
