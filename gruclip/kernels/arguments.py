@@ -187,6 +187,19 @@ KERNELS: dict[str, Kernel] = {
         ),
         allows=lambda m, depth, n, *rest: min(m, depth, n) > 0,
     ),
+    "gruclip_product_of_kept_pairs": Kernel(
+        {"result": (F32, BF16), "left": BF16, "right": BF16},
+        lambda m, depth, n, down, across, right_down, right_across: (
+            ((m, n), (down, across)),
+            m * depth,
+            ((depth, n), (right_down, right_across)),
+        ),
+        flags=("to_bf16", "threads"),
+        # Pairs lie side by side, or are made of two rows.
+        allows=lambda m, depth, n, down, across, right_down, right_across, *flags: (
+            min(m, depth, n) > 0 and depth % 2 == 0 and (right_across == 1 or (right_down == 1 and right_across % 2 == 0))
+        ),
+    ),
     "gruclip_product_where_kept": Kernel(
         _single("result left right mask"),
         lambda m, depth, n, right_down, right_across: (
@@ -196,6 +209,11 @@ KERNELS: dict[str, Kernel] = {
             m * n,
         ),
         allows=lambda m, depth, n, *rest: min(m, depth, n) > 0,
+    ),
+    "gruclip_product_where_kept_pairs": Kernel(
+        {"result": F32, "left": BF16, "right": BF16, "mask": F32},
+        lambda m, depth, n, right_down: (m * n, m * depth, ((depth, n), (1, right_down)), m * n),
+        allows=lambda m, depth, n, right_down, threads: min(m, depth, n) > 0 and depth % 2 == right_down % 2 == 0,
     ),
     "gruclip_random_bits": Kernel({"bits": I64, "seeds": I64}, lambda runs, words: (runs * words, runs)),
     "gruclip_ritz_triplets": Kernel(

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-NAMES = ("band", "basis", "dense", "dropout", "eigen", "gru", "ritz", "softmax", "thin")
+NAMES = ("band", "basis", "dense", "dropout", "eigen", "gru", "masks", "ritz", "softmax", "thin")
 SOURCES = tuple(f"{name}.cpp" for name in NAMES)
 HEADERS = (
     "arrays.h",
     "band.h",
     "householder.h",
+    "kept.h",
     "narrow.h",
     "pairs.h",
     "panels.h",

@@ -69,6 +69,12 @@ def takes(*tensors: Tensor | None) -> bool:
     return torch._C._len_torch_dispatch_stack() == 0 and library() is not None
 
 
+def has_pairs() -> bool:
+    """Whether the kernels multiply pairs of bfloat16 by an instruction of the processor."""
+    kernels = library()
+    return kernels is not None and bool(ctypes.c_int.in_dll(kernels, "gruclip_has_pairs").value)
+
+
 def call(name: str, tensors: list[Tensor | None], counts: list[int], *flags: int) -> None:
     """Call a kernel on tensors laid out as `KERNELS` says; None is a null pointer.
 

@@ -15,6 +15,11 @@ namespace {
 #if defined(__AVX512BF16__)
 constexpr bool HAS_PAIRS = true;
 
+// sum plus, lane by lane, the two products of the pairs of x and y.
+inline vec add_pairs(vec sum, vec x, vec y) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+}
+
 // multiply of panels.h for a block (pairs, ROWS) and a panel (pairs, PANEL).
 template <int ROWS>
 void multiply_pairs(float* sums, long stride, const float* block, const float* panel, long pairs) {
@@ -36,6 +41,12 @@ void multiply_pairs(float* sums, long stride, const float* block, const float* p
 }
 #else
 constexpr bool HAS_PAIRS = false;
+
+inline vec add_pairs(vec sum, vec x, vec y) {
+    const uvec a = bits_of(x), b = bits_of(y);
+    sum += from_bits(a << 16) * from_bits(b << 16);
+    return sum + from_bits(a & 0xffff0000u) * from_bits(b & 0xffff0000u);
+}
 
 template <int ROWS>
 void multiply_pairs(float*, long, const float*, const float*, long) {}

@@ -52,7 +52,7 @@ PACKED_ELEMENTS = 100_000
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """What this processor can do, "AVX512", "AVX2" or other, if it is an x86 processor and not Intel's."""
     cpuinfo = Path("/proc/cpuinfo")
     processor = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else platform.processor()
@@ -63,7 +63,7 @@ def _processor() -> str:
 def onednn_is_faster() -> bool:
     """Whether float32 products on this CPU go to oneDNN (see above)."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return _processor() == "AVX512" and there
+    return processor() == "AVX512" and there
 
 
 def _is_float32_matrix(a: Tensor) -> bool:
@@ -85,7 +85,7 @@ def smallest_of_ours(turned: bool) -> float:
     none does. `turned`: of a left factor that is a transpose (see above)."""
     if compiled.library() is None:
         return math.inf
-    return {"AVX2": LARGE, "AVX512": LARGE_TURNED if turned else math.inf}.get(_processor(), math.inf)
+    return {"AVX2": LARGE, "AVX512": LARGE_TURNED if turned else math.inf}.get(processor(), math.inf)
 
 
 def _takes_ours(a: Tensor, b: Tensor) -> bool:

@@ -194,12 +194,15 @@ inline bvec to_bf16(vec x) { return __builtin_convertvector(bits_of(round_to_bf1
 
 inline vec load(const bf16* p, int count) {
     bvec v = {};
-    std::memcpy(&v, p, count * sizeof(bf16));
+    // A size that the compiler knows needs no call.
+    if (count >= LANES) std::memcpy(&v, p, sizeof v);
+    else std::memcpy(&v, p, count * sizeof(bf16));
     return from_bits(__builtin_convertvector(v, uvec) << 16);
 }
 inline vec load(const bf16* p) { return load(p, LANES); }
 inline void store(bf16* p, vec v, int count) {
     const bvec rounded = to_bf16(v);
-    std::memcpy(p, &rounded, count * sizeof(bf16));
+    if (count >= LANES) std::memcpy(p, &rounded, sizeof rounded);
+    else std::memcpy(p, &rounded, count * sizeof(bf16));
 }
 inline void store(bf16* p, vec v) { store(p, v, LANES); }

@@ -26,11 +26,12 @@ def softmax_nll(
     h (R, M, n), weight (R, n, V), bias (R, V), targets (R, M) or (1, M), weights None or as targets
     (no gradient is defined with them), mask (R, M, n): dropout's factors, None without. The logits become the
     probabilities and these the gradient in one buffer, so that a (M, V) array is allocated once; `compute` is its
-    dtype and the products', where the processor has such products. What the mask sets to zero takes no time in float32
-    on the CPU.
+    dtype and the products', where the processor has such products. What the mask sets to zero takes no time on the CPU
+    where `dropout.pays` or, in bf16, `dropout.pays_in_bf16`.
     """
     native = h.shape[0] == 1 and compute in (None, torch.float32, torch.bfloat16) and compiled.takes(h, weight, bias)
-    if mask is not None and not (native and compute is not torch.bfloat16 and dropout.pays(mask)):
+    pays = dropout.pays(mask) if compute is not torch.bfloat16 else dropout.pays_in_bf16(mask, weight)
+    if mask is not None and not (native and pays):
         h, mask = h * mask, None
     if h.shape[0] > 1 or h.device.type != "cpu":
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
@@ -137,7 +138,8 @@ class _CompiledSoftmaxNLL(torch.autograd.Function):
         if mask is None:
             d_h, d_weight = matmul(d_logits, weight.mT), matmul(factor, d_logits)
         else:
-            d_h, d_weight = product_where_kept(d_logits, weight.mT, mask), product_of_kept(factor, d_logits)
+            d_h = product_where_kept(d_logits, weight.mT, mask)
+            d_weight = product_of_kept(factor, d_logits, out=d_h.new_empty(weight.shape))
         return d_h.to(grad.dtype) * grad, d_weight.to(grad.dtype), ctx.d_bias * grad, None, None, None, None
 
 

@@ -107,7 +107,7 @@ def test_every_rule_computes_the_same(processor: str, monkeypatch: pytest.Monkey
     used = []
     call = compiled.call
     monkeypatch.setattr(compiled, "call", lambda name, *rest: (used.append(name), call(name, *rest)))
-    monkeypatch.setattr(products, "_processor", lambda: processor)
+    monkeypatch.setattr(products, "processor", lambda: processor)
     batch = torch.stack([x[:300], x[300:]])
     products.onednn_is_faster.cache_clear()
     try:
