@@ -5,20 +5,26 @@
 
 namespace {
 
-// Rows of a task: few, so that no thread is left alone at the end, where the right factor, which every task reads,
-// stays in the third-level cache.
-constexpr long FEW = 3 * BLOCK, MANY = 16 * BLOCK, CACHED = 1500000;
+// Blocks of rows of a task, at most: few, so that no thread is left alone at the end, where the right factor, which every
+// task reads, stays in the third-level cache.
+constexpr long FEW = 3, MANY = 16, CACHED = 1500000;
 constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
 constexpr long DEEP_LOWER = 2 * LONG_RUN;  // where the digits of a Gram matrix count
 
-// to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, PANEL), or += that.
-template <bool ADD>
+// to (high, used), `down` apart, = block (depth, BLOCK) transposed times panel (depth, VECS vectors), or += that.
+template <bool ADD, int VECS>
 void multiply_corner(float* to, long down, const float* block, const float* panel, long depth, long high, long used) {
-    if (high == BLOCK && used == PANEL) return multiply<BLOCK, ADD>(to, down, block, panel, depth);
-    float sums[BLOCK * PANEL];
-    multiply<BLOCK, false>(sums, PANEL, block, panel, depth);
+    constexpr long WIDTH = VECS * LANES;
+    if (high == BLOCK && used == WIDTH) return multiply<BLOCK, ADD, VECS>(to, down, block, panel, depth);
+    float sums[BLOCK * WIDTH];
+    multiply<BLOCK, false, VECS>(sums, WIDTH, block, panel, depth);
     for (long i = 0; i < high; i++)
-        for (long j = 0; j < used; j++) to[i * down + j] = sums[i * PANEL + j] + (ADD ? to[i * down + j] : 0);
+        for (long j = 0; j < used; j++) to[i * down + j] = sums[i * WIDTH + j] + (ADD ? to[i * down + j] : 0);
+}
+
+template <bool ADD>
+constexpr auto corner(long used) {
+    return used > LANES ? multiply_corner<ADD, 2> : multiply_corner<ADD, 1>;
 }
 
 // Where the block of rows begins that has row `row`; the first one's, for rows before it.
@@ -33,32 +39,34 @@ extern "C" {
 void gruclip_product(float* result, const float* left, const float* right, long m, long depth, long n, long down,
                      long left_down, long left_across, long right_down, long right_across, int lower, int threads) {
     const Matrix turned = {left, left_across, left_down}, factor = {right, right_down, right_across};
-    const long rows_a_task = depth * n <= CACHED ? FEW : MANY;
-    const long panels = parts(n, PANEL), tasks = parts(m, rows_a_task);
+    const long panels = parts(n, PANEL), blocks = parts(m, BLOCK);
+    const long most = depth * n <= CACHED ? FEW : MANY, tasks = parts(parts(blocks, most), threads) * threads;
     const long deep = parts(depth, std::max<long>(1, parts(depth, lower ? DEEP_LOWER : DEEP)));
     const Array columns = allocate(panels * depth * PANEL + 1);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 4)
         for (long p = 0; p < panels; p++)
-            pack(columns.get() + p * depth * PANEL, PANEL, factor, 0, depth, p * PANEL,
+            pack(columns.get() + p * depth * PANEL, panel_width(n, p * PANEL), factor, 0, depth, p * PANEL,
                  std::min<long>(PANEL, n - p * PANEL));
-        const Array rows = allocate(rows_a_task * deep + 1);
+        const Array rows = allocate(parts(blocks, tasks) * BLOCK * deep + 1);
 #pragma omp for schedule(dynamic)
         for (long task = tasks - 1; task >= 0; task--) {  // the longest first, where half is left out
-            const long first = task * rows_a_task, high = std::min(rows_a_task, m - first);
+            const long first = blocks * task / tasks * BLOCK;
+            const long high = std::min(blocks * (task + 1) / tasks * BLOCK, m) - first;
             const long needed = lower ? std::min(panels, parts(first + high, PANEL)) : panels;
             for (long k = 0; k < depth; k += deep) {
                 const long d = std::min(deep, depth - k);
                 for (long i = 0; i < high; i += BLOCK)
                     pack(rows.get() + i * d, BLOCK, turned, k, d, first + i, std::min<long>(BLOCK, high - i));
-                for (long p = 0; p < needed; p++)
+                for (long p = 0; p < needed; p++) {
+                    const long used = std::min<long>(PANEL, n - p * PANEL);
+                    const auto multiply = k ? corner<true>(used) : corner<false>(used);
+                    const float* panel = columns.get() + p * depth * PANEL + k * panel_width(n, p * PANEL);
                     for (long i = lower ? first_below(p * PANEL - first) : 0; i < high; i += BLOCK)
-                        (k ? multiply_corner<true> : multiply_corner<false>)(result + (first + i) * down + p * PANEL,
-                                                                             down, rows.get() + i * d,
-                                                                             columns.get() + (p * depth + k) * PANEL, d,
-                                                                             std::min<long>(BLOCK, high - i),
-                                                                             std::min<long>(PANEL, n - p * PANEL));
+                        multiply(result + (first + i) * down + p * PANEL, down, rows.get() + i * d, panel, d,
+                                 std::min<long>(BLOCK, high - i), used);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@
 
 namespace {
 
-long padded(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
+long padded(long n) { return parts(n, LANES) * LANES; }
 
 // How the factors of the recurrent products are kept: as float32, as float32 rounded to bfloat16, or as pairs of
 // bfloat16, each in the place of a float.
@@ -23,29 +23,29 @@ long places(long n, Format format) { return format == Format::PAIRS ? (n + 1) / 
 
 // The panel of a matrix (depth, width) that begins at column `left`.
 void pack_panel(float* panel, const Matrix& matrix, long depth, long width, long left, Format format) {
-    const int used = std::min<long>(PANEL, width - left);
-    if (format != Format::PAIRS) pack(panel, PANEL, matrix, 0, depth, left, used);
+    const int wide = panel_width(width, left), used = std::min<long>(wide, width - left);
+    if (format != Format::PAIRS) pack(panel, wide, matrix, 0, depth, left, used);
     if (format == Format::ROUNDED)
-        for (long i = 0; i < depth * PANEL; i += LANES) store(panel + i, round_to_bf16(load(panel + i)));
+        for (long i = 0; i < depth * wide; i += LANES) store(panel + i, round_to_bf16(load(panel + i)));
     if (format != Format::PAIRS) return;
     constexpr long STRIP = 16;
     float rows[STRIP * PANEL];
     for (long first = 0; first < depth; first += STRIP) {
         const long high = std::min(STRIP, depth - first);
-        pack(rows, PANEL, matrix, first, high, left, used);
-        if (high % 2) std::memset(rows + high * PANEL, 0, PANEL * sizeof(float));
-        for (const float* row = rows; row < rows + high * PANEL; row += PANEL)
-            for (const float* end = row + PANEL; row < end; row += LANES, panel += LANES) {
-                const uvec upper = bits_of(round_to_bf16(load(row + PANEL)));
+        pack(rows, wide, matrix, first, high, left, used);
+        if (high % 2) std::memset(rows + high * wide, 0, wide * sizeof(float));
+        for (const float* row = rows; row < rows + high * wide; row += wide)
+            for (const float* end = row + wide; row < end; row += LANES, panel += LANES) {
+                const uvec upper = bits_of(round_to_bf16(load(row + wide)));
                 store(panel, from_bits(bits_of(round_to_bf16(load(row))) >> 16 | upper));
             }
     }
 }
 
 using Multiply = void (*)(float*, long, const float*, const float*, long);
-template <int... ROWS>
+template <int VECS, int... ROWS>
 constexpr Multiply pick(int rows, bool pairs, std::integer_sequence<int, ROWS...>) {
-    constexpr Multiply single[] = {multiply<ROWS + 1, false>...}, paired[] = {multiply_pairs<ROWS + 1>...};
+    constexpr Multiply single[] = {multiply<ROWS + 1, false, VECS>...}, paired[] = {multiply_pairs<ROWS + 1, VECS>...};
     return (pairs ? paired : single)[rows - 1];
 }
 
@@ -53,14 +53,15 @@ constexpr Multiply pick(int rows, bool pairs, std::integer_sequence<int, ROWS...
 struct Rows {
     int rows, in_block, blocks;
     Format format;
-    Multiply times;
+    Multiply times, times_narrow;  // panels of two vectors and of one
 
     Rows(int rows, Format format)
         : rows(rows),
           in_block((rows + (rows + BLOCK - 1) / BLOCK - 1) / ((rows + BLOCK - 1) / BLOCK)),
           blocks((rows + in_block - 1) / in_block),
           format(format),
-          times(pick(in_block, format == Format::PAIRS, std::make_integer_sequence<int, BLOCK>{})) {}
+          times(pick<2>(in_block, format == Format::PAIRS, std::make_integer_sequence<int, BLOCK>{})),
+          times_narrow(pick<1>(in_block, format == Format::PAIRS, std::make_integer_sequence<int, BLOCK>{})) {}
 
     int padded_rows() const { return in_block * blocks; }
     Array factor(long deep) const { return zeros(padded_rows() * deep); }
@@ -80,11 +81,12 @@ struct Rows {
         for (int lane = 0; lane < count; lane++) to[lane * in_block] = v[lane];
     }
 
-    // sums (padded_rows, width) = factor times packed (deep, width), panel after panel.
-    void product(float* sums, const float* factor, const float* packed, long deep, long width) const {
+    // sums (padded_rows, width), rows `down` apart, = factor times packed (deep, width), panel after panel.
+    void product(float* sums, long down, const float* factor, const float* packed, long deep, long width) const {
         for (long j = 0; j < width; j += PANEL)
             for (int b = 0; b < blocks; b++)
-                times(sums + b * in_block * width + j, width, factor + b * in_block * deep, packed + j * deep, deep);
+                (panel_width(width, j) == PANEL ? times : times_narrow)(
+                    sums + b * in_block * down + j, down, factor + b * in_block * deep, packed + j * deep, deep);
     }
 };
 
@@ -99,7 +101,7 @@ extern "C" {
 void gruclip_gru_forward(float* sums, float* states, const float* keep, const float* weight, long steps, long batch,
                          long n, int threads, int in_bf16) {
     const Format kept_as = format(in_bf16);
-    const long width = padded(n), deep = places(n, kept_as);
+    const long width = padded(n), panels = parts(n, PANEL), deep = places(n, kept_as);
     const Array weights = allocate(deep * 3 * width);
     float* const gates = weights.get();
     float* const candidate = gates + deep * 2 * width;
@@ -107,10 +109,9 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long j = 0; j < 3 * width; j += PANEL) {
-            const long part = j / width, first = j % width;
-            float* packed = part < 2 ? gates + j * deep : candidate + first * deep;
-            pack_panel(packed, {weight + part * n * n, 1, n}, n, n, first, kept_as);
+        for (long panel = 0; panel < 3 * panels; panel++) {
+            const long part = panel / panels, first = panel % panels * PANEL;
+            pack_panel(gates + (part * width + first) * deep, {weight + part * n * n, 1, n}, n, n, first, kept_as);
         }
 #pragma omp for schedule(static, 1)
         for (int thread = 0; thread < threads; thread++) {
@@ -127,7 +128,9 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                     mine.put(h_factor.get(), deep, m, 0, j, h, count);
                 }
             for (long t = 0; t < steps; t++) {
-                mine.product(product.get(), h_factor.get(), gates, deep, 2 * width);
+                for (long part = 0; part < 2; part++)
+                    mine.product(product.get() + part * width, 2 * width, h_factor.get(), gates + part * width * deep, deep,
+                                 width);
                 for (int m = 0; m < mine.rows; m++) {
                     float* sum = sums + (t * batch + begin + m) * 3 * n;
                     const float* recurrent = product.get() + m * 2 * width;
@@ -141,7 +144,7 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                         mine.put(rh_factor.get(), deep, m, 0, j, rh, count);
                     }
                 }
-                mine.product(product.get(), rh_factor.get(), candidate, deep, width);
+                mine.product(product.get(), width, rh_factor.get(), candidate, deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     float* sum = sums + (t * batch + begin + m) * 3 * n;
                     float* next = states + ((t + 1) * batch + begin + m) * n;
@@ -171,7 +174,7 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                           const float* weight, float* d_sums, float* h_before, float* rh_before, float* d_h0,
                           long steps, long batch, long n, int threads, int in_bf16) {
     const Format kept_as = format(in_bf16);
-    const long width = padded(n), deep = places(n, kept_as);
+    const long width = padded(n), panels = parts(n, PANEL), deep = places(n, kept_as);
     const Array weights = allocate(deep * 3 * width);
     float* const by_gates = weights.get();  // both gates' rows, one below the other
     float* const by_candidate = by_gates + deep * 2 * width;
@@ -179,9 +182,9 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long j = 0; j < 3 * width; j += PANEL) {
-            const long part = j / width, first = j % width;
-            float* packed = part < 2 ? by_gates + first * 2 * deep + part * deep * PANEL : by_candidate + first * deep;
+        for (long panel = 0; panel < 3 * panels; panel++) {
+            const long part = panel / panels, first = panel % panels * PANEL, wide = panel_width(width, first);
+            float* packed = part < 2 ? by_gates + (first * 2 + part * wide) * deep : by_candidate + first * deep;
             pack_panel(packed, {weight + part * n * n, n, 1}, n, n, first, kept_as);
         }
 #pragma omp for schedule(static, 1)
@@ -213,7 +216,7 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                         mine.put(rz_factor.get(), 2 * deep, m, deep, j, d_z, count);
                     }
                 }
-                mine.product(product.get(), c_factor.get(), by_candidate, deep, width);
+                mine.product(product.get(), width, c_factor.get(), by_candidate, deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     const long row = t * batch + begin + m;
                     for (long j = 0; j < n; j += LANES) {
@@ -229,7 +232,7 @@ void gruclip_gru_backward(const float* grad, const float* gates, const float* st
                         mine.put(rz_factor.get(), 2 * deep, m, 0, j, d_r, count);
                     }
                 }
-                mine.product(product.get(), rz_factor.get(), by_gates, 2 * deep, width);
+                mine.product(product.get(), width, rz_factor.get(), by_gates, 2 * deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     const float kept = keep ? keep[t * batch + begin + m] : 1.0f;
                     for (long j = 0; j < n; j += LANES) {

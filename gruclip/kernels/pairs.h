@@ -20,25 +20,6 @@ inline vec add_pairs(vec sum, vec x, vec y) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
 }
 
-// multiply of panels.h for a block (pairs, ROWS) and a panel (pairs, PANEL).
-template <int ROWS>
-void multiply_pairs(float* sums, long stride, const float* block, const float* panel, long pairs) {
-    __m512 s[ROWS][2] = {};
-    for (long k = 0; k < pairs; k++) {
-        const auto left = (__m512bh)_mm512_loadu_ps(panel), right = (__m512bh)_mm512_loadu_ps(panel + LANES);
-#pragma GCC unroll 16
-        for (int m = 0; m < ROWS; m++) {
-            const auto element = (__m512bh)_mm512_set1_ps(block[m]);
-            s[m][0] = _mm512_dpbf16_ps(s[m][0], left, element);
-            s[m][1] = _mm512_dpbf16_ps(s[m][1], right, element);
-        }
-        panel += PANEL;
-        block += ROWS;
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < ROWS; m++)
-        for (int v = 0; v < 2; v++) _mm512_storeu_ps(sums + m * stride + v * LANES, s[m][v]);
-}
 #else
 constexpr bool HAS_PAIRS = false;
 
@@ -48,8 +29,29 @@ inline vec add_pairs(vec sum, vec x, vec y) {
     return sum + from_bits(a & 0xffff0000u) * from_bits(b & 0xffff0000u);
 }
 
-template <int ROWS>
-void multiply_pairs(float*, long, const float*, const float*, long) {}
 #endif
+
+// multiply of panels.h for a block (pairs, ROWS) and a panel (pairs, VECS vectors).
+template <int ROWS, int VECS>
+void multiply_pairs(float* sums, long stride, const float* block, const float* panel, long pairs) {
+    vec s[ROWS][VECS] = {};
+    for (long k = 0; k < pairs; k++) {
+        vec row[VECS];
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) row[v] = load(panel + v * LANES);
+#pragma GCC unroll 16
+        for (int m = 0; m < ROWS; m++) {
+            const vec element = splat(block[m]);
+#pragma GCC unroll 2
+            for (int v = 0; v < VECS; v++) s[m][v] = add_pairs(s[m][v], row[v], element);
+        }
+        panel += VECS * LANES;
+        block += ROWS;
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECS; v++) store(sums + m * stride + v * LANES, s[m][v]);
+}
 
 }  // namespace

@@ -8,9 +8,12 @@ namespace {
 
 constexpr long WORTH_A_THREAD = 1000000;  // products of numbers: below, starting a thread takes longer
 
-constexpr int PANEL = 2 * LANES;
+constexpr int PANEL = 2 * LANES;  // columns; one vector of them, if a matrix's last panel has no more
 // The sums take 2 BLOCK registers; two more hold the panel's row and one the broadcast element.
 constexpr int BLOCK = (REGISTERS - 4) / 2;
+
+// Columns of the panel that begins at column `left` of `width`.
+inline int panel_width(long width, long left) { return width - left > LANES ? PANEL : LANES; }
 
 inline long parts(long total, long most) { return (total + most - 1) / most; }
 
@@ -105,9 +108,9 @@ void add_runs(double* totals, const float* rows, long down, long across, const f
 }
 
 // multiply_in_place for a packed block (depth, ROWS), transposed.
-template <int ROWS, bool ADD>
+template <int ROWS, bool ADD, int VECS = 2>
 void multiply(float* sums, long stride, const float* block, const float* panel, long depth) {
-    multiply_in_place<ROWS, ADD>(sums, stride, block, 1, ROWS, panel, depth);
+    multiply_in_place<ROWS, ADD, VECS>(sums, stride, block, 1, ROWS, panel, depth);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <utility>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX2__)
 constexpr int LANES = 8, REGISTERS = 16;
@@ -43,13 +44,21 @@ inline vec in_register(vec v) {
 // The first `count` lanes; the others are zero and are not touched.
 inline vec load(const float* p, int count) {
     if (count >= LANES) return load(p);
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps((1u << count) - 1, p);  // where memcpy is a call
+#else
     vec v = {};
     std::memcpy(&v, p, count * sizeof(float));
     return v;
+#endif
 }
 inline void store(float* p, vec v, int count) {
-    if (count >= LANES) store(p, v);
-    else std::memcpy(p, &v, count * sizeof(float));
+    if (count >= LANES) return store(p, v);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
+#else
+    std::memcpy(p, &v, count * sizeof(float));
+#endif
 }
 
 // Lanes `From` of a and b, one after the other.
