@@ -197,7 +197,9 @@ KERNELS: dict[str, Kernel] = {
         flags=("to_bf16", "threads"),
         # Pairs lie side by side, or are made of two rows.
         allows=lambda m, depth, n, down, across, right_down, right_across, *flags: (
-            min(m, depth, n) > 0 and depth % 2 == 0 and (right_across == 1 or (right_down == 1 and right_across % 2 == 0))
+            min(m, depth, n) > 0
+            and depth % 2 == 0
+            and (right_across == 1 or (right_down == 1 and right_across % 2 == 0))
         ),
     ),
     "gruclip_product_where_kept": Kernel(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gruclip.gru import gru_layer
 from gruclip.kernels import compiled, dropout
+from gruclip.kernels import products as products_module
 from gruclip.kernels.dropout import product_of_kept, product_where_kept
 from gruclip.model.losses import softmax_nll
 
@@ -23,6 +24,14 @@ products = {
     "right_turned": st.booleans(),
     "seed": st.integers(0, 2**31),
 }
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are called from now on."""
+    called: list[str] = []
+    call = compiled.call
+    monkeypatch.setattr(compiled, "call", lambda name, *rest: (called.append(name), call(name, *rest))[1])
+    return called
 
 
 def mask_of(*shape: int, kept: float, generator: torch.Generator) -> Tensor:
@@ -58,6 +67,99 @@ def test_the_product_where_kept_is_the_masked_product(
     expected = mask * (left.double() @ right.double())
     bound = 1e-6 * depth**0.5 * mask * (left.abs() @ right.abs())
     assert ((product_where_kept(left, right, mask) - expected).abs() <= bound).all()
+
+
+@settings(deadline=None, max_examples=80)
+@given(**products, to_bf16=st.booleans())
+def test_in_bf16_the_product_of_kept_elements_is_the_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int, to_bf16: bool
+) -> None:
+    depth += depth % 2
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(m, depth, generator=generator) * mask_of(m, depth, kept=kept, generator=generator)
+    left, right = left.bfloat16(), made_matrix(depth, n, right_turned, generator).bfloat16()
+    assert right.is_contiguous() or right.mT.is_contiguous()
+    expected = left.double() @ right.double()
+    bound = 1e-6 * depth**0.5 * (left.abs().double() @ right.abs().double()).clamp(min=1e-3)
+    found = product_of_kept(left, right, out=None if to_bf16 else torch.empty(m, n))
+    assert found.dtype == (torch.bfloat16 if to_bf16 else torch.float32)
+    assert ((found - expected).abs() <= bound + (2**-8 * expected.abs() if to_bf16 else 0)).all()
+    turned = torch.full((n, m), torch.nan, dtype=found.dtype).mT
+    assert torch.equal(product_of_kept(left, right, out=turned), found)
+
+
+@settings(deadline=None, max_examples=80)
+@given(**products)
+def test_in_bf16_the_product_where_kept_is_the_masked_product(
+    m: int, depth: int, n: int, kept: float, left_turned: bool, right_turned: bool, seed: int
+) -> None:
+    depth += depth % 2
+    generator = torch.Generator().manual_seed(seed)
+    left = made_matrix(m, depth, left_turned, generator).bfloat16()
+    right = made_matrix(depth, n, True, generator).bfloat16()
+    mask = mask_of(m, n, kept=kept, generator=generator)
+    expected = mask * (left.double() @ right.double())
+    bound = 1e-6 * depth**0.5 * mask * (left.abs().double() @ right.abs().double())
+    found = product_where_kept(left, right, mask)
+    assert found.dtype == torch.float32
+    assert ((found - expected).abs() <= bound).all()
+
+
+def test_a_pair_of_zeros_is_skipped_and_a_zero_beside_a_number_is_not() -> None:
+    left = torch.tensor([[0.0, -0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]).bfloat16()
+    right = torch.tensor([[float("inf")], [1.0], [2.0], [3.0]]).bfloat16()
+    found = product_of_kept(left, right)
+    assert found[0].tolist() == [2.0]
+    assert found[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("processor", "pairs", "shape", "words", "pays"),
+    [
+        ("AVX512", True, (30, 256), 300, True),
+        ("AVX512", False, (30, 256), 300, False),
+        ("", True, (30, 256), 300, False),
+        ("AVX2", True, (30, 256), 300, False),
+        ("AVX512", True, (31, 256), 300, False),
+        ("AVX512", True, (30, 257), 300, False),
+        ("AVX512", True, (30, 256), 301, False),
+        ("AVX512", True, (30, 254), 300, False),
+    ],
+)
+def test_in_bf16_zeros_are_skipped_where_the_kernels_have_pairs_and_the_library_no_tiles(
+    monkeypatch: pytest.MonkeyPatch, processor: str, pairs: bool, shape: tuple[int, int], words: int, pays: bool
+) -> None:
+    monkeypatch.setattr(products_module, "processor", lambda: processor)
+    monkeypatch.setattr(compiled, "has_pairs", lambda: pairs)
+    mask = mask_of(1, *shape, kept=0.5, generator=torch.Generator().manual_seed(0))
+    assert dropout.pays_in_bf16(mask, torch.empty(1, shape[1], words)) == pays
+
+
+@pytest.mark.parametrize("rows", [30, 31])
+def test_in_bf16_the_softmax_of_masked_states_is_that_of_their_products(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """With pairs and, where the rows are odd, without: what both round is rounded alike."""
+    monkeypatch.setattr(products_module, "processor", lambda: "AVX512")
+    monkeypatch.setattr(compiled, "has_pairs", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    n, words = 256, 300
+    h = torch.randn(1, rows, n, generator=generator).requires_grad_()
+    weight = (torch.randn(1, n, words, generator=generator) / n**0.5).requires_grad_()
+    bias = torch.randn(1, words, generator=generator).requires_grad_()
+    mask = mask_of(1, rows, n, kept=0.5, generator=generator)
+    targets = torch.randint(words, (1, rows), generator=generator)
+    called = count_calls(monkeypatch)
+
+    def gradients(dtype: torch.dtype, compute: torch.dtype | None) -> list[Tensor]:
+        leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in (h, weight, bias)]
+        total = softmax_nll(leaves[0], leaves[1], leaves[2], targets, mask=mask.to(dtype), compute=compute)
+        return [total, *torch.autograd.grad(total.sum(), leaves)]
+
+    for found, expected in zip(gradients(torch.float32, torch.bfloat16), gradients(torch.float64, None), strict=True):
+        assert float((found - expected).detach().norm() / expected.detach().norm()) < 0.01
+    pairs = products_module.has_bf16_products(torch.device("cpu")) and rows % 2 == 0
+    assert ("gruclip_product_of_kept_pairs" in called) == ("gruclip_product_where_kept_pairs" in called) == pairs
 
 
 def test_more_rows_than_a_block_holds() -> None:
