@@ -24,13 +24,18 @@ def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
     return MAX_KEPT * float(mask.max()) >= 1
 
 
-def pays_in_bf16(mask: Tensor | None, *others: Tensor | None) -> bool:
-    """The same for products of bfloat16; `others` are matrices (..., m, k), of which pairs along both axes are made.
+def skips_pairs() -> bool:
+    """Whether there are products of bfloat16 here that skip pairs of zeros, and are faster than torch's library.
 
-    Where the compiled kernels have products of pairs, on processors that are not Intel's: beside those of AMX, which
-    torch's library has, half of the work is no gain. (0.66 to 0.85 of torch's time on Zen 4.)
+    Where the compiled kernels multiply pairs, on processors that are not Intel's: beside those of AMX, which torch's
+    library has, half of the work is no gain. (On Zen 4 0.66 to 0.85 of the library's time.)
     """
-    if products.processor() != "AVX512" or not pays(mask, *others) or not compiled.has_pairs():
+    return products.processor() == "AVX512" and compiled.has_pairs()
+
+
+def pays_in_bf16(mask: Tensor | None, *others: Tensor | None) -> bool:
+    """`pays` for products of bfloat16; `others` are matrices (..., m, k), of which pairs along both axes are made."""
+    if not skips_pairs() or not pays(mask, *others):
         return False
     return not any(size % 2 for x in (mask, *others) if x is not None for size in x.shape[-2:])
 

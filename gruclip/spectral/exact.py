@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ class Decomposition(NamedTuple):
     """W = left diag(values) right^T, in float64."""
 
     left: Tensor | None  #: (m, r); None where it is W right diag(values)^-1
-    values: list[float]  #: r of them, descending
+    values: Tensor  #: (r,), descending
     right: Tensor  #: (n, r)
 
 
@@ -47,8 +46,8 @@ def svd(weight: Tensor) -> Decomposition:
     except torch.linalg.LinAlgError:
         # LAPACK's iteration does not converge for every matrix; on the transposed one it takes another way.
         right, values, left_t = torch.linalg.svd(wide.mT.contiguous(), full_matrices=False)
-        return Decomposition(left_t.mT, values.tolist(), right)
-    return Decomposition(left, values.tolist(), right_t.mT)
+        return Decomposition(left_t.mT, values, right)
+    return Decomposition(left, values, right_t.mT)
 
 
 def gram(weight: Tensor) -> Decomposition:
@@ -62,7 +61,7 @@ def gram(weight: Tensor) -> Decomposition:
         wide = wide / scale
     # Negated, to descend.
     squares, right = torch.linalg.eigh((wide.mT @ wide).neg_())
-    return Decomposition(None, [scale * math.sqrt(max(-square, 0.0)) for square in squares.tolist()], right)
+    return Decomposition(None, squares.neg_().clamp_(min=0).sqrt_().mul_(scale), right)
 
 
 def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -> Clipped:
@@ -72,21 +71,21 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
     so that rounding lifts none above all of it: clipping is idempotent.
     """
     left, values, right = parts
-    if not values[0] > limit * (1 + tolerance):
-        return Clipped(0, values, right)
-    count = number_above(values, limit * (1 + tolerance / 2))
-    lost = count * (values[0] / limit - 1)
-    difference = weight.dtype == torch.float32 and values[0] <= MAX_RATIO * limit and lost <= MAX_LOST
+    known = values.tolist()
+    if not known[0] > limit * (1 + tolerance):
+        return Clipped(0, known, right)
+    count = number_above(known, limit * (1 + tolerance / 2))
+    lost = count * (known[0] / limit - 1)
+    difference = weight.dtype == torch.float32 and known[0] <= MAX_RATIO * limit and lost <= MAX_LOST
     if difference and weight.shape[1] > MAX_SIZE_ANEW:
         columns = right[:, :count].float()
-        excess = columns.new_tensor([1 - limit / value for value in values[:count]])
+        excess = (1 - limit / values[:count]).float()
         if left is None:
             image = thin_product(weight, columns * excess)
         else:
-            image = left[:, :count].float() * excess.new_tensor(values[:count]).mul_(excess)
+            image = left[:, :count].float() * values[:count].float().mul_(excess)
         subtract_low_rank_(weight, image, columns)
     else:  # recomposed: from far above the limit, or in a long sum, a difference loses digits
-        image = weight.double() @ right if left is None else left * left.new_tensor(values)
-        image *= image.new_tensor([limit / max(value, limit) for value in values])
-        weight.copy_(image @ right.mT)
-    return Clipped(count, [min(value, limit) for value in values], right)
+        image = weight.double() @ right if left is None else left * values
+        weight.copy_((image * (limit / values.clamp(min=limit))) @ right.mT)
+    return Clipped(count, values.clamp(max=limit).tolist(), right)

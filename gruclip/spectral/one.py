@@ -115,7 +115,7 @@ def _decomposed(
     if quick is not None:
         return quick, False
     parts = exact.svd(tall) if algorithm == "full" else exact.gram(tall)
-    if algorithm != "full" and parts.values[0] > exact.GRAM_RANGE[tall.dtype] * limit:
+    if algorithm != "full" and float(parts.values[0]) > exact.GRAM_RANGE[tall.dtype] * limit:
         parts = exact.svd(tall)
     done = exact.clip(tall, limit, parts, target.tolerance)
     return done._replace(clipped=done.clipped + far), True
