@@ -5,8 +5,8 @@
 
 namespace {
 
-// Blocks of rows of a task, at most: few, so that no thread is left alone at the end, where the right factor, which every
-// task reads, stays in the third-level cache.
+// Blocks of rows of a task, at most: few, so that no thread is left alone at the end, where the right factor, which
+// every task reads, stays in the third-level cache.
 constexpr long FEW = 3, MANY = 16, CACHED = 1500000;
 constexpr long DEEP = 352;  // of a panel, so that it stays in the first-level cache for all blocks of rows
 constexpr long DEEP_LOWER = 2 * LONG_RUN;  // where the digits of a Gram matrix count

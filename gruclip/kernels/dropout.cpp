@@ -2,9 +2,9 @@
 //
 // A register tile of many rows and a skipped element do not go together, since every row skips others. So two rows are
 // worked on at a time, or one where there are few registers. What both of them keep is multiplied for both, by an
-// operand that is loaded once; the rest for one row, by an operand from the first-level cache, where a block of the right
-// factor stays for all rows. One row at a time loads would bound it: a core loads as many vectors in a cycle as it
-// multiplies.
+// operand that is loaded once; the rest for one row, by an operand from the first-level cache, where a block of the
+// right factor stays for all rows. One row at a time loads would bound it: a core loads as many vectors in a cycle as
+// it multiplies.
 
 #include "kept.h"
 
@@ -133,7 +133,8 @@ void product_of_kept(Result* result, const Matrix& left, const Right& right, lon
     const long vectors = parts(n, LANES), panels = parts(vectors, VECS), count = parts(vectors, panels);
     const long width = count * LANES;
     const auto indices = std::make_integer_sequence<int, VECS>{};
-    const MultiplyKept begin = pick_kept<Element, false>(count, indices), add = pick_kept<Element, true>(count, indices);
+    const MultiplyKept begin = pick_kept<Element, false>(count, indices),
+                       add = pick_kept<Element, true>(count, indices);
 #pragma omp parallel num_threads(threads)
     {
         const Array packed = allocate(deepest(VECS) * width), sums = allocate(MOST_ROWS * width);
@@ -211,7 +212,8 @@ void product_where_kept(float* result, const float* left, const Matrix& right, c
                     const long next = std::min(p + 1 < panels ? q : q + 1, blocks - 1), then = (p + 1) % panels;
                     Ahead ahead(right, next * kept.block, kept.columns(next), first + then * WIDTH, used(then),
                                 parts(kept.rows, ROWS));
-                    multiply_where_kept<Element>(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(), ahead);
+                    multiply_where_kept<Element>(sums.get(), kept, q, piece.get() + p * kept.rows * WIDTH, packed.get(),
+                                                 ahead);
                 }
                 float* to = partial.get() + task / chunks * elements + here;
                 for (long e = 0; e < size; e += TOGETHER) {
@@ -247,7 +249,6 @@ void product_where_kept(float* result, const float* left, const Matrix& right, c
     }
 }
 
-
 }  // namespace
 
 extern "C" {
@@ -259,11 +260,12 @@ extern const int gruclip_has_pairs = HAS_PAIRS;
 void gruclip_product_of_kept(float* result, const float* left, const float* right, long m, long depth, long n,
                              long result_down, long result_across, long left_down, long left_across, long right_down,
                              long right_across, int threads) {
-    product_of_kept<Single>(result, {left, left_down, left_across}, Matrix{right, right_down, right_across}, m, depth, n,
-                            result_down, result_across, threads);
+    product_of_kept<Single>(result, {left, left_down, left_across}, Matrix{right, right_down, right_across}, m, depth,
+                            n, result_down, result_across, threads);
 }
 
-// The same of bfloat16, of an even depth, left row-major; to float32 or to_bf16. Pairs of zeros take no time.
+// The same of bfloat16, of an even depth, left row-major; to float32 or to_bf16. Pairs of zeros take no time, and a
+// zero beside another number is multiplied.
 void gruclip_product_of_kept_pairs(void* result, const float* left, const bf16* right, long m, long depth, long n,
                                    long result_down, long result_across, long right_down, long right_across,
                                    int to_bf16, int threads) {
@@ -273,8 +275,8 @@ void gruclip_product_of_kept_pairs(void* result, const float* left, const bf16* 
         product_of_kept<Paired>(static_cast<bf16*>(result), pairs, factor, m, depth / 2, n, result_down, result_across,
                                 threads);
     else
-        product_of_kept<Paired>(static_cast<float*>(result), pairs, factor, m, depth / 2, n, result_down,
-                                result_across, threads);
+        product_of_kept<Paired>(static_cast<float*>(result), pairs, factor, m, depth / 2, n, result_down, result_across,
+                                threads);
 }
 
 // result (m, n) = mask * (left (m, depth) times right (n, depth) transposed), all but right row-major: only those

@@ -129,8 +129,8 @@ void gruclip_gru_forward(float* sums, float* states, const float* keep, const fl
                 }
             for (long t = 0; t < steps; t++) {
                 for (long part = 0; part < 2; part++)
-                    mine.product(product.get() + part * width, 2 * width, h_factor.get(), gates + part * width * deep, deep,
-                                 width);
+                    mine.product(product.get() + part * width, 2 * width, h_factor.get(), gates + part * width * deep,
+                                 deep, width);
                 for (int m = 0; m < mine.rows; m++) {
                     float* sum = sums + (t * batch + begin + m) * 3 * n;
                     const float* recurrent = product.get() + m * 2 * width;

@@ -8,9 +8,9 @@
 
 namespace {
 
-constexpr long LINE = 16;          // floats in a cache line
-constexpr long CACHED = 24576;     // bytes that a block of the right factor takes: three quarters of 32 KiB
-constexpr long MOST_ROWS = 704;    // whose sums for a panel stay in the second-level cache
+constexpr long LINE = 16;                     // floats in a cache line
+constexpr long CACHED = 24576;                // bytes that a block of the right factor takes: three quarters of 32 KiB
+constexpr long MOST_ROWS = 704;               // whose sums for a panel stay in the second-level cache
 constexpr int ROWS = REGISTERS > 16 ? 2 : 1;  // at a time
 
 // Vectors of a panel of the right factor, where its rows are multiplied by elements and the sums lie in registers, and

@@ -16,9 +16,7 @@ namespace {
 constexpr bool HAS_PAIRS = true;
 
 // sum plus, lane by lane, the two products of the pairs of x and y.
-inline vec add_pairs(vec sum, vec x, vec y) {
-    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
-}
+inline vec add_pairs(vec sum, vec x, vec y) { return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); }
 
 #else
 constexpr bool HAS_PAIRS = false;
