@@ -18,7 +18,7 @@ from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfi
 from gruclip.data import MusicCorpus, WordCorpus, load
 from gruclip.errors import UserError
 from gruclip.gru import GRU
-from gruclip.kernels.dropout import MIN_UNITS, skips_pairs
+from gruclip.kernels.dropout import min_units, skips_pairs
 from gruclip.report.render import Table
 from gruclip.training.clock import PARTS
 from gruclip.training.engine import Engine
@@ -142,7 +142,7 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
         return layer + output_work(rows, n, vocabulary, 2 if precision == "bf16" else 4, in_output)
 
     works = {precision: work_of(precision) for precision in ("fp32", "bf16")}
-    dropped = model.dropout if n >= MIN_UNITS else 0.0
+    dropped = model.dropout if n >= min_units() else 0.0
     # In bf16 two of the output layer's three products skip pairs of zeros, and the layer's none.
     in_pairs = (dropped + 2 * dropped**2) / 3 if skips_pairs() else 0.0
     spared = {"fp32": work_of("fp32", dropped, dropped), "bf16": work_of("bf16", 0.0, in_pairs)}

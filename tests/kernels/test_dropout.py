@@ -123,7 +123,8 @@ def test_a_pair_of_zeros_is_skipped_and_a_zero_beside_a_number_is_not() -> None:
         ("AVX512", True, (31, 256), 300, False),
         ("AVX512", True, (30, 257), 300, False),
         ("AVX512", True, (30, 256), 301, False),
-        ("AVX512", True, (30, 254), 300, False),
+        ("AVX512", True, (30, 192), 300, True),
+        ("AVX512", True, (30, 190), 300, False),
     ],
 )
 def test_in_bf16_zeros_are_skipped_where_the_kernels_have_pairs_and_the_library_no_tiles(
@@ -133,6 +134,17 @@ def test_in_bf16_zeros_are_skipped_where_the_kernels_have_pairs_and_the_library_
     monkeypatch.setattr(compiled, "has_pairs", lambda: pairs)
     mask = mask_of(1, *shape, kept=0.5, generator=torch.Generator().manual_seed(0))
     assert dropout.pays_in_bf16(mask, torch.empty(1, shape[1], words)) == pays
+
+
+@pytest.mark.parametrize(
+    ("processor", "units", "pays"),
+    [("AVX512", 192, True), ("AVX512", 191, False), ("AVX2", 256, True), ("", 255, False)],
+)
+def test_zeros_are_skipped_from_fewer_units_on_where_two_rows_share_what_they_load(
+    monkeypatch: pytest.MonkeyPatch, processor: str, units: int, pays: bool
+) -> None:
+    monkeypatch.setattr(products_module, "processor", lambda: processor)
+    assert dropout.pays(mask_of(1, 30, units, kept=0.5, generator=torch.Generator().manual_seed(0))) == pays
 
 
 @pytest.mark.parametrize("rows", [30, 31])
