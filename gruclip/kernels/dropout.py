@@ -86,15 +86,15 @@ def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
 
     Zeros of `left` are skipped, even against an infinity of `right`. The result goes to `out`, if that is given.
 
-    Both may be bfloat16 where `pays_in_bf16`: pairs of zeros side by side are skipped; `left` and `right`, or its
-    transpose, are contiguous, k is even, and `out` may be float32.
+    Both may be bfloat16 where `pays_in_bf16`: pairs of zeros side by side are skipped; `right`, or its transpose, is
+    contiguous, k is even, and `out` may be float32.
     """
     (m, depth), n = left.shape, right.shape[1]
     out = left.new_empty(m, n) if out is None else out
     threads = torch.get_num_threads()
     if left.dtype == torch.bfloat16:
         counts, to_bf16 = [m, depth, n, *out.stride(), *right.stride()], out.dtype == torch.bfloat16
-        compiled.call("gruclip_product_of_kept_pairs", [out, left, right], counts, to_bf16, threads)
+        compiled.call("gruclip_product_of_kept_pairs", [out, left.contiguous(), right], counts, to_bf16, threads)
         return out
     counts = [m, depth, n, *out.stride(), *left.stride(), *right.stride()]
     compiled.call("gruclip_product_of_kept", [out, left, right], counts, threads)
@@ -104,10 +104,11 @@ def product_of_kept(left: Tensor, right: Tensor, out: Tensor | None = None) -> T
 def product_where_kept(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     """``mask * (left @ right)`` for (m, k), (k, n), both float32, of any strides, and (m, n) on the CPU.
 
-    Only where the mask is not zero is anything computed. Both may be bfloat16 where `pays_in_bf16`: the transpose of
-    `right` is contiguous and k is even. The result is float32.
+    Only where the mask is not zero is anything computed. Both may be bfloat16 where `pays_in_bf16`: k is even, and
+    `right` is copied unless its transpose is contiguous. The result is float32.
     """
     (m, depth), n = left.shape, right.shape[1]
+    right = right.mT.contiguous().mT if right.dtype == torch.bfloat16 else right
     out = mask.new_empty(m, n)
     tensors: list[Tensor | None] = [out, left.contiguous(), right, mask.contiguous()]
     if left.dtype == torch.bfloat16:

@@ -147,18 +147,20 @@ def test_zeros_are_skipped_from_fewer_units_on_where_two_rows_share_what_they_lo
     assert dropout.pays(mask_of(1, 30, units, kept=0.5, generator=torch.Generator().manual_seed(0))) == pays
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("rows", [30, 31])
 def test_in_bf16_the_softmax_of_masked_states_is_that_of_their_products(
-    monkeypatch: pytest.MonkeyPatch, rows: int
+    monkeypatch: pytest.MonkeyPatch, rows: int, turned: bool
 ) -> None:
-    """With pairs and, where the rows are odd, without: what both round is rounded alike."""
+    """With pairs and, where the rows are odd, without: what both round is rounded alike. States and weights lie in
+    memory as they are or, `turned`, transposed."""
     monkeypatch.setattr(products_module, "processor", lambda: "AVX512")
     monkeypatch.setattr(compiled, "has_pairs", lambda: True)
     generator = torch.Generator().manual_seed(0)
     n, words = 256, 300
-    h = torch.randn(1, rows, n, generator=generator).requires_grad_()
-    weight = (torch.randn(1, n, words, generator=generator) / n**0.5).requires_grad_()
-    bias = torch.randn(1, words, generator=generator).requires_grad_()
+    h = made_matrix(rows, n, turned, generator)[None]
+    weight = made_matrix(n, words, turned, generator)[None] / n**0.5
+    bias = torch.randn(1, words, generator=generator)
     mask = mask_of(1, rows, n, kept=0.5, generator=generator)
     targets = torch.randint(words, (1, rows), generator=generator)
     called = count_calls(monkeypatch)
