@@ -30,8 +30,7 @@ def softmax_nll(
     where `dropout.pays` or, in bf16, `dropout.pays_in_bf16`.
     """
     native = h.shape[0] == 1 and compute in (None, torch.float32, torch.bfloat16) and compiled.takes(h, weight, bias)
-    pays = dropout.pays(mask) if compute is not torch.bfloat16 else dropout.pays_in_bf16(mask, weight)
-    if mask is not None and not (native and pays):
+    if mask is not None and not (native and _skips(mask, weight, compute)):
         h, mask = h * mask, None
     if h.shape[0] > 1 or h.device.type != "cpu":
         return _SoftmaxNLL.apply(h, weight, bias, targets.expand(h.shape[:2]), weights, compute)
@@ -40,6 +39,11 @@ def softmax_nll(
     if native:
         return _CompiledSoftmaxNLL.apply(*arguments, compute, None if mask is None else mask.squeeze(0)).unsqueeze(0)
     return _SoftmaxNLL.apply(*arguments, compute).unsqueeze(0)
+
+
+def _skips(mask: Tensor, weight: Tensor, compute: torch.dtype | None) -> bool:
+    """Whether what the mask sets to zero is left out of the products."""
+    return dropout.pays_in_bf16(mask, weight) if compute is torch.bfloat16 else dropout.pays(mask)
 
 
 class _SoftmaxNLL(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,6 +176,19 @@ def test_in_bf16_the_softmax_of_masked_states_is_that_of_their_products(
         assert float((found - expected).detach().norm() / expected.detach().norm()) < 0.01
     pairs = products_module.has_bf16_products(torch.device("cpu")) and rows % 2 == 0
     assert ("gruclip_product_of_kept_pairs" in called) == ("gruclip_product_where_kept_pairs" in called) == pairs
+
+
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
+def test_of_a_mask_that_is_multiplied_by_nobody_asks_what_it_leaves(
+    monkeypatch: pytest.MonkeyPatch, compute: torch.dtype | None
+) -> None:
+    """That reads all of it: of a stack's, which is not skipped, once more than is needed."""
+    monkeypatch.setattr(dropout, "pays", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(dropout, "pays_in_bf16", lambda *_: pytest.fail("asked"))
+    h, weight, bias = torch.ones(2, 4, 256), torch.zeros(2, 256, 8), torch.ones(2, 8)
+    targets = torch.zeros(2, 4, dtype=torch.int64)
+    found = softmax_nll(h, weight, bias, targets, compute=compute, mask=torch.full_like(h, 2.0))
+    torch.testing.assert_close(found, torch.full((2,), 4 * math.log(8)))
 
 
 def test_more_rows_than_a_block_holds() -> None:
