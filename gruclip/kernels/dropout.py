@@ -28,7 +28,7 @@ def pays(mask: Tensor | None, *others: Tensor | None) -> bool:
 
     The mask has dropout's factors, 0 and 1 / (1 - p), so that its largest says what share is left.
     """
-    if mask is None or mask.shape[-1] < min_units() or not compiled.takes(mask, *others):
+    if mask is None or not mask.numel() or mask.shape[-1] < min_units() or not compiled.takes(mask, *others):
         return False
     return MAX_KEPT * float(mask.max()) >= 1
 
