@@ -77,7 +77,8 @@ def has_bf16_products(device: torch.device) -> bool:
 
 
 def _takes_onednn(a: Tensor) -> bool:
-    return _is_float32_matrix(a) and onednn_is_faster()
+    # Of a depth of 0 oneDNN makes no product.
+    return _is_float32_matrix(a) and a.numel() > 0 and onednn_is_faster()
 
 
 def smallest_of_ours(turned: bool) -> float:

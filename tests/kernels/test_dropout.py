@@ -191,7 +191,7 @@ def test_of_a_mask_that_is_multiplied_by_nobody_asks_what_it_leaves(
     torch.testing.assert_close(found, torch.full((2,), 4 * math.log(8)))
 
 
-@pytest.mark.parametrize("compute", [torch.bfloat16])
+@pytest.mark.parametrize("compute", [None, torch.bfloat16])
 def test_a_softmax_of_no_rows_takes_a_mask(compute: torch.dtype | None) -> None:
     h, weight, bias = torch.ones(1, 0, 256), torch.ones(1, 256, 6).requires_grad_(), torch.ones(1, 6)
     found = softmax_nll(h, weight, bias, torch.zeros(1, 0, dtype=torch.int64), compute=compute, mask=h)
