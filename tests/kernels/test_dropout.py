@@ -207,6 +207,17 @@ def test_more_rows_than_a_block_holds() -> None:
     torch.testing.assert_close(product_of_kept(mask, right.mT), mask @ right.mT, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("depth", [1200, 10_000])
+def test_a_sum_over_all_words_is_added_up_from_parts_of_several_panels(depth: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(rows, depth, generator=generator).to(dtype) for rows in (5, 70))
+    mask = mask_of(5, 70, kept=0.5, generator=generator)
+    expected = mask * (left.double() @ right.double().mT)
+    bound = 1e-6 * depth**0.5 * mask * (left.double().abs() @ right.double().abs().mT)
+    assert ((product_where_kept(left, right.mT, mask) - expected).abs() <= bound).all()
+
+
 def test_what_is_not_a_number_is_kept_and_an_infinity_that_meets_zero_is_not() -> None:
     left, right = torch.tensor([[float("nan"), 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 2.0], [float("inf"), 3.0]])
     found = product_of_kept(left, right)
@@ -217,11 +228,16 @@ def test_what_is_not_a_number_is_kept_and_an_infinity_that_meets_zero_is_not() -
 def test_a_thread_more_changes_no_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = mask_of(700, 650, kept=0.5, generator=generator)
-    right, left = torch.randn(650, 333, generator=generator), torch.randn(700, 333, generator=generator)
+    right, left = torch.randn(650, 334, generator=generator), torch.randn(700, 334, generator=generator)
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(torch.cat((product_of_kept(mask, right), product_where_kept(left, right.mT, mask)), 1))
+        found = []
+        for dtype in (torch.float32, torch.bfloat16):
+            rows, columns = left.to(dtype), right.to(dtype)
+            found.append(product_of_kept(mask.to(dtype), columns, out=torch.empty(700, 334)))
+            found.append(product_where_kept(rows, columns.mT, mask))
+        results.append(torch.cat(found, 1))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
