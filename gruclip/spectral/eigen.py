@@ -19,6 +19,8 @@ ROW_STEP = 16
 #: Deviation from orthonormality, and residual relative to the largest entry of the matrix or to a pair's own value,
 #: beyond which it is not trusted.
 PRECISION = 4e-6
+#: Eigenvalues within this share of the norm from zero are found in float64.
+NEAR_ZERO = 1e-5
 
 
 #: After so many reductions of one size to a band the slower number of threads is tried again; each number counts by the
@@ -124,8 +126,12 @@ class Spectrum:
     def _eigh(self) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.matrix)
         values, vectors = values.flip(0).double(), vectors.flip(1)
-        # LAPACK's float32 value may be 1e-6 of the norm off, where sigma_1 near the limit is told to 5e-7; its vector's
-        # Rayleigh quotient is not.
-        first, below = vectors[:, 0].double(), self.matrix.tril().double()
-        values[0] = (first @ (2 * (below @ first) - below.diagonal() * first)) / (first @ first)
-        return values.clamp_(max=values[0].clone()) / self.unit, vectors
+        # LAPACK's float32 values may be 1e-6 of the norm off, where those near zero, the limit, are told to 5e-7; their
+        # vectors' Rayleigh quotients are not.
+        near = values.abs() <= NEAR_ZERO * values.abs().amax()
+        near[:1] = True
+        some, below = vectors[:, near].double(), self.matrix.tril().double()
+        images = (below + below.tril(-1).mT) @ some
+        values[near] = (some * images).sum(0) / some.square().sum(0)
+        values, order = values.sort(descending=True, stable=True)
+        return values / self.unit, vectors.mT[order].mT

@@ -50,6 +50,20 @@ def test_a_tall_matrix_of_equal_numbers_is_clipped_to_its_limit(excess: float, c
 
 
 @pytest.mark.usefixtures("kernels_or_not")
+@pytest.mark.parametrize(("columns", "first", "excess"), [(160, 1.5, 2.2e-6), (200, 1.0, 2.1e-6), (200, 1.0, 2.3e-6)])
+def test_a_second_value_is_clipped_to_the_limit_as_the_first_is(columns: int, first: float, excess: float) -> None:
+    """Of two blocks of equal numbers: of the second eigenvalue, too, LAPACK's float32 one is 1e-6 off."""
+    rows, few = 1024, columns // 4
+    blocks = (slice(rows), slice(few)), (slice(rows, None), slice(few, None))
+    after = torch.zeros(2 * rows, columns)
+    for block, size in zip(blocks, (max(first, 1 + excess), 1 + excess), strict=True):
+        after[block] = size / after[block].numel() ** 0.5
+    assert clip_singular_values_(after, 1.0).certified
+    for block in blocks:
+        assert float(after[block].double().norm()) <= 1 + 2e-6
+
+
+@pytest.mark.usefixtures("kernels_or_not")
 @pytest.mark.parametrize("rows", [1025, 4096, 1 << 16])
 def test_a_gram_matrix_of_many_rows_is_as_precise_as_one_of_few(rows: int) -> None:
     for entry in (1.0268, 1.3, 1.9998):
