@@ -50,10 +50,21 @@ def test_a_tall_matrix_of_equal_numbers_is_clipped_to_its_limit(excess: float, c
 
 
 @pytest.mark.usefixtures("kernels_or_not")
-@pytest.mark.parametrize(("columns", "first", "excess"), [(160, 1.5, 2.2e-6), (200, 1.0, 2.1e-6), (200, 1.0, 2.3e-6)])
-def test_a_second_value_is_clipped_to_the_limit_as_the_first_is(columns: int, first: float, excess: float) -> None:
-    """Of two blocks of equal numbers: of the second eigenvalue, too, LAPACK's float32 one is 1e-6 off."""
-    rows, few = 1024, columns // 4
+@pytest.mark.parametrize(
+    ("rows", "columns", "few", "first", "excess"),
+    [
+        (1024, 160, 40, 1.5, 2.2e-6),
+        (1024, 200, 50, 1.0, 2.1e-6),
+        (1024, 200, 50, 1.0, 2.3e-6),
+        (2048, 224, 112, 3.5, 2.6e-6),
+        (2048, 228, 114, 3.5, 2.2e-6),
+    ],
+)
+def test_a_second_value_is_clipped_to_the_limit_as_the_first_is(
+    rows: int, columns: int, few: int, first: float, excess: float
+) -> None:
+    """Of two blocks of equal numbers: of the second eigenvalue, too, LAPACK's float32 one is 1e-6 off, and so are the
+    Ritz values on its float32 bases."""
     blocks = (slice(rows), slice(few)), (slice(rows, None), slice(few, None))
     after = torch.zeros(2 * rows, columns)
     for block, size in zip(blocks, (max(first, 1 + excess), 1 + excess), strict=True):
