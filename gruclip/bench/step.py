@@ -148,10 +148,9 @@ def language_tables(shape: tuple[int, int, int], vocabulary: int, rounds: int) -
     spared = {"fp32": work_of("fp32", dropped, dropped), "bf16": work_of("bf16", 0.0, in_pairs)}
     machine = measure_machine(works.values())
     timings = interleave(language_contestants(corpus, ours, steps, batch, n), rounds)
-    floors = {name: machine.floor(works[precision_of(name)], precision_of(name)) for name in timings}
-    for precision, work in spared.items():
-        if f"gruclip, {precision}" in floors:
-            floors[f"gruclip, {precision}"] = machine.floor(work, precision)
+    floors = {}
+    for name, precision in zip(timings, map(precision_of, timings), strict=True):
+        floors[name] = machine.floor((spared if name in ours else works)[precision], precision)
     title = f"Training step, T={steps}, B={batch}, n={n}, {vocabulary:,} words"
     caption = (
         f"Forward, backward, clipping and update, {works['fp32'].operations / 1e9:.1f} GFLOP; gruclip leaves out "

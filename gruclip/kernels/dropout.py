@@ -108,13 +108,12 @@ def product_where_kept(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     `right` is copied unless its transpose is contiguous. The result is float32.
     """
     (m, depth), n = left.shape, right.shape[1]
-    right = right.mT.contiguous().mT if right.dtype == torch.bfloat16 else right
-    out = mask.new_empty(m, n)
-    tensors: list[Tensor | None] = [out, left.contiguous(), right, mask.contiguous()]
+    out, left, mask, threads = mask.new_empty(m, n), left.contiguous(), mask.contiguous(), torch.get_num_threads()
     if left.dtype == torch.bfloat16:
+        right = right.mT.contiguous().mT
         counts = [m, depth, n, right.stride(1)]
-        compiled.call("gruclip_product_where_kept_pairs", tensors, counts, torch.get_num_threads())
-    else:
-        counts = [m, depth, n, *reversed(right.stride())]
-        compiled.call("gruclip_product_where_kept", tensors, counts, torch.get_num_threads())
+        compiled.call("gruclip_product_where_kept_pairs", [out, left, right, mask], counts, threads)
+        return out
+    counts = [m, depth, n, *reversed(right.stride())]
+    compiled.call("gruclip_product_where_kept", [out, left, right, mask], counts, threads)
     return out

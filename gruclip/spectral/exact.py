@@ -87,5 +87,6 @@ def clip(weight: Tensor, limit: float, parts: Decomposition, tolerance: float) -
         subtract_low_rank_(weight, image, columns)
     else:  # recomposed: from far above the limit, or in a long sum, a difference loses digits
         image = weight.double() @ right if left is None else left * values
-        weight.copy_((image * (limit / values.clamp(min=limit))) @ right.mT)
+        image *= limit / values.clamp(min=limit)
+        weight.copy_(image @ right.mT)
     return Clipped(count, values.clamp(max=limit).tolist(), right)

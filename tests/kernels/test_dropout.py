@@ -78,7 +78,8 @@ def test_in_bf16_the_product_of_kept_elements_is_the_product(
 ) -> None:
     depth += depth % 2
     generator = torch.Generator().manual_seed(seed)
-    left = torch.randn(m, depth, generator=generator) * mask_of(m, depth, kept=kept, generator=generator)
+    left = made_matrix(m, depth, left_turned, generator)
+    left *= mask_of(m, depth, kept=kept, generator=generator)
     left, right = left.bfloat16(), made_matrix(depth, n, right_turned, generator).bfloat16()
     assert right.is_contiguous() or right.mT.is_contiguous()
     expected = left.double() @ right.double()
