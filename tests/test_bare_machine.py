@@ -86,6 +86,7 @@ def test_a_configuration_written_without_yaml_is_the_same_to_yaml(
     assert RunConfig.from_dict(read_yaml(path)) == config
 
 
+@pytest.mark.xdist_group("long")  # begun first
 def test_scripts_gpu_rehearses_all_its_stages(tmp_path: Path) -> None:
     done = called(REPOSITORY, "scripts/gpu", "--rehearse", OUT=str(tmp_path), PYTHON=sys.executable)
     assert done.returncode == 0, done.stdout + done.stderr

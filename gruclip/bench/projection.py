@@ -18,7 +18,7 @@ from gruclip.bench import options as command
 from gruclip.bench.output import number, write
 from gruclip.bench.projection_figure import grid_figure, projection_figure
 from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
-from gruclip.bench.projection_stacks import deferred, measure_stacks, stack_table
+from gruclip.bench.projection_stacks import BEGINNING, deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import MatrixSequence, drifting, late
 from gruclip.bench.step import SHAPES, example_seconds, random_words
@@ -38,7 +38,7 @@ LARGE = 4096
 FRACTIONS = (0.0, 0.01, 0.05, 0.2, 0.5, 1.0)
 FEW_ABOVE = 10  #: values above the limit, where the size varies
 FRACTIONS_AT = 650  #: the size where the fraction varies
-STACK_STEPS = 8  #: of a stack
+STACK_STEPS = 8  #: of a stack, at most
 
 #: ``products`` as training calls it on a GPU, and replays it there as a CUDA graph.
 DEFERRED = "deferred"
@@ -212,7 +212,7 @@ def main(argv: list[str]) -> int:
     if not (recorded or arguments.late or arguments.sizes or arguments.large or arguments.fractions):
         raise UserError("--sizes and --fractions without a value: nothing is left to be measured; give one")
     words = random_words(*SHAPES["ptb"][:2], 10_000)
-    step_seconds = example_seconds(words, SHAPES["ptb"], 5, device)
+    step_seconds = example_seconds(words, SHAPES["ptb"], min(5, arguments.repetitions), device)
     sizes = (*arguments.sizes, LARGE) if arguments.large else arguments.sizes
     steps, n = arguments.repetitions + 1, FRACTIONS_AT
     kinds: dict[str, Iterable[MatrixSequence]] = {
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> int:
     frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in kinds.items()}
     tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)]
     if arguments.stacks:
-        sequence = late(n, STACK_STEPS)
+        sequence = late(n, min(STACK_STEPS, steps + BEGINNING))
         tables.append(stack_table(measure_stacks(sequence, arguments.stacks, device), sequence))
     write("projection", tables, arguments, device)
     if not (frames["by size"].empty and frames["by share"].empty):

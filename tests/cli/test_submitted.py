@@ -229,6 +229,7 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.xdist_group("long")  # begun first
 def test_a_preempted_job_is_started_again_and_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Two jobs of two runs each; the first one gets SIGUSR1, as a cluster sends it before it takes the machine."""
     sweep = train_by("local", tmp_path / "jobs", "hydra.launcher.stack_size=2")

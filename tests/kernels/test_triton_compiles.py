@@ -117,6 +117,7 @@ COMPILE = r"""
 """
 
 
+@pytest.mark.xdist_group("long")  # begun first
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled by running them here")
 def test_every_kernel_compiles_to_machine_code(tmp_path: Path) -> None:
     assert fused._installed(), "needs triton, of the dev extra: pip install triton==3.6.0"
