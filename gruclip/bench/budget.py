@@ -20,7 +20,7 @@ Penn Treebank's model (T = 35, B = 20, n = 650, 10,000 words, dropout, every run
     backward: logits                      18.20     70.7        6   0.02   0.41   0.62   1.04   2.07
     backward: recurrence                   1.77    116.0       70   0.14   0.16   0.94   1.56   3.12
     backward: input and weights            5.32     37.0       15   0.03   0.20   0.30   0.50   1.00
-    update: gradient norms                 0.00     19.9       16   0.03   0.11   0.16   0.27   0.53
+    metrics: gradient norms                0.00     19.9       16   0.03   0.11   0.16   0.27   0.53
     update: step and copies                0.00    113.9       10   0.03   0.61   0.92   1.53   3.06
     clipping: the filter                   4.30     57.2       26   0.05   0.31   0.46   0.77   1.54
     clipping: the bound                    0.99     44.3       24   0.05   0.24   0.36   0.59   1.19
@@ -161,7 +161,7 @@ def budget(shape: Shape, runs: int, precision: str, card: Card, clipped: int | N
          steps * backward),
         ("backward", "input and weights", 6 * few * 3 * n,
          few * (18 * each + 2 * copies + 2 * held) + 3 * one_layer * each, after),
-        ("update", "gradient norms", 0, (output + layer) * held / 2 + few * held, 16),
+        ("metrics", "gradient norms", 0, (output + layer) * held / 2 + few * held, 16),
         # Read and written, with the gradient read and the copy written.
         ("update", "step and copies", 0, (output + layer) * (2 * held + each + copies) + 3 * few * held, 10),
     ]  # fmt: skip

@@ -16,8 +16,8 @@ from gruclip.runs.folder import CSV_FILES
 from gruclip.runs.loggers import Loggers
 from gruclip.runs.records import MOVE_AWAY
 from gruclip.training.display import AnyDisplay
-from gruclip.training.engine import parameters_of
 from gruclip.training.jobs import Job
+from gruclip.training.operands import parameters_of
 from gruclip.training.progress import EPOCH_COLUMNS, TIMING_COLUMNS, EpochTotals, Progress, step_columns
 
 

@@ -9,6 +9,13 @@ import torch
 PARTS = ("data", "forward", "backward", "update", "clipping", "metrics", "evaluation")
 
 
+def phase_parts(clips_gradients: bool, clips_weights: bool) -> tuple[str, ...]:
+    """Where the phases of an iteration are booked: forward, backward, the gradient's norm, update, projection. What a
+    method does not need, that norm or a spectral norm, is a metric."""
+    norm, projection = ("clipping" if clips else "metrics" for clips in (clips_gradients, clips_weights))
+    return "forward", "backward", norm, "update", projection
+
+
 class Clock:
     """Books the time since the last call to a part; on a GPU by events, so that nothing waits for the device."""
 

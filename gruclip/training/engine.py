@@ -23,7 +23,6 @@ from gruclip.kernels.memory import keep_freed_memory
 from gruclip.model.device import COMPUTE_DTYPES
 from gruclip.model.evaluation import Evaluation
 from gruclip.model.stacked import (
-    Parameters,
     initial_parameters,
     mask_seeds,
     masks_of,
@@ -33,9 +32,9 @@ from gruclip.model.stacked import (
 )
 from gruclip.model.width import Width
 from gruclip.spectral import ClipResult, are_finite
-from gruclip.training.clock import Clock
+from gruclip.training.clock import Clock, phase_parts
 from gruclip.training.iteration import Iteration, StepMetrics
-from gruclip.training.operands import operands_of, round_to_
+from gruclip.training.operands import operands_of, parameters_of, round_to_
 from gruclip.training.optimizers import clipping_factors, gradient_norms, row_gradient, sgd_step_
 from gruclip.training.projections import Projected, Projections
 from gruclip.training.widening import WIDEN_EVERY
@@ -93,6 +92,7 @@ class Engine:
         limits = [config.spectral_limit for config in configs]
         again = self._capture if captures_projections() else None
         self.projections = Projections(limits, self.recurrent_blocks(), optimizers[0].algorithm, again)
+        self._parts = phase_parts(any(o.threshold is not None for o in optimizers), self.projections.any_limit)
         self.rates = self._vector([o.lr for o in optimizers])
         self._captured: tuple[Iteration, list[Phase]] | None = None
         self._iterations = 0
@@ -121,17 +121,18 @@ class Engine:
         """Iteration `iteration` (from 0) of the epoch, for every run: forward, backward, update, clipping."""
         assert self._lanes is not None
         self._read_flags()
-        if iteration % WIDEN_EVERY == 0:
-            self.projections.adapt(self.recurrent_blocks())
         clock = self.clock
         clock.start()
+        if iteration % WIDEN_EVERY == 0:
+            self.projections.adapt(self.recurrent_blocks())
+            clock.book(self._parts[-1])
         window = self._lanes.window(iteration * self.trainer.bptt, self.trainer.bptt, axis=1)
         steps, batch = window.inputs.shape[1:3]
         done, phases = self._program(window, mask_seeds(self.model, self.generators, self.device))
         clock.book("data")
-        for part, phase in zip(("forward", "backward", "update", "clipping"), phases, strict=True):
+        for part, phase in zip(self._parts, phases, strict=True):
             phase()
-            clock.book(part if part != "clipping" or self.projections.any_limit else "metrics")
+            clock.book(part)
         radius = self.spectral_radii() if with_radius else None
         loss = done.total.detach() / (steps * batch)
         # A replay writes to the same memory again.
@@ -167,7 +168,8 @@ class Engine:
         return iteration, [*replays, *self._phases(iteration)[len(replays) :]]
 
     def _phases(self, iteration: Iteration) -> list[Phase]:
-        return [partial(phase, iteration) for phase in (self._forward, self._backward, self._update, self._clip)]
+        every = (self._forward, self._backward, self._measure, self._update, self._clip)
+        return [partial(phase, iteration) for phase in every]
 
     def _forward(self, it: Iteration) -> None:
         steps, batch = it.window.inputs.shape[1:3]
@@ -191,8 +193,10 @@ class Engine:
         # Without its graph, which belongs to the stream of the capture.
         it.total = it.total.detach()
 
-    def _update(self, it: Iteration) -> None:
+    def _measure(self, it: Iteration) -> None:
         it.grad_norm = gradient_norms(it.gradients, len(self.configs), waits=self._capture is None)
+
+    def _update(self, it: Iteration) -> None:
         step_sizes = self.rates * clipping_factors(it.grad_norm, self.thresholds)
         sgd_step_(list(self.parameters.values()), it.gradients, step_sizes, list(self.operands.values()))
         it.gradients = []
@@ -221,12 +225,14 @@ class Engine:
         """Redo what the last step's deferred projections could not certify, and mend its metrics; the host waits."""
         if self._reported is None:
             return
+        self.clock.start()
         (metrics, deferred), self._reported = self._reported, None
         projected = Projected(metrics.values_clipped, metrics.spectral_norm, deferred)
         if self.projections.redo(self.recurrent_blocks(), projected):
             self._round_recurrent()
             if metrics.spectral_radius is not None:
                 metrics.spectral_radius.copy_(self.spectral_radii())
+        self.clock.book(self._parts[-1])
 
     def redone(self) -> list[int]:
         """How many matrices of each run had no certificate and were redone, since the last call.
@@ -291,9 +297,3 @@ class Engine:
         losses = self._evaluations[split].losses(after_window)
         self.clock.book("evaluation")
         return losses
-
-
-def parameters_of(state: dict[str, Tensor]) -> Parameters:
-    """The parameters alone of what `Engine.run_state` gave, under their own names."""
-    prefix = "parameters/"
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

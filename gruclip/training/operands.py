@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from gruclip.data import MusicCorpus, WordCorpus
 from gruclip.kernels.products import has_bf16_products
 from gruclip.model.stacked import Parameters
+
+
+def parameters_of(state: dict[str, Tensor]) -> Parameters:
+    """The parameters alone of what `Engine.run_state` gave, under their own names."""
+    prefix = "parameters/"
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def operands_of(parameters: Parameters, compute: torch.dtype, corpus: WordCorpus | MusicCorpus) -> Parameters:

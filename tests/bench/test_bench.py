@@ -295,7 +295,7 @@ def test_bench_stack_shows_what_a_run_takes_as_the_stack_grows(tmp_path, capsys,
     assert stack.main([*SMALL, *arguments, "--out", str(tmp_path)]) == 0
     rows, budgets = read(tmp_path, "stack")["tables"].values()
     for row, cells in zip(rows, budgets, strict=True):
-        assert set(row["budget"]) == {"forward", "backward", "update", "clipping"} <= set(row["measured"])
+        assert set(row["budget"]) == {"forward", "backward", "metrics", "update", "clipping"} <= set(row["measured"])
         assert cells["update, ms"].startswith(f"{number(1e3 * row['measured']['update'])} / ")
         assert sum(row["measured"].values()) == pytest.approx(row["seconds"], rel=0.5)
     assert [row["runs"] for row in rows] == [1, 2]

@@ -18,7 +18,7 @@ from gruclip.errors import UserError
 from gruclip.report import reading, style
 from gruclip.report.figures import figure
 from gruclip.report.figures.cost import iterations_of_an_epoch, seconds_by_method
-from gruclip.report.figures.explosion import representatives
+from gruclip.report.figures.explosion import at_the_same_weights, representatives
 
 Drawn = list[Figure]
 
@@ -98,7 +98,21 @@ def test_figure_1_says_which_runs_it_shows_and_drops_no_point(tmp_path: Path, dr
         assert [text.get_text() for text in panel.texts] == ["radius 1"]
         assert panel.get_ylim() == radius.get_ylim()
     points = sum(len(np.asarray(line.get_xdata())) for line in scatter.lines if line.get_linestyle() == "None")
-    assert points == 2 * 200 / 5
+    assert points == 2 * (200 / 5 - 1)  # after the last radius no gradient follows
+
+
+def test_figure_1_sets_a_radius_beside_the_gradient_of_the_same_weights() -> None:
+    """An iteration's row has the gradient of the weights before it and the radius of those after it."""
+    steps = pd.DataFrame({
+        "step": [1, 2, 3, 4, 6, 7],  # 5 was thinned out
+        "grad_norm": [1.0, 2.0, 300.0, 4e5, 6.0, np.nan],
+        "radius": [0.8, 1.2, 5.0, np.nan, np.nan, 3.0],
+        "measured": [True, True, False, True, True, True],
+    })  # fmt: skip
+    steps["radius"] = steps["radius"].where(steps["measured"])
+    points = at_the_same_weights(steps)
+    assert points["radius"].tolist() == [0.8, 1.2, np.inf]
+    np.testing.assert_array_equal(points["grad_norm"], [2.0, 300.0, np.nan])
 
 
 def test_figure_1_of_runs_in_which_no_radius_was_computed_says_so(tmp_path: Path) -> None:

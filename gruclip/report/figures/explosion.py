@@ -28,7 +28,8 @@ RADIUS_TOP = 5.0
 
 
 def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path]:
-    """Gradient norm and spectral radius over the iterations, one run of each method, and one against the other.
+    """Gradient norm and spectral radius over the iterations, one run of each method, and one against the other
+    at the same weights.
 
     The runs are those of `representatives`. What is not finite or off the scale is a triangle at the panel's edge.
     """
@@ -58,7 +59,10 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
                 panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 panel.tick_params(labelleft=column == 0)
             norm.tick_params(labelbottom=False)
-            _scatter(axes[4], measured, norm_limits, radius_limits, colour, MARKERS[column], METHOD_NAMES[method])
+            label = METHOD_NAMES[method]
+            _scatter(
+                axes[4], at_the_same_weights(run_steps), norm_limits, radius_limits, colour, MARKERS[column], label
+            )
         axes[0].set_ylabel("gradient norm")
         axes[2].set_ylabel("spectral radius" + ("\n(largest of layers)" if layers > 1 else ""))
         axes[4].axvline(1, color="black", linewidth=0.6, linestyle="--")
@@ -72,6 +76,14 @@ def figure_1(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
         figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=1.0)
 
     return style.save(draw, section.caption, 4.8, out / "figure_1", formats)
+
+
+def at_the_same_weights(steps: pd.DataFrame) -> pd.DataFrame:
+    """``grad_norm`` and ``radius`` of the same weights: an iteration leaves those whose radius stands in its row, and
+    the next one has their gradient. Only where that one was kept; infinity for a radius that is not finite.
+    """
+    radius = steps["radius"].fillna(np.inf).where(steps["measured"]).shift(1)[steps["step"].diff() == 1].dropna()
+    return pd.DataFrame({"radius": radius, "grad_norm": steps["grad_norm"][radius.index]})
 
 
 def no_radius(run: pd.Series) -> MissingRuns:
@@ -154,14 +166,14 @@ def _line(panel: Axes, step: pd.Series, value: pd.Series, limits: tuple[float, f
 
 def _scatter(
     panel: Axes,
-    measured: pd.DataFrame,
+    points: pd.DataFrame,
     norm_limits: tuple[float, float],
     radius_limits: tuple[float, float],
     colour: str,
     marker: str,
     label: str,
 ) -> None:
-    norm, radius = measured["grad_norm"], measured["radius"]
+    norm, radius = points["grad_norm"], points["radius"]
     inside = (norm <= norm_limits[1]) & (radius <= radius_limits[1])
     panel.plot(radius[inside], norm[inside], marker, markersize=2, markeredgewidth=0, color=colour, label=label,
                rasterized=True)  # fmt: skip
