@@ -51,7 +51,7 @@ class RecurrentModel(nn.Module):
 
 
 def load(folder: str | Path) -> RecurrentModel:
-    """The model of a run's best epoch, on the CPU and in evaluation mode.
+    """The model of a run's best epoch, on the CPU, in float32 whatever the run's precision, and in evaluation mode.
 
     Raises `UserError` where `folder` is no run's, or has no checkpoint. With a run that `gruclip.train` has finished,
     ``logits, state = load(result.folder)(words)``.

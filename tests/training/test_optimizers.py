@@ -23,6 +23,13 @@ def test_the_gradient_norm_is_global_over_all_parameters_and_separate_for_each_r
     assert gradient_norms([dense, sparse], 2).tolist() == [5.0, 13.0]
 
 
+@given(st.floats(0.1, 1.0), st.integers(1, 70_000))
+def test_the_gradient_norm_is_that_of_float64_however_many_numbers_are_equal(value: float, size: int) -> None:
+    gradient = torch.full((1, size), value)
+    exact = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
+    assert gradient_norms([gradient], 1).item() == pytest.approx(exact, rel=2e-6)
+
+
 def test_the_gradient_norm_does_not_overflow_before_the_gradient_does() -> None:
     assert gradient_norms([torch.full((1, 4), 1e30)], 1).item() == pytest.approx(2e30)
 
