@@ -30,8 +30,8 @@ class NonFiniteError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the training, after a checkpoint; `signal` is its number."""
+    """A signal stopped the training, after a checkpoint; `signal` is its number, `then` what goes on how."""
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, then: str = "the same command continues where it stopped") -> None:
         super().__init__(f"stopped by signal {signal}")
-        self.signal = signal
+        self.signal, self.then = signal, then

@@ -123,11 +123,11 @@ def collect(options: Namespace) -> int:
     for path, count, new, differing in collect_runs(places, options.experiment, Path(options.out), options.curves):
         print(f"{path}: {count} run{'s' * (count != 1)}, {new} of them new")
         if differing:
-            print(
-                f"gruclip: {differing} of these runs have other results than those kept in {path}, as on another "
-                "machine they may; that file keeps its own, and --out names another folder for yours",
-                file=sys.stderr,
-            )
+            others = f"{differing} of these runs have other results than those kept in {path}, as on another machine"
+            print(f"gruclip: {others} they may; that file keeps its own, --out FOLDER has yours", file=sys.stderr)
+        if new and Path(options.out) == PAPER:
+            remedy = "--out FOLDER keeps yours apart, git restore takes them out again"
+            print(f"gruclip: {path} holds the results that the repository keeps; {remedy}", file=sys.stderr)
     return 0
 
 

@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_stdout()
         return BROKEN_PIPE
     except KeyboardInterrupt as error:
-        print("gruclip: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return SIGNALLED + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
+        known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"gruclip: interrupted; {known.then}", file=sys.stderr)
+        return SIGNALLED + known.signal
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else _too_long(error) or _explain(error)
         if message is None:

@@ -24,7 +24,7 @@ def _mido() -> Any:
     try:
         import mido
     except ImportError:
-        raise UserError("MIDI files need the package mido: pip install 'gruclip[midi]'") from None
+        raise UserError("MIDI files need the package mido: pip install mido") from None
     return mido
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gruclip.errors import UserError
+from gruclip.errors import Interrupted, UserError
 from gruclip.runs import scheduler
 from gruclip.runs.sweeps import record_sweeps, sweeps
 from gruclip.training.display import Display
@@ -72,8 +72,10 @@ def _wait(submitted: Sequence[Submitted], display: Display, interrupted: Interru
     while running:
         # Soon after the start, and then with the patience that a sweep of days allows; squeue asks the controller.
         if interrupted.wait(min(60.0, 1.0 + (time.monotonic() - begun) / 60)):
-            display.note(f"the jobs go on; scancel {' '.join(_arrays(running))} ends them")
-            raise interrupted.error()
+            then = (
+                f"the jobs go on: gruclip status --watch follows them, scancel {' '.join(_arrays(running))} ends them"
+            )
+            raise Interrupted(interrupted.error().signal, then)
         queued = scheduler.states(_arrays(running))
         if queued is None:
             words = {"squeue does not answer; asking again"}

@@ -16,8 +16,8 @@ from gruclip.report.timing import condensed
 from gruclip.runs.files import told_by_name, write_whole
 from gruclip.runs.records import read_summary
 
-#: Below the runs of another clone, what is kept there.
-KEPT = "paper"
+#: Below the runs of another clone, what is kept there; and what this one keeps, no source of a folder of one's own.
+KEPT, OWN = "paper", Path("outputs/paper")
 
 
 @dataclass
@@ -39,10 +39,11 @@ def collect(
     """Merge the finished runs in the `places` into ``out/EXPERIMENT.csv`` and ``out/curves/``.
 
     A run folder ``PLACE/SUB/EXPERIMENT/...`` goes into ``out/SUB/EXPERIMENT.csv``; a place may also hold collected
-    files, itself or in ``paper/``. No `experiments` are all of them. The iterations are kept of the runs that Figure 1
-    would show and of those named in `step_names`. Everything is read and checked before the first file is written; each
-    is written whole or not at all. Yields each CSV file, its number of runs, how many of them are new, and how many
-    were left out since they are kept with other results, as of another machine.
+    files, itself or in ``paper/``, this repository's own only where that is named. No `experiments` are all of them.
+    The iterations are kept of the runs that Figure 1 would show and of those named in `step_names`. Everything is read
+    and checked before the first file is written; each is written whole or not at all. Yields each CSV file, its number
+    of runs, how many of them are new, and how many were left out since they are kept with other results, as of another
+    machine.
 
     Raises `UserError` where nothing is finished, for what cannot be read, where a run stands in two of the places with
     other results, and where the curves would grow beyond `curves.MAX_BYTES`.
@@ -91,6 +92,8 @@ def _sources(place: Path, out: Path) -> Iterator[tuple[Path, list[Row], Path | N
     for path in sorted([*place.glob("*.csv"), *place.glob("*/*.csv")]):
         parts = path.relative_to(place).parts
         relative = Path(*(parts[1:] if parts[0] == KEPT else parts))
+        if OWN.resolve() in path.resolve().parents and OWN.resolve() not in (place.resolve(), *place.resolve().parents):
+            continue
         # Not what is kept there already; but files kept apart, in a folder below.
         if path.resolve() != (out / relative).resolve() and collected.looks_collected(path):
             yield relative, [], path

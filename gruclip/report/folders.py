@@ -30,15 +30,17 @@ class Found:
     stamp: tuple[tuple[int, ...], ...]
 
 
-def find(root: Path) -> list[Found]:
+def find(root: Path, unreadable: list[str] | None = None) -> list[Found]:
     """All run folders below `root`, at any depth and behind links, by path.
 
-    Raises `UserError` for a folder that cannot be looked into, and for one that holds a run's files but no config.yaml.
+    Raises `UserError` for a folder that cannot be looked into, and for one that holds a run's files but no config.yaml;
+    with a list `unreadable`, its message goes there.
     """
-    return sorted(_find(str(root), {os.path.realpath(root)}), key=lambda found: found.path) if root.is_dir() else []
+    found = _find(str(root), {os.path.realpath(root)}, unreadable) if root.is_dir() else ()
+    return sorted(found, key=lambda one: one.path)
 
 
-def _find(folder: str, seen: set[str]) -> Iterator[Found]:
+def _find(folder: str, seen: set[str], unreadable: list[str] | None) -> Iterator[Found]:
     try:
         entries = {entry.name: entry for entry in os.scandir(folder)}
         if "config.yaml" in entries:
@@ -46,15 +48,23 @@ def _find(folder: str, seen: set[str]) -> Iterator[Found]:
             yield Found(folder, tuple((s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for s in stats))
         inner = [e for e in entries.values() if e.is_dir() and not ("config.yaml" in entries and e.name in _INSIDE)]
     except OSError as error:
-        raise UserError(f"{folder}: cannot be looked into ({error.strerror}); mend that or move it away") from None
+        _refuse(f"{folder}: cannot be looked into ({error.strerror}); mend that or move it away", unreadable)
+        return
     if "config.yaml" not in entries and any(name in entries for name in _OF_A_RUN):
-        raise UserError(f"{folder}: a run's folder without its config.yaml; put that back, or move the folder away")
+        _refuse(f"{folder}: a run's folder without its config.yaml; put that back, or move the folder away", unreadable)
+        return
     for entry in inner:
         if not entry.is_symlink():
-            yield from _find(entry.path, seen)
+            yield from _find(entry.path, seen, unreadable)
         elif (real := os.path.realpath(entry.path)) not in seen:
             seen.add(real)
-            yield from _find(entry.path, seen)
+            yield from _find(entry.path, seen, unreadable)
+
+
+def _refuse(message: str, unreadable: list[str] | None) -> None:
+    if unreadable is None:
+        raise UserError(message)
+    unreadable.append(message)
 
 
 def read(root: Path, unreadable: list[str] | None = None) -> list[Row]:
@@ -64,7 +74,7 @@ def read(root: Path, unreadable: list[str] | None = None) -> list[Row]:
     """
     index = Index(root)
     rows = []
-    for found in find(root):
+    for found in find(root, unreadable):
         known = index.get(found.path, found.stamp)
         if known is None:
             try:

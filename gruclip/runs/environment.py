@@ -109,15 +109,18 @@ def cpuinfo() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """What ``$GRUCLIP_REVISION`` says, where a copy of a checkout was sent to another machine; else the commit of the
-    checkout this code runs from, with "+changes" where it differs; outside a checkout None."""
+    checkout this code runs from, with "+changes" where it differs, results aside; outside a checkout None."""
     if named := os.environ.get("GRUCLIP_REVISION"):
         return named
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git = ["git", "-C", str(root)]
+        command = [*git, "describe", "--always", "--abbrev=12"]
+        revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!outputs"], check=False)
+        return f"{revision}+changes" if changes.returncode == 1 else revision
     except (OSError, subprocess.CalledProcessError):
         return None
 

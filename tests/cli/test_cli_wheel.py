@@ -204,6 +204,9 @@ def test_setup_does_nothing_while_the_project_and_the_constraints_are_the_same(c
     )
     state = subprocess.run(["cksum"], input=sources, capture_output=True, check=True).stdout
     (checkout / ".venv/.gruclip-setup").write_bytes(state)
+    assert _setup(checkout).returncode == 2  # pip install . has put a copy into the place of what is here
+    (checkout / ".venv/lib/python3.11/site-packages").mkdir(parents=True)
+    (checkout / ".venv/lib/python3.11/site-packages/__editable__.gruclip-0.1.0.pth").touch()
     assert _setup(checkout).returncode == 0
     with (checkout / "constraints.txt").open("a") as constraints:
         constraints.write("more==1\n")

@@ -22,12 +22,14 @@ from hypothesis import strategies as st
 from gruclip import compose, train
 from gruclip.cli import main
 from gruclip.config import ModelConfig, OptimizerConfig, RunConfig
-from gruclip.errors import ConfigError
+from gruclip.errors import ConfigError, Interrupted
 from gruclip.runs.ownership import read_owner
 from gruclip.runs.sweeps import sweeps
+from gruclip.training.interrupts import Interrupts
 from gruclip.training.jobs import Job, check_runs
 from hydra_plugins.gruclip import on_slurm, work
 from hydra_plugins.gruclip.stacks import stacks_for_job, stacks_here
+from hydra_plugins.gruclip.submission import Submitted
 
 SWEEP = ["seed=0,1,2,3", "model.hidden_size=24", "trainer.bptt=12", "trainer.max_steps=200", "trainer.radius_every=20"]
 COMPARED = ("epochs.csv", "steps.csv", "summary.json")
@@ -239,7 +241,9 @@ def test_a_preempted_job_is_started_again_and_ends_with_the_same_bits(tmp_path: 
     finally:
         sweep.kill()
     assert sweep.returncode == 0, said
-    assert [line.split(": ")[1] for line in said.splitlines()] == ["2 runs finished"] * 2
+    first, *others = said.splitlines()
+    assert first.endswith("4 runs in 2 jobs of this machine, 1 at a time; gruclip status --watch follows them")
+    assert [line.split(": ")[1] for line in others] == ["2 runs finished"] * 2
     logs = sorted((tmp_path / "jobs/.submitit").glob("*/*_log.out"), key=lambda path: path.stat().st_mtime)
     assert [log.read_text().count("Loading pickle") for log in logs] == [2, 1]
     assert {log.parent for log in logs} == set((tmp_path / "jobs/.submitit").iterdir())
@@ -263,6 +267,15 @@ def test_an_interrupted_command_ends_its_local_jobs_with_checkpoints(tmp_path: P
     begun = list(tmp_path.glob("demo/*/checkpoint/last.safetensors"))
     assert begun
     assert not list(tmp_path.glob("demo/*/.owner"))
+
+
+def test_who_stops_waiting_for_jobs_of_slurm_is_told_that_they_go_on(no_cluster: Path) -> None:
+    interrupts = Interrupts()
+    interrupts.set(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        on_slurm._wait([Submitted(SimpleNamespace(job_id="7_0"), [])], None, interrupts)  # type: ignore[arg-type]
+    assert caught.value.signal == signal.SIGTERM
+    assert caught.value.then == "the jobs go on: gruclip status --watch follows them, scancel 7 ends them"
 
 
 @pytest.mark.parametrize(

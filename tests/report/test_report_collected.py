@@ -121,6 +121,17 @@ def test_what_another_clone_has_kept_goes_where_its_run_folders_go(tmp_path: Pat
     assert [path.name for path in (tmp_path / "kept").iterdir() if path.is_dir()] == ["curves"]
 
 
+def test_what_this_clone_keeps_is_no_source_of_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_runs(tmp_path / "others", range(1))
+    gather(tmp_path / "others", Path("outputs/paper"))
+    write_runs(tmp_path / "outputs", range(1, 2))
+    assert gather(Path("outputs"), Path("mine")) == [("ptb.csv", 4, 4)]
+    assert gather(Path("outputs/paper"), Path("theirs")) == [("ptb.csv", 4, 4)]  # named
+
+
 def test_a_run_with_other_results_is_left_out_and_what_is_kept_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

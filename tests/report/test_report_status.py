@@ -124,12 +124,16 @@ def test_a_run_that_has_only_its_config_yet_is_in_training(tmp_path: Path) -> No
 
 
 def test_a_run_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
-    _, folder = _begun(tmp_path)
+    unfinished, folder = _begun(tmp_path)
     (folder / "summary.json").write_text("{")
     found = status(tmp_path / "o")
     assert found.finished.total() == 0
     assert len(found.unreadable) == 1
     assert "1 that cannot be read" in text(found)
+    (unfinished / "config.yaml").unlink()
+    found = status(tmp_path / "o")
+    assert len(found.unreadable) == 2
+    assert any("without its config.yaml" in one for one in found.unreadable)
 
 
 def test_runs_of_a_sweep_that_have_no_folder_wait_only_while_it_runs(tmp_path: Path) -> None:

@@ -272,6 +272,8 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--only", metavar="WORD", help="attacks whose name holds it")
     chosen = options.parse_args()
+    if not any(chosen.only is None or chosen.only in name for name in ATTACKS):
+        options.error(f"--only {chosen.only}: in the name of none of these: {', '.join(ATTACKS)}")
     torch.set_num_threads(1)
     compiled.library()
     chance, begun, done = random.Random(chosen.seed), time.monotonic(), []
