@@ -132,11 +132,14 @@ def test_a_run_goes_on_when_nobody_reads_what_it_shows(
             return len(text) if self.left >= 0 else super().write(text)
 
     File.error = error
-    stdout = sys.stdout
     shown = Display(1, console=Console(file=File(), force_terminal=terminal))
     monkeypatch.setattr("gruclip.training.runner.Display", lambda *_, **__: shown)
-    assert [result.status for result in train([config(tmp_path)])] == ["success"]
-    assert sys.stdout is stdout  # which rich's live display replaces
+    # Whose descriptor rich makes that of /dev/null where a pipe is broken: pytest's own would be of no use to it then.
+    with (tmp_path / "stdout").open("w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert [result.status for result in train([config(tmp_path)])] == ["success"]
+        assert sys.stdout is stdout  # which rich's live display replaces
+        monkeypatch.undo()
 
 
 def test_a_command_whose_pipe_is_closed_trains_to_its_end(tmp_path: Path) -> None:
