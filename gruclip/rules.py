@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 from gruclip.errors import ConfigError
 
 
+def plural(number: int, noun: str) -> str:
+    """In words: 1 run, 2 runs."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 class Rule(NamedTuple):
     """What a value should be, in words, and whether one is."""
 

@@ -63,7 +63,7 @@ def test_runs_are_trained_evaluated_collected_and_verified(tmp_path: Path) -> No
     assert config == RunConfig.from_dict({**config.to_dict(), "seed": 0})
     assert "test: " in run(tmp_path, "-m", "gruclip", "eval", str(folder))
     assert "2 runs, 2 of them new" in run(tmp_path, "-m", "gruclip", "collect", "--runs", "runs", "--out", "kept")
-    assert "2 runs: as they were written" in run(tmp_path, "-m", "gruclip", "verify", "runs")
+    assert "2 runs: as written" in run(tmp_path, "-m", "gruclip", "verify", "runs")
 
 
 def test_a_corpus_that_is_nowhere_says_that_pooch_is_missing(tmp_path: Path) -> None:

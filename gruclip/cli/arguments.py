@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +28,8 @@ FIGURES = {
     "lr": "loss by learning rate",
 }
 REPRODUCTIONS = ("table1", "table2", "figure1", "figure2", "lr", "cells", "quickstart")
+#: What tables are written as.
+FORMATS = ("md", "tex", "csv")
 BENCHMARKS = ("projection", "gru", "step", "transformer", "stack", "sweep")
 
 
@@ -70,8 +72,9 @@ def parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="a table of the runs there are")
     table.add_argument("which", choices=TABLES, help=_meanings(TABLES))
     _add_source(table)
-    table.add_argument("--format", default="md", choices=("md", "tex", "csv"))
-    table.add_argument("--out", type=_place, metavar="FILE", help="write it there and not to the terminal")
+    table.add_argument("--format", choices=FORMATS, help="default: that of FILE's name, or md")
+    ends = _file(*(f".{name}" for name in FORMATS), ".txt")
+    table.add_argument("--out", type=ends, metavar="FILE", help="write it there and not to the terminal")
 
     figure = commands.add_parser("figure", help="a figure of the runs there are")
     figure.add_argument("which", choices=FIGURES, help=_meanings(FIGURES))
@@ -81,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="an experiment as one HTML page, which opens from the disk")
     _add_source(report)
-    report.add_argument("--out", type=_place, metavar="FILE", help="default: EXPERIMENT.html")
+    report.add_argument("--out", type=_file(".html", ".htm"), metavar="FILE", help="default: EXPERIMENT.html")
 
     collect = commands.add_parser("collect", help="finished runs into the small files that the repository keeps")
     collect.add_argument(
@@ -144,6 +147,28 @@ def _place(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a name, or leave it out")
     return text
+
+
+def _file(*endings: str) -> Callable[[str], str]:
+    """A file's name that ends with one of these, or with none at all, as a pipe's does."""
+
+    def name(text: str) -> str:
+        ending = Path(_place(text)).suffix.lower()
+        if ending and ending not in endings:
+            raise argparse.ArgumentTypeError(f"{text}: should end with {' or '.join(endings)}")
+        return text
+
+    return name
+
+
+def table_format(options: argparse.Namespace) -> str:
+    """Which of `FORMATS` was asked for. Raises `UserError` where ``--format`` and the file's name differ."""
+    named = Path(options.out or "").suffix.lower()[1:]
+    if named not in FORMATS:
+        return options.format or FORMATS[0]
+    if options.format not in (None, named):
+        raise UserError(f"--out {options.out}: --format {options.format} is another format; leave out one of the two")
+    return named
 
 
 def _experiment(text: str) -> str:

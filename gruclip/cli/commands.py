@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gruclip.cli.arguments import REPRODUCTIONS, options_of
+from gruclip.cli.arguments import REPRODUCTIONS, options_of, table_format
 from gruclip.errors import MissingRuns, NoRuns, UserError
+from gruclip.rules import plural
 from gruclip.runs.files import write_whole
 from gruclip.training.interrupts import held_back
 
@@ -36,7 +37,7 @@ def table(options: Namespace) -> int:
 
     def made(experiment: str, notes: list[str]) -> str:
         runs = _runs(_places(options.runs), experiment, _remedy("table", options.which, experiment), notes)
-        return make_table(options.which, runs, options.format)
+        return make_table(options.which, runs, table_format(options))
 
     text = _of_an_experiment(options.experiment, EXPERIMENTS.get(options.which, "ptb"), made)
     if options.out is None:
@@ -107,8 +108,7 @@ def report(options: Namespace) -> int:
     def written(experiment: str, notes: list[str]) -> Path:
         runs = _runs(places, experiment, _remedy("table", "1", experiment), notes)
         out = Path(options.out) if options.out else Path(f"{experiment}.html")
-        text = page(experiment, runs, places, options.runs)
-        _write(out, text)
+        _write(out, page(experiment, runs, places, options.runs))
         return out
 
     print(_of_an_experiment(options.experiment, "ptb", written))
@@ -121,7 +121,7 @@ def collect(options: Namespace) -> int:
 
     places = [Path(place) for place in options.runs or [OUTPUTS]]
     for path, count, new, differing in collect_runs(places, options.experiment, Path(options.out), options.curves):
-        print(f"{path}: {count} run{'s' * (count != 1)}, {new} of them new")
+        print(f"{path}: {plural(count, 'run')}, {new} of them new")
         if differing:
             others = f"{differing} of these runs have other results than those kept in {path}, as on another machine"
             print(f"gruclip: {others} they may; that file keeps its own, --out FOLDER has yours", file=sys.stderr)
@@ -151,7 +151,7 @@ def _runs(places: Path | Sequence[Path], experiment: str, remedy: str, notes: li
     runs = read_runs(places, experiment, remedy, differing=differing)
     kept = int(runs["folder"].map(lambda folder: Path(folder).is_relative_to(places[1])).sum())
     if kept:
-        notes.append(f"{experiment}: {len(runs) - kept} runs in {places[0]}, {kept} kept in {places[1]}")
+        notes.append(f"{experiment}: {plural(len(runs) - kept, 'run')} in {places[0]}, {kept} kept in {places[1]}")
     if differing:
         notes.append(
             f"{len(differing)} of the runs in {places[0]} have other results than those kept in {places[1]}, as on "
@@ -260,8 +260,8 @@ def verify(options: Namespace) -> int:
     for fault in found:
         print(fault)
     if found:
-        raise UserError(f"verify: {len(found)} faults in {len(folders)} runs, listed above")
-    print(f"{len(folders)} runs: as they were written")
+        raise UserError(f"verify: {plural(len(found), 'fault')} in {plural(len(folders), 'run')}, listed above")
+    print(f"{plural(len(folders), 'run')}: as written")
     return 0
 
 

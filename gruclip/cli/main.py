@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its programs inherit, need not be there
     _accept_every_character()
+    _announce()
     try:
         _check_folder()
         return _run(arguments)
@@ -53,6 +55,14 @@ def _accept_every_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _announce() -> None:
+    """Show on stderr what the library says before it does something that takes long."""
+    logger, handler = logging.getLogger("gruclip"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("gruclip: %(message)s"))
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
 
 
 def _close_stdout() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gruclip.errors import Interrupted, UserError
+from gruclip.rules import plural
 from gruclip.runs import scheduler
 from gruclip.runs.sweeps import record_sweeps, sweeps
 from gruclip.training.display import Display
@@ -36,8 +37,8 @@ def train(
         raise
     record_sweeps([job.folder.path for job in jobs], output_dirs, _arrays(submitted))
     display.note(
-        f"{display.total} runs in {len(submitted)} jobs of SLURM ({', '.join(_arrays(submitted))}), which go on "
-        "without this command; gruclip status --watch follows them"
+        f"{plural(display.total, 'run')} in {plural(len(submitted), 'job')} of SLURM "
+        f"({', '.join(_arrays(submitted))}), which go on without this command; gruclip status --watch follows them"
     )
     _wait(submitted, display, interrupted)
     check_finished(submitted)

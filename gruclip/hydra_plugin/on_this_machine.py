@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gruclip.rules import plural
 from gruclip.runs.sweeps import record_sweeps
 from gruclip.training.display import Display
 from gruclip.training.interrupts import POLL_SECONDS, Interrupts, ignored
@@ -30,7 +31,7 @@ def train(
     Raises `UserError` where a run is unfinished then.
     """
     record_sweeps([job.folder.path for job in jobs], [Path(job.config.output_dir) for job in jobs])
-    told = f"{display.total} runs in {len(stacks)} jobs of this machine, {side_by_side} at a time"
+    told = f"{plural(display.total, 'run')} in {plural(len(stacks), 'job')} of this machine, {side_by_side} at a time"
     display.note(f"{told}; gruclip status --watch follows them")
     waiting, running, ended = list(stacks), list[Submitted](), list[Submitted]()
     gpus = torch.cuda.device_count()  # submitit hides those that a job does not ask for

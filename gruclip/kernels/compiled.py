@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import subprocess
 import tempfile
@@ -28,6 +29,9 @@ from torch.nn import Parameter
 from gruclip.errors import UserError
 from gruclip.kernels import build, cache
 from gruclip.kernels.arguments import KERNELS, check
+
+#: What takes seconds is announced here; the command line shows it.
+LOGGER = logging.getLogger(__name__)
 
 #: Of a wheel: LEVEL-SHA256.so.
 PREBUILT = Path(__file__).parent / "prebuilt"
@@ -171,6 +175,7 @@ def _compiled() -> Loaded:
                 wrong = str(error)
             _warn(f"{path} {wrong}; the kernels are compiled again")
             refused.append(path)
+        LOGGER.info("compiling gruclip's kernels for this processor, once: 10 to 60 seconds; kept in %s", where)
         path = cache.store(where, key, compile_to)
         for other in refused:
             if other != path:

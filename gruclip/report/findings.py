@@ -16,6 +16,7 @@ from gruclip.report.sections import METHOD_NAMES, SETTING, UNCOUNTED
 from gruclip.report.stability import UNSEEN
 from gruclip.report.statistics import SEEDS_FOR_INTERVAL, finished, successful
 from gruclip.report.timing import PHASES
+from gruclip.rules import plural
 
 
 class Finding(NamedTuple):
@@ -50,7 +51,7 @@ def _explosions(tables: Mapping[str, list[Table]], rate: float | None) -> Iterat
                 if sums[f"iterations.{side}"]
             ]
             told = f"it does in {' and '.join(shares)}" if shares else "no radius was measured"
-            yield f"Under {METHOD_NAMES[name]} {words}, {sums['runs']:.0f} runs, {told}."
+            yield f"Under {METHOD_NAMES[name]} {words}, {plural(int(sums['runs']), 'run')}, {told}."
     yield from dict.fromkeys(
         note for table in tables["explosions"] for note in table.notes if note.startswith((UNCOUNTED, UNSEEN))
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gruclip.report.statistics import finished
+from gruclip.rules import plural
 
 #: Columns of a frame on which the bits of a run may depend, and how a note calls several of their values.
 _NAMES = {
@@ -27,7 +28,7 @@ def notes(runs: pd.DataFrame) -> list[str]:
         counts = ended[column].fillna(_UNKNOWN).value_counts().sort_index()
         if len(counts) > 1:
             labels = _kernel_labels(list(counts.index)) if column == "kernels" else list(counts.index)
-            parts = [f"{label} ({count} run{'s' * (count != 1)})" for label, count in zip(labels, counts, strict=True)]
+            parts = [f"{label} ({plural(count, 'run')})" for label, count in zip(labels, counts, strict=True)]
             lines.append(f"Runs of {len(counts)} {name}: {'; '.join(parts)}.")
     return lines
 

@@ -31,6 +31,7 @@ from gruclip.report.render import Table
 from gruclip.report.rows import STATUSES
 from gruclip.report.sections import SETTING, value
 from gruclip.report.tables import TABLES
+from gruclip.rules import plural
 
 #: Columns of the table of all runs: what a reader sorts by, and its column in the frame.
 COLUMNS = {
@@ -71,7 +72,7 @@ def page(experiment: str, runs: pd.DataFrame, places: Sequence[Path], named: str
     tables = _made(runs, missing)
     return _template().render(
         title=f"{experiment}: {', '.join(DATASET_NAMES[name] for name in runs['dataset.name'].unique())}",
-        counts=f"{len(runs)} runs: {', '.join(words)}; in {exploded} of them the gradient exploded.",
+        counts=f"{plural(len(runs), 'run')}: {', '.join(words)}; in {exploded} of them the gradient exploded.",
         command=f"gruclip report{options}",
         places=" and ".join(map(str, places)),
         findings=findings(runs, tables),

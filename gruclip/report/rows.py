@@ -13,6 +13,7 @@ import pandas as pd
 from gruclip.choices import OPTIMIZERS, WORD_DATASETS
 from gruclip.config import IDENTITY_SETTINGS, RunConfig
 from gruclip.errors import UserError
+from gruclip.rules import plural
 from gruclip.runs.records import STATUSES
 
 #: What summary.json holds (losses in nats per token or per time step), with the values of a run that has none yet.
@@ -96,7 +97,7 @@ def _stage(environment: Mapping[str, Any]) -> dict[str, str | None]:
     device = environment["processor"] if on_cpu else environment["device"]
     kernels, command = environment.get("kernels"), environment.get("command")
     return {
-        "machine": _printable(f"{device}, {threads} thread{'s' * (threads != 1)}"),
+        "machine": _printable(f"{device}, {plural(threads, 'thread')}"),
         "processor": environment["processor"],
         "accelerator": None if on_cpu else f"{environment['device']}{f', driver {driver}' if driver else ''}",
         "threads": str(threads),

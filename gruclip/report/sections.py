@@ -12,6 +12,7 @@ from gruclip.choices import CELLS, DATASET_NAMES, METHODS, OPTIMIZERS, WORD_DATA
 from gruclip.config import IDENTITY_SETTINGS
 from gruclip.errors import MissingRuns
 from gruclip.report import recalled
+from gruclip.rules import plural
 
 METHOD = ("optimizer.name", "optimizer.threshold", "optimizer.delta")
 IDENTITY = (*IDENTITY_SETTINGS, "data_sha256")
@@ -136,7 +137,7 @@ def known(parts: Sequence[Section], columns: Collection[str]) -> list[Section]:
 def uncounted(part: Section, counted: pd.DataFrame, what: str) -> list[str]:
     """A line on the finished runs of a section that a table cannot count: it names the settings they are of."""
     left = by_method(part.runs.drop(counted.index))
-    runs = [f"{label(mine.iloc[0])} ({len(mine)} run{'s' * (len(mine) != 1)})" for mine in left]
+    runs = [f"{label(mine.iloc[0])} ({plural(len(mine), 'run')})" for mine in left]
     return [f"{UNCOUNTED}, for they came without {what}: {', '.join(runs)}."] if runs else []
 
 
@@ -189,9 +190,9 @@ def _length(run: pd.Series) -> str:
     kind = {"full": "", "short": "short runs of ", "smoke": "smoke runs of "}[run["trainer.budget"]]
     epochs_first = run["epochs"] >= run["max_epochs"] and run["steps"] < run["max_steps"]
     if pd.notna(run["trainer.max_steps"]) and not epochs_first:
-        return f"cut at {run['trainer.max_steps']:.0f} iterations (trainer.max_steps){budget}"
+        return f"cut at {plural(int(run['trainer.max_steps']), 'iteration')} (trainer.max_steps){budget}"
     if pd.notna(run["max_steps"]) and not epochs_first:
-        return f"{kind}{run['max_steps']:.0f} iterations{budget}"
+        return f"{kind}{plural(int(run['max_steps']), 'iteration')}{budget}"
     if pd.notna(run["max_epochs"]):
         epochs = "epoch" if run["max_epochs"] == 1 else "epochs"
         return f"{kind}{'at most ' * (run['schedule.name'] == 'plateau')}{run['max_epochs']:.0f} {epochs}{budget}"

@@ -95,4 +95,9 @@ def _steps(corpus: MusicCorpus, prompt: str | None) -> Tensor:
             f"--prompt {prompt}: should be TUNE or TUNE:STEPS, a tune of the test split from 0 to {len(tunes) - 1} and "
             "how many of its first time steps, e.g. 0:32"
         )
-    return tunes[int(tune)][: int(count)]
+    start = tunes[int(tune)]
+    if colon and int(count) > len(start):
+        raise ConfigError(
+            f"--prompt {prompt}: tune {int(tune)} has {len(start)} time steps; give {len(start)} or fewer"
+        )
+    return start[: int(count)]

@@ -60,7 +60,8 @@ def _faults_of_sums(folder: Path) -> Iterator[str]:
     try:
         lines = (folder / SUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        yield f"{folder / SUMS}: cannot be read ({error}); without it nobody can tell whether the run was altered"
+        why = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        yield f"{folder / SUMS}: {why}; without it nobody can tell whether the run was altered"
         return
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in SUMMED:

@@ -15,7 +15,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gruclip.rules import plural
+
 REFRESH_SECONDS = 0.25
+
+#: Without a terminal a run says after so long how fast it is, if its first epoch has not ended by then.
+PACE_SECONDS = 10.0
 
 #: Widths of the live table's columns beside the run's name, in characters.
 COLUMNS = {"epoch": 5, "iteration": 13, "nats": 8, "gradient norm": 13, "spectral norm": 13, "left": 8}
@@ -41,13 +46,18 @@ class _Row:
     loss: float = 0.0
     grad_norm: float = 0.0
     spectral_norm: float = 0.0
+    told_pace: bool = False
+
+    def pace(self) -> float | None:
+        """Seconds an iteration so far; None before the second one."""
+        if self.first_step is None or self.step <= self.first_step:
+            return None
+        return (time.monotonic() - self.started) / (self.step - self.first_step)
 
     def seconds_left(self) -> float | None:
         """To the end at the pace so far; None where the end is not known."""
-        if self.total_steps is None or self.first_step is None or self.step <= self.first_step:
-            return None
-        pace = (time.monotonic() - self.started) / (self.step - self.first_step)
-        return max(0.0, pace * (self.total_steps - self.step))
+        pace = self.pace()
+        return None if self.total_steps is None or pace is None else max(0.0, pace * (self.total_steps - self.step))
 
     def seconds_in_all(self) -> float:
         return time.monotonic() - self.started + (self.seconds_left() or 0.0)
@@ -119,7 +129,7 @@ class Display:
         """A run begins or goes on; called again at each epoch."""
         if name not in self.rows:
             self.rows[name] = _Row(Path(name).name, steps_per_epoch, total_steps)
-            length = "until its schedule ends" if total_steps is None else f"{total_steps} iterations"
+            length = "until its schedule ends" if total_steps is None else plural(total_steps, "iteration")
             self.note(f"[{self.done + len(self.rows)}/{self.total}] {name}: {length}")
 
     def step(self, name: str, *, epoch: int, step: int, loss: float, grad_norm: float, spectral_norm: float) -> None:
@@ -132,10 +142,20 @@ class Display:
             self._next_refresh = time.monotonic() + REFRESH_SECONDS
             live, table = self._live, self._table()
             self._show(lambda: live.update(table, refresh=True))
+        elif self._live is None and not row.told_pace and time.monotonic() - row.started >= PACE_SECONDS:
+            self._tell_pace(row)
+
+    def _tell_pace(self, row: _Row) -> None:
+        pace, remaining = row.pace(), row.remaining()
+        if pace is not None:
+            row.told_pace = True
+            left = f", {remaining} left" if remaining else ""
+            self.note(f"  {row.label}: {pace:.3g} s an iteration, {clock(pace * row.steps_per_epoch)} an epoch{left}")
 
     def epoch(self, name: str, row: Mapping[str, Any]) -> None:
         """An epoch has ended: its row of ``epochs.csv``."""
         remaining = self.rows[name].remaining()
+        self.rows[name].told_pace = True
         self.note(
             f"  {self.rows[name].label}: epoch {row['epoch']}, train {row['train_loss']:.4f}, "
             f"valid {row['valid_loss']:.4f} nats, gradient norm {row['grad_norm_mean']:.3g} "

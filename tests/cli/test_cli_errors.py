@@ -22,6 +22,9 @@ from gruclip.config import RunConfig
 from gruclip.errors import ConfigError
 from hydra_plugins.gruclip.settings import check_typed, to_run
 
+#: The runs that the repository keeps.
+PAPER = Path(__file__).parents[2] / "outputs" / "paper"
+
 #: What is typed after ``gruclip``, and what the one line must hold.
 BAD_COMMANDS = [
     # commands
@@ -303,6 +306,29 @@ def test_an_empty_name_as_of_an_unset_variable_is_refused(
     assert main(typed) == 2
     assert "is empty; give a name, or leave it out" in capsys.readouterr().err
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("report --out a.pdf", "argument --out: a.pdf: should end with .html or .htm"),
+        ("table lr --out a.pdf", "argument --out: a.pdf: should end with .md or .tex or .csv or .txt"),
+        ("table lr --out a.tex --format md", "--out a.tex: --format md is another format; leave out one of the two"),
+    ],
+)
+def test_a_name_that_says_another_format_is_refused(
+    typed: str, told: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*typed.split(), "--experiment", "demo", "--runs", str(PAPER)]) == 2
+    assert capsys.readouterr().err.startswith(f"gruclip: {told}")
+    assert list(work.iterdir()) == []
+
+
+def test_a_table_has_the_format_of_its_file_s_name(work: Path) -> None:
+    begins = {"t.tex": r"\begin{table}", "T.CSV": "dataset.name,", "t.md": "**", "t.txt": "**", "t": "**"}
+    for name, beginning in begins.items():
+        assert main(["table", "lr", "--experiment", "demo", "--runs", str(PAPER), "--out", name]) == 0
+        assert (work / name).read_text().startswith(beginning), name
 
 
 @pytest.mark.parametrize(

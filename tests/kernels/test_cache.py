@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import random
@@ -82,6 +83,25 @@ def foreign(tmp_path: Path) -> tuple[bytes, Path]:
     command = [*build.compiler(), "-x", "c", "-shared", "-fPIC", "-o", tmp_path / "foreign.so", tmp_path / "foreign.c"]
     subprocess.run(command, check=True)
     return (tmp_path / "foreign.so").read_bytes(), mark
+
+
+def test_who_waits_for_the_compiler_is_told_so_once(times: list[Path]) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("gruclip")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        for _ in range(2):
+            again()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert len(times) == len(said) == 1
+    assert said[0].startswith("compiling gruclip's kernels")
+    assert str(times[0].parents[1]) in said[0]
 
 
 def test_what_is_compiled_is_kept_in_a_folder_of_the_users_alone(times: list[Path], tmp_path: Path) -> None:

@@ -234,4 +234,4 @@ def test_the_kept_runs_have_a_page(tmp_path: Path) -> None:
 
 def test_a_sweep_of_which_nothing_has_finished_has_a_page() -> None:
     text = page("demo", frame([(config(DEMO, "sgd"), summary("unfinished"))]), [Path("/o")])
-    assert "1 runs: 1 unfinished" in text
+    assert "1 run: 1 unfinished" in text

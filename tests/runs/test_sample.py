@@ -139,6 +139,7 @@ def test_a_disk_that_is_full_leaves_the_tune_and_the_picture_that_were_there(
         (["--seed", "-1"], "--seed -1: should be"),
         (["--prompt", "9999:3"], "--prompt 9999:3: should be TUNE or TUNE:STEPS"),
         (["--prompt", "0:0"], "--prompt 0:0: should be TUNE or TUNE:STEPS"),
+        (["--prompt", "0:99999"], "--prompt 0:99999: tune 0 has "),
         (["--out", "a.wav"], "--out a.wav: this run's samples go into a .mid file"),
         (["--out", "nowhere/a.mid"], "nowhere/a.mid: cannot be written (No such file or directory)"),
     ],

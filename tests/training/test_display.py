@@ -69,10 +69,28 @@ def test_without_a_terminal_a_run_is_a_line_at_its_start_at_each_epoch_and_at_it
         display.finish(RUN, "success", "")
     assert text(out).splitlines() == [
         f"[1/2] {RUN}: 200 iterations",
+        "  spectral_clipping,delta=0.2,seed=3: 1 s an iteration, 0:01:40 an epoch, 0:03:09 left",
         "  spectral_clipping,delta=0.2,seed=3: epoch 1, train 5.2500, valid 5.5000 nats, gradient norm 1.23 "
         "(largest 98.7), values clipped 12, 0:01:41 left",
         "  spectral_clipping,delta=0.2,seed=3: success",
     ]
+
+
+def test_a_run_says_once_and_without_a_terminal_alone_how_fast_it_is_if_its_first_epoch_takes_long(clock):
+    pace = re.compile(r"an iteration, .* an epoch")
+    for seconds, terminal, told in ((0.04, False, 0), (0.5, False, 1), (40.0, False, 1), (0.5, True, 0)):
+        out = console(terminal)
+        with Display(total=1, console=out) as display:
+            display.start(RUN, 100, None)
+            for number in range(1, 101):
+                step(display, number)
+                clock.now += seconds
+            display.epoch(RUN, EPOCH)
+            for number in range(101, 201):
+                step(display, number, epoch=2)
+                clock.now += seconds
+        assert len(pace.findall(text(out))) == told, (seconds, terminal)
+        assert terminal or "left" not in text(out)  # its end is not known
 
 
 def test_the_time_left_is_of_this_session_s_pace_so_that_a_continued_run_tells_it_right(clock):
@@ -164,8 +182,10 @@ def test_without_a_terminal_no_iteration_is_printed(clock):
     out = console(terminal=False)
     with Display(total=1, console=out) as display:
         display.start(RUN, 100, 200)
+        step(display, 1)
+        display.epoch(RUN, EPOCH)
         before = text(out)
-        for number in range(1, 50):
+        for number in range(2, 50):
             step(display, number)
             clock.now += 1
     assert text(out) == before

@@ -18,6 +18,7 @@ from gruclip.report.reading import read_timing
 from gruclip.report.sections import METHOD, METHOD_NAMES, Section, in_order, sections, setting
 from gruclip.report.statistics import finished
 from gruclip.report.timing import PHASES, later
+from gruclip.rules import plural
 
 #: Where the runs lie that are timed for this figure, one after another and with nothing beside them.
 TIMED = "figure2"
@@ -106,7 +107,7 @@ def figure_2(runs: pd.DataFrame, out: Path, formats: Sequence[str]) -> list[Path
                       handler_map={tuple: HandlerTuple(ndivide=None, pad=0)})  # fmt: skip
 
     height = 0.9 + 0.32 * len(seconds)
-    left_out = f"\nwithout {len(stacked)} run{'s' * (len(stacked) > 1)} timed in a stack" if stacked else ""
+    left_out = f"\nwithout {plural(len(stacked), 'run')} timed in a stack" if stacked else ""
     return style.save(draw, f"{section.model}\n{machines[0]}{left_out}", height, out / "figure_2", formats)
 
 
