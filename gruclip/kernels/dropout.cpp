@@ -173,7 +173,7 @@ template <typename Element>
 void product_where_kept(float* result, const float* left, const Matrix& right, const float* mask, long m, long depth,
                         long n, int threads) {
     // Rows whose sums for a block of columns stay in the second-level cache, and panels of the depth's parts, at most.
-    constexpr long WIDTH = SUMMED * LANES, FEW = 352, MOST_PANELS = 12, FEWEST_PARTS = 2;
+    constexpr long WIDTH = SUMMED * LANES, FEW = 176 * ROWS, MOST_PANELS = 24 / ROWS, FEWEST_PARTS = 2;
     constexpr int TOGETHER = ROWS == 2 ? LANES : 1;  // of whose lanes the sums are taken
     const long most = std::max<long>(1, std::min(FEW, parts(m, threads)));
     const std::vector<Kept> all = kept_rows<Single>({mask, n, 1}, m, n, most, deepest(SUMMED), threads);

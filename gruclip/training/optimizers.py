@@ -59,20 +59,25 @@ def gradient_norms(gradients: Iterable[Gradient], runs: int, waits: bool = True)
     for gradient in gradients:
         if isinstance(gradient, Tensor) and gradient.is_sparse:
             rows = gradient.shape[0] // runs
-            squares = _row_norms(gradient.values(), waits).square()
+            squares = _norms(gradient.values(), waits).square().view(len(gradient.values()), -1).sum(1)
             total = total + squares.new_zeros(runs).index_add_(0, gradient.indices()[0] // rows, squares)
         else:
             values = gradient.values if isinstance(gradient, RowGradient) else gradient
-            total = total + _row_norms(values, waits).square().view(runs, -1).sum(1)
+            total = total + _norms(values, waits).square().view(runs, -1).sum(1)
     assert isinstance(total, Tensor)
     return total.sqrt()
 
 
-def _row_norms(a: Tensor, waits: bool) -> Tensor:
-    """Norms along the last axis, as float64: up to `FLOAT32_SQUARES` at a time lose 2e-6 in float32, at most."""
-    if waits and a.device.type == "cpu" and a.dtype == torch.float32 and a.shape[-1] <= FLOAT32_SQUARES:
-        norms = torch.linalg.vector_norm(a, dim=-1)
-        # Their sum may overflow where the gradient does not; a pass in float64 takes twenty times as long on a CPU.
+def _norms(a: Tensor, waits: bool) -> Tensor:
+    """Norms along the last axis, as float64, or of its parts, in an axis more: `FLOAT32_SQUARES` at a time lose 2e-6 in
+    float32, at most."""
+    if waits and a.device.type == "cpu" and a.dtype == torch.float32:
+        parts, blocks = [a], a.shape[-1] // FLOAT32_SQUARES
+        if blocks:
+            whole = blocks * FLOAT32_SQUARES
+            parts = [a[..., :whole].unflatten(-1, (blocks, FLOAT32_SQUARES)), a[..., whole:].unsqueeze(-2)]
+        norms = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in parts], -1)
+        # Their sum may overflow where the gradient does not; a pass in float64 takes fifty times as long on a CPU.
         if bool(torch.isfinite(norms).all()):
             return norms.double()
     if fused.takes(a):

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gruclip.config import OptimizerConfig, RunConfig, ScheduleConfig
@@ -23,11 +23,18 @@ def test_the_gradient_norm_is_global_over_all_parameters_and_separate_for_each_r
     assert gradient_norms([dense, sparse], 2).tolist() == [5.0, 13.0]
 
 
-@given(st.floats(0.1, 1.0), st.integers(1, 70_000))
-def test_the_gradient_norm_is_that_of_float64_however_many_numbers_are_equal(value: float, size: int) -> None:
-    gradient = torch.full((1, size), value)
-    exact = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
-    assert gradient_norms([gradient], 1).item() == pytest.approx(exact, rel=2e-6)
+@given(st.floats(0.1, 1.0), st.integers(1, 2), st.integers(1, 3), st.integers(1, 70_000))
+@example(1.0, 1, 2, 2048)
+@example(1.0, 2, 1, 4096)
+def test_the_gradient_norm_is_that_of_float64_however_many_numbers_are_equal(
+    value: float, runs: int, rows: int, size: int
+) -> None:
+    weights = torch.arange(1.0, runs + 1)  # so that no run's is another's
+    dense = torch.full((runs, rows, size), value) * weights[:, None, None]
+    exact = torch.linalg.vector_norm(dense.flatten(1), dim=1, dtype=torch.float64)
+    assert gradient_norms([dense], runs).tolist() == pytest.approx(exact.tolist(), rel=2e-6)
+    sparse = torch.sparse_coo_tensor([[*range(runs * rows)]], dense.flatten(0, 1), (runs * rows, size)).coalesce()
+    assert gradient_norms([sparse], runs).tolist() == pytest.approx(exact.tolist(), rel=2e-6)
 
 
 def test_the_gradient_norm_does_not_overflow_before_the_gradient_does() -> None:
