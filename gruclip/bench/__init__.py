@@ -7,6 +7,7 @@
   `budget`: what an iteration on a GPU should take.
 - `gpu`: the stages of ``scripts/gpu`` on a lent card: `gpu_probe` asks it, `gpu_check` tests it, `gpu_study` trains the
   `gpu_runs`.
+- `revisions`: this checkout beside another one, which `revision_work` runs.
 - `sequences`: matrices before clipping, made; `recorded`: those of runs; `agreement`: training by ``auto`` against
   ``full``.
 
