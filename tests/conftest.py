@@ -33,6 +33,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("gruclip")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are numbered: those of a .mat hold the second that they were made in, and two workers that collect in
+    different seconds would not have the same tests.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def logging_of_hydra() -> Iterator[None]:
     """Hydra sets up logging for the whole process, on the streams that a test has: later tests would log to these."""
