@@ -17,7 +17,7 @@ from gruclip.bench import grid
 from gruclip.bench import options as command
 from gruclip.bench.output import number, write
 from gruclip.bench.projection_figure import grid_figure, projection_figure
-from gruclip.bench.projection_peers import MISSING, NAIVE, Projection, has_emerging, peers
+from gruclip.bench.projection_peers import NAIVE, Projection, missing, peers
 from gruclip.bench.projection_stacks import BEGINNING, deferred, measure_stacks, stack_table
 from gruclip.bench.recorded import load_recorded, record, save_recorded
 from gruclip.bench.sequences import MatrixSequence, drifting, late
@@ -139,7 +139,7 @@ def measure_all(
     return pd.DataFrame(rows)
 
 
-def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
+def projection_table(frame: pd.DataFrame, step_seconds: float, device: torch.device) -> Table:
     """Markdown cells of what `measure_all` gave."""
     cells = pd.DataFrame(
         {
@@ -161,7 +161,7 @@ def projection_table(frame: pd.DataFrame, step_seconds: float) -> Table:
         "from the projection by float64 SVD, over the larger of the matrix's norm and the limit. `deferred` leaves its "
         "certificates unread."
     )
-    return Table("Projection", caption, cells, frame, [] if has_emerging() else [MISSING])
+    return Table("Projection", caption, cells, frame, missing(device))
 
 
 #: Options that are of everything but the grid.
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> int:
         "by share": (drifting(n, round(fraction * n), steps) for fraction in arguments.fractions),
     }
     frames = {kind: measure_all(some, arguments.seconds, step_seconds, device) for kind, some in kinds.items()}
-    tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds)]
+    tables = [projection_table(pd.concat(frames.values(), ignore_index=True), step_seconds, device)]
     if arguments.stacks:
         sequence = late(n, min(STACK_STEPS, steps + BEGINNING))
         tables.append(stack_table(measure_stacks(sequence, arguments.stacks, device), sequence))

@@ -23,6 +23,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gruclip.bench.floor import notes
+from gruclip.kernels.products import has_bf16_products
+
 #: a, b and c of a s + b s^3 + c s^5, each the best for what the last has left of [1e-3, 1] ("The Polar Express", Amsel
 #: et al., 2025). Eight steps of three products, as many as `emerging_optimizers` takes.
 QUINTIC = (
@@ -88,13 +91,19 @@ def emerging_clip(weight: Tensor, limit: float) -> None:
     weight.copy_(module.spectral_hardcap(weight, limit))
 
 
+def missing(device: torch.device) -> list[str]:
+    """What a table should say of those that are not among the `peers`."""
+    return [*notes(device), *([] if has_emerging() else [MISSING])]
+
+
 def peers(limit: float, device: torch.device) -> dict[str, Projection]:
     """Every peer that can be had here, by name."""
     found: dict[str, Projection] = {
         NAIVE: partial(svd_clip, limit=limit),
         "Newton-Schulz, float32": partial(newton_schulz_clip, limit=limit, dtype=torch.float32),
-        "Newton-Schulz, bf16": partial(newton_schulz_clip, limit=limit, dtype=torch.bfloat16),
     }
+    if has_bf16_products(device):  # else one clip takes seconds
+        found["Newton-Schulz, bf16"] = partial(newton_schulz_clip, limit=limit, dtype=torch.bfloat16)
     if device.type == "cuda":
         found["torch SVD, gesvdj"] = partial(svd_clip, limit=limit, driver="gesvdj")
     if has_emerging():

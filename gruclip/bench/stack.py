@@ -17,6 +17,7 @@ from gruclip.bench.step import EXAMPLE, SHAPES, engine_step, example_seconds, pe
 from gruclip.bench.timing import alone
 from gruclip.choices import PRECISIONS
 from gruclip.config import ModelConfig
+from gruclip.kernels.products import has_bf16_products
 from gruclip.model.device import COMPUTE_DTYPES, choose_device, round_products
 from gruclip.report.render import Table
 from gruclip.training.engine import WARM_UP, Engine
@@ -70,7 +71,9 @@ def main(argv: list[str]) -> int:
     corpus = random_words(steps, batch, arguments.vocabulary)
     work = gru_work(steps, batch, n, n) + output_work(steps * batch, n, arguments.vocabulary)
     square = (PRODUCT_SIZE[device.type],) * 3
-    rate = max(product_rates([square], COMPUTE_DTYPES[precision], device=device)[square].values())
+    # What rounds to bf16 on a CPU without its products multiplies in float32.
+    dtype = COMPUTE_DTYPES[precision] if precision != "bf16" or has_bf16_products(device) else torch.float32
+    rate = max(product_rates([square], dtype, device=device)[square].values())
 
     example = example_seconds(corpus, arguments.shape, rounds, device)
     card = measured_card(rate, bandwidth(device), precision, device)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gruclip.bench import grid, projection, projection_peers
+from gruclip.bench import floor, grid, projection, projection_peers
 from gruclip.bench.grid import AUTO, Cell, cells, grid_tables, measure_cell, measure_grid
 from gruclip.bench.projection_figure import grid_figure, line_style, projection_figure
 from gruclip.bench.projection_peers import EMERGING, MISSING, NAIVE, matrix_sign, newton_schulz_clip, peers, svd_clip
@@ -201,6 +201,14 @@ def test_a_peer_that_is_not_installed_is_named_and_one_that_is_takes_part(monkey
 
 
 # -- what is measured ---------------------------------------------------------------------------------
+
+
+def test_a_processor_without_bf16_products_is_not_asked_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        for module in (projection_peers, floor):
+            monkeypatch.setattr(module, "has_bf16_products", lambda _, there=there: there)
+        assert ("Newton-Schulz, bf16" in peers(1.0, CPU)) is there
+        assert (floor.NO_BF16 in projection_peers.missing(CPU)) is not there
 
 
 def test_every_algorithm_is_measured_against_the_exact_projection():

@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from gruclip.config import DatasetConfig, ModelConfig, OptimizerConfig, RunConfig, TrainerConfig
 from gruclip.data import load
-from gruclip.kernels import compiled, fused
+from gruclip.kernels import compiled, fused, products
 from gruclip.kernels.graphs import Phase, capture_on, cuda_graphs
 from gruclip.kernels.products import has_bf16_products
 from gruclip.model.evaluation import Evaluation, evaluate
 from gruclip.spectral import SubspaceState, clip_singular_values_deferred_, redo_uncertified_
+from gruclip.training import operands
 from gruclip.training.engine import WARM_UP, Engine, StepMetrics
 
 #: Operations whose result the host needs, by value or for a shape, or that copy from its memory.
@@ -194,6 +195,8 @@ def test_a_replayed_iteration_with_triton_s_kernels_computes_what_it_computes_wi
     found = []
     for kernels in (True, False):
         monkeypatch.setattr(fused, "INTERPRETED", kernels)
+        for room in (products, operands):  # as a GPU has, whatever this CPU has
+            monkeypatch.setattr(room, "has_bf16_products", lambda _: True)
         engine = RecordedEngine(runs, corpus)
         engine.begin_epoch([1, 1])
         found.append([numbers(engine.step(iteration, with_radius=False)) for iteration in range(WARM_UP + 2)])
