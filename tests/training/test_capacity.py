@@ -140,8 +140,8 @@ def test_the_estimate_is_no_less_than_what_a_run_takes_and_not_three_times_as_mu
     command = [sys.executable, "-c", MEASURE, str(words), str(n), str(layers), "auto"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     taken, reckoned = map(int, done.stdout.split())
-    # The libraries' own buffers belong to the process.
-    assert reckoned / 3 <= taken <= reckoned + (32 << 20)
+    # The libraries' own buffers belong to the process: 7 to 34 MiB, from one time to the next.
+    assert reckoned / 3 <= taken <= reckoned + (48 << 20)
 
 
 def test_the_program_alone_takes_no_more_than_is_reckoned() -> None:
