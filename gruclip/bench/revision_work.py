@@ -34,12 +34,12 @@ def _layer(steps: int, batch: int, n: int) -> Contestant:
     return forward_and_backward
 
 
-def _projections(kind: str, n: int, count: int, followed: bool = True) -> Contestant:
-    """Of all matrices of a made sequence, one after the other; `count` values above, but for late ones."""
+def _projections(kind: str, *shape: int, followed: bool = True) -> Contestant:
+    """Of all matrices of a sequence of this kind, one after the other."""
     from gruclip import SpectralState, clip_singular_values_
     from gruclip.bench import sequences
 
-    made = sequences.late(n, 12) if kind == "late" else getattr(sequences, kind)(n, count, 12)
+    made = getattr(sequences, kind)(*shape, 12)
 
     def project() -> None:
         state = SpectralState() if followed else None
@@ -55,7 +55,7 @@ WORK: dict[str, Callable[[], Contestant]] = {
     "layer 35, 20, 650": partial(_layer, 35, 20, 650),
     "layer 200, 20, 200": partial(_layer, 200, 20, 200),
     "layer 35, 20, 200": partial(_layer, 35, 20, 200),
-    "12 projections, late, 650": partial(_projections, "late", 650, 0),
+    "12 projections, late, 650": partial(_projections, "late", 650),
     "12 projections, 10 above, 650": partial(_projections, "drifting", 650, 10),
     "12 projections, 10 above, 1024": partial(_projections, "drifting", 1024, 10),
     "12 of one matrix, half above, 128": partial(_projections, "unknown", 128, 64, followed=False),
@@ -66,7 +66,8 @@ WARMUP = 3
 
 
 def main() -> None:
-    """For each name read from stdin the seconds of one call; "without", and why, for what this revision has not."""
+    """For each name read from stdin the seconds of one call; "without" for what this revision has not, and on stderr
+    why."""
     torch.set_num_threads(int(sys.argv[1]))
     torch.manual_seed(0)
     made: dict[str, Contestant] = {}
@@ -81,7 +82,8 @@ def main() -> None:
             made[name]()
             print(time.perf_counter() - started, flush=True)
         except (AttributeError, ImportError, TypeError) as error:
-            print(f"without {' '.join(str(error).split())}", flush=True)
+            print(f"{name}: {error!r}", file=sys.stderr, flush=True)
+            print("without", flush=True)
 
 
 if __name__ == "__main__":

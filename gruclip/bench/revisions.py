@@ -63,7 +63,7 @@ class Worker:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{name}: its process has ended with {self._process.wait()}, as told above")
-        return None if answer.startswith("without") else float(answer)
+        return None if answer.strip() == "without" else float(answer)
 
     def close(self) -> None:
         self._process.kill()
